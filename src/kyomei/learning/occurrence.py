@@ -1,0 +1,85 @@
+"""How often a feature occurs, and how many features there are: estimates that need no ground truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+SCORE_ROWS = 32_768
+"""Held-out rows that the occurrence estimate uses at most."""
+NEURONS_PER_BLOCK = 64
+EM_STEPS = 40
+
+
+def estimate_occurrence(
+    whitened_rows: Callable[[], Iterator[Float[Tensor, "rows dim"]]], w: Float[Tensor, "k dim"]
+) -> Float[Tensor, "k"]:
+    """Share of rows in which each feature occurs, from its score distribution on held-out rows.
+
+    A score is a mixture of rows without the feature and rows with it, fitted by expectation maximisation as two normal
+    components of free width whose upper one is the feature. The threshold at which a direction was found is no estimate
+    of occurrence, because only the clearest occurrences clear it.
+
+    Args:
+        whitened_rows: gives the held-out rows, norm kept, [rows, dim] at a time.
+        w: unit directions in whitened space.
+
+    Returns:
+        Frequencies in (0, 1), float32.
+    """
+    taken: list[Tensor] = []
+    for block in whitened_rows():
+        taken.append(block)
+        if sum(map(len, taken)) >= SCORE_ROWS:
+            break
+    z = torch.cat(taken)
+    return torch.cat([_upper_share(z @ part.T) for part in w.split(NEURONS_PER_BLOCK)]) if len(w) else w.new_zeros(0)
+
+
+def _upper_share(scores: Float[Tensor, "rows k"]) -> Float[Tensor, "k"]:
+    """Mixing weight of the upper of two normal components, by expectation maximisation from a split at the 97th percentile."""
+    cut = scores.quantile(0.97, dim=0)
+    weight = (scores > cut).to(scores.dtype)
+    for _ in range(EM_STEPS):
+        share = weight.mean(dim=0).clamp(1e-6, 0.5)
+        high, high_variance = _weighted_moments(scores, weight)
+        low, low_variance = _weighted_moments(scores, 1 - weight)
+        log_odds = (
+            torch.logit(share)
+            + 0.5 * (low_variance.log() - high_variance.log())
+            + 0.5 * ((scores - low) ** 2 / low_variance - (scores - high) ** 2 / high_variance)
+        )
+        # A wider upper component would also claim the far lower tail, where a feature cannot be.
+        weight = torch.where(scores > low, torch.sigmoid(log_odds), 0.0)
+    return weight.mean(dim=0).clamp_min(1.0 / len(scores)).float()
+
+
+def _weighted_moments(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    total = weight.sum(dim=0).clamp_min(1e-6)
+    mean = (weight * scores).sum(dim=0) / total
+    variance = (weight * (scores - mean) ** 2).sum(dim=0) / total
+    return mean, variance.clamp_min(1e-4)
+
+
+def estimate_richness(support: Int[Tensor, "k"]) -> tuple[int, tuple[int, int]]:
+    """Number of features, the unseen ones included, with a 95 % interval.
+
+    Each random start is a draw of one feature, so the features that no start fell to are counted as unseen species are:
+    Chao's bias-corrected estimator from those drawn once and twice, with its log-normal interval (Chao 1984, 1987).
+
+    Args:
+        support: starts that ended in each direction, all at least 1.
+    """
+    seen = int((support > 0).sum())
+    once, twice = int((support == 1).sum()), int((support == 2).sum())
+    unseen = once * (once - 1) / (2 * (twice + 1))
+    if unseen == 0:
+        return seen, (seen, seen)
+    ratio = once / max(twice, 1)
+    variance = max(twice, 1) * (ratio**4 / 4 + ratio**3 + ratio**2 / 2)
+    spread = math.exp(1.96 * math.sqrt(math.log(1 + variance / unseen**2)))
+    return round(seen + unseen), (round(seen + unseen / spread), round(seen + unseen * spread))

@@ -1,0 +1,285 @@
+"""Resonance: the theory's decoupled algorithm on whitened data, which finds directions in seconds and says how many there are.
+
+With the output scale a → 0 the neurons of a sparse autoencoder decouple and each follows E[φ(w·x + b) x] on the sphere
+(arXiv:2506.14002, simplified bias adaptation). Held at a target activation frequency p by its threshold, a random neuron is
+pulled to the feature that it already resembles most: it resonates. On whitened rows the other features stop pulling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from kyomei.config import ResonanceRecipe
+from kyomei.errors import DataError
+from kyomei.learning.covariance import Whitening
+from kyomei.learning.occurrence import estimate_occurrence, estimate_richness
+from kyomei.source.shards import Rows, open_rows
+
+FREQUENCY_LADDER = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
+ROWS_ABOVE_THRESHOLD = 100
+"""A frequency is tried when at least this many rows of the data clear its threshold: fewer make a noisy mean."""
+HELD_OUT_SHARE = 0.1
+CHUNK_ROWS = 2048
+"""Rows scored at a time: the score matrix stays in cache, and memory does not grow with the batch."""
+THRESHOLD_ROWS = 8192
+"""Rows of a batch from which thresholds are taken: the quantile costs more than the products it gates."""
+MET_COSINE = 0.95
+"""Neurons above this cosine halfway will end in the same direction."""
+POLISH_STEPS = 3
+POLISH_ROWS = 65_536
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Directions:
+    """What resonance found.
+
+    Attributes:
+        vectors: float32 [k, dim], unit rows in input space: what a feature adds to a row (decoder rows).
+        encoders: float32 [k, dim], unit rows in input space whose product with a centred row scores the feature.
+        whitened: float32 [k, dim], the same directions as unit rows in whitened space.
+        found_at: float32 [k], the target activation frequency p at which a direction was found.
+        frequency: float32 [k], estimated share of rows in which the feature occurs, on held-out rows.
+        support: int64 [k], random starts that ended in this direction.
+        stability: float32 [k], cosine between the direction refined on two disjoint halves of the rows.
+        n_features: estimated number of features, the unseen ones included (Chao's estimator over the supports).
+        interval: its 95 % interval.
+        whitening: the map between the two spaces.
+    """
+
+    vectors: Float[Tensor, "k dim"]
+    encoders: Float[Tensor, "k dim"]
+    whitened: Float[Tensor, "k dim"]
+    found_at: Float[Tensor, "k"]
+    frequency: Float[Tensor, "k"]
+    support: Int[Tensor, "k"]
+    stability: Float[Tensor, "k"]
+    n_features: int
+    interval: tuple[int, int]
+    whitening: Whitening
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Directions at one frequency, in whitened space, best first."""
+
+    w: Tensor
+    p: Tensor
+    support: Tensor
+    stability: Tensor
+    sharpness: Tensor
+
+    def select(self, index: Tensor) -> _Found:
+        return _Found(self.w[index], self.p[index], self.support[index], self.stability[index], self.sharpness[index])
+
+    @staticmethod
+    def join(parts: list[_Found]) -> _Found:
+        fields = ("w", "p", "support", "stability", "sharpness")
+        return _Found(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
+
+
+def resonate(
+    x: Shaped[Tensor, "rows dim"] | Shaped[np.ndarray, "rows dim"] | str | Rows,
+    *,
+    seed: int = 0,
+    recipe: ResonanceRecipe | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Directions:
+    """Find the directions in which neurons resonate with features of the data.
+
+    Args:
+        x: activations [rows, dim], or a folder of shards.
+        seed: seeds the random starts and the batches.
+        recipe: how to search; the default suits any data.
+        device: where the products run.
+        progress: called with (frequencies done, frequencies in all).
+
+    Returns:
+        Distinct directions, one row each, ordered by sharpness.
+
+    Raises:
+        DataError: too few rows, constant columns, non-finite values.
+
+    Source: arXiv:2506.14002, §6 (decoupled bias adaptation); whitening, merging and halves are ours.
+    """
+    recipe = recipe or ResonanceRecipe()
+    rows = open_rows(x)
+    whitening = Whitening.fit(rows).to(device)
+    data = _Halves(rows, whitening, device)
+    ladder = recipe.frequencies or default_frequencies(data.num_finding)
+    parts = []
+    for i, p in enumerate(ladder):
+        parts.append(_search(data, p, recipe, np.random.default_rng([seed, i])))
+        if progress is not None:
+            progress(i + 1, len(ladder))
+    found = _Found.join(parts)
+    found = found.select(found.sharpness.argsort(descending=True, stable=True))
+    kept = distinct(found.w, recipe.merge_cosine)
+    support = _support_of_union(parts, found.select(kept).w, recipe.merge_cosine)
+    found = found.select(kept)
+    n_features, interval = estimate_richness(support)
+    frequency = estimate_occurrence(data.held_out, found.w)
+    return Directions(
+        vectors=normalize(found.w @ whitening.backward, dim=1).cpu(),
+        encoders=normalize(found.w @ whitening.forward, dim=1).cpu(),
+        whitened=found.w.cpu(),
+        found_at=found.p.cpu(),
+        frequency=frequency.cpu(),
+        support=support.cpu(),
+        stability=found.stability.cpu(),
+        n_features=n_features,
+        interval=interval,
+        whitening=whitening.to("cpu"),
+    )
+
+
+def default_frequencies(num_rows: int) -> tuple[float, ...]:
+    """The part of the frequency ladder that `num_rows` rows can resolve; never empty."""
+    resolved = tuple(p for p in FREQUENCY_LADDER if p * num_rows >= ROWS_ABOVE_THRESHOLD)
+    return resolved or FREQUENCY_LADDER[-1:]
+
+
+def frequency_threshold(scores: Float[Tensor, "rows neurons"], p: float) -> Float[Tensor, "neurons"]:
+    """Threshold above which each neuron fires on a share `p` of the rows.
+
+    This is −b of the paper's bias, set to meet the target activation frequency exactly (arXiv:2506.14002, §3) instead of
+    approached in steps of γ.
+    """
+    count = max(1, round(p * len(scores)))
+    return scores.topk(count, dim=0).values[-1]
+
+
+def distinct(vectors: Float[Tensor, "k dim"], cosine: float) -> Int[Tensor, "kept"]:
+    """Indices of rows none of which lies within `cosine` of an earlier kept one.
+
+    Blockwise, so memory is O(block × kept) and 100,000 rows never meet all at once.
+    """
+    kept: list[int] = []
+    for start in range(0, len(vectors), 4096):
+        block = vectors[start : start + 4096]
+        free = torch.ones(len(block), dtype=torch.bool)
+        if kept:
+            free = ((block @ vectors[kept].T).amax(dim=1) <= cosine).cpu()
+        candidates = free.nonzero().flatten()
+        near = (block[candidates] @ block[candidates].T > cosine).cpu()
+        taken = torch.zeros(len(candidates), dtype=torch.bool)
+        for i in range(len(candidates)):
+            if not taken[i]:
+                kept.append(start + int(candidates[i]))
+                taken |= near[i]
+    return torch.tensor(kept, dtype=torch.long, device=vectors.device)
+
+
+def merge(
+    vectors: Float[Tensor, "neurons dim"], sharpness: Float[Tensor, "neurons"], cosine: float, counts: Int[Tensor, "neurons"] | None = None
+) -> tuple[Float[Tensor, "k dim"], Int[Tensor, "k"]]:
+    """Cluster means of neurons around the sharpest of them, and how many neurons each holds."""
+    order = sharpness.argsort(descending=True, stable=True)
+    vectors = vectors[order]
+    counts = torch.ones(len(vectors), dtype=torch.long, device=vectors.device) if counts is None else counts[order]
+    leaders = vectors[distinct(vectors, cosine)]
+    sums = torch.zeros_like(leaders)
+    support = torch.zeros(len(leaders), dtype=torch.long, device=vectors.device)
+    for block, count in zip(vectors.split(4096), counts.split(4096), strict=True):
+        nearest = (block @ leaders.T).argmax(dim=1)
+        sums.index_add_(0, nearest, block * count[:, None])
+        support.index_add_(0, nearest, count)
+    return normalize(sums, dim=1), support
+
+
+class _Halves:
+    """Whitened unit-norm rows in three contiguous parts: two halves to find in, and rows held out."""
+
+    def __init__(self, rows: Rows, whitening: Whitening, device: str) -> None:
+        self.rows, self.whitening, self.device = rows, whitening, device
+        self.num_finding = int(rows.num_rows * (1 - HELD_OUT_SHARE))
+        self.borders = (0, self.num_finding // 2, self.num_finding)
+
+    def read(self, index: np.ndarray) -> Iterator[Tensor]:
+        for start in range(0, len(index), CHUNK_ROWS):
+            x = self.rows.read(index[start : start + CHUNK_ROWS]).to(self.device)
+            yield normalize(self.whitening.whiten(x), dim=1)
+
+    def batch(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        return np.sort(rng.integers(0, self.num_finding, size=min(count, self.num_finding)))
+
+    def half(self, which: int, rng: np.random.Generator, count: int) -> np.ndarray:
+        first, last = self.borders[which], self.borders[which + 1]
+        if last - first <= count:
+            return np.arange(first, last)
+        return np.sort(rng.choice(last - first, size=count, replace=False)) + first
+
+    def held_out(self) -> Iterator[Tensor]:
+        """Whitened held-out rows with their norm kept: occurrence is read from the linear score."""
+        last = min(self.rows.num_rows, self.num_finding + POLISH_ROWS)
+        for start in range(self.num_finding, last, CHUNK_ROWS):
+            x = self.rows.read(np.arange(start, min(start + CHUNK_ROWS, last))).to(self.device)
+            yield self.whitening.whiten(x)
+
+
+def _search(data: _Halves, p: float, recipe: ResonanceRecipe, rng: np.random.Generator) -> _Found:
+    """Directions at one frequency: resonate, merge early, refine on both halves, keep what both agree on."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    w = normalize(torch.randn(recipe.neurons, data.rows.dim, generator=generator), dim=1).to(data.device)
+    counts = torch.ones(len(w), dtype=torch.long, device=data.device)
+    for step in range(recipe.steps):
+        w, sharpness = _step(data, data.batch(rng, recipe.batch_rows), w, p)
+        if step == recipe.steps // 2:
+            # Neurons that have met follow one path from here on; carrying one of them saves most of the products.
+            w, counts = merge(w, sharpness, max(MET_COSINE, recipe.merge_cosine), counts)
+    w, counts = merge(w, sharpness, recipe.merge_cosine, counts)
+    halves = []
+    for which in (0, 1):
+        refined = w
+        for _ in range(POLISH_STEPS):
+            refined, sharpness = _step(data, data.half(which, rng, POLISH_ROWS), refined, p)
+        halves.append(refined)
+    stability = (halves[0] * halves[1]).sum(dim=1)
+    found = _Found(normalize(halves[0] + halves[1], dim=1), torch.full_like(stability, p), counts, stability, sharpness)
+    found = found.select((stability >= recipe.min_stability).nonzero().flatten())
+    # A tail of Gaussian scores at this p has this mean: dividing by it makes sharpness comparable across frequencies.
+    gaussian = _gaussian_tail_mean(p) / math.sqrt(data.rows.dim)
+    return _Found(found.w, found.p, found.support, found.stability, found.sharpness / gaussian)
+
+
+def _step(data: _Halves, index: np.ndarray, w: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """One move of every neuron to the weighted mean of the rows above its threshold, and the mean score above it."""
+    head = torch.cat(list(data.read(index[:: max(1, len(index) // THRESHOLD_ROWS)])))
+    threshold = torch.cat([frequency_threshold(head @ part.T, p) for part in w.split(512)])
+    total = torch.zeros_like(w)
+    excess_sum = torch.zeros_like(threshold)
+    for z in data.read(index):
+        excess = torch.relu_(z @ w.T - threshold)
+        total.addmm_(excess.T, z)
+        excess_sum += excess.sum(dim=0)
+    moved = torch.where(excess_sum[:, None] > 0, normalize(total, dim=1), w)
+    return moved, threshold + excess_sum / (p * len(index))
+
+
+def _gaussian_tail_mean(p: float) -> float:
+    """E[g | g > θ] for standard normal g with P(g > θ) = p."""
+    theta = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - p, dtype=torch.float64))
+    return float(torch.exp(-(theta**2) / 2) / math.sqrt(2 * math.pi) / p)
+
+
+def _support_of_union(parts: list[_Found], kept: Tensor, cosine: float) -> Tensor:
+    """Random starts of all frequencies that ended within `cosine` of each kept direction."""
+    support = torch.zeros(len(kept), dtype=torch.long, device=kept.device)
+    for part in parts:
+        for w, count in zip(part.w.split(4096), part.support.split(4096), strict=True):
+            value, nearest = (w @ kept.T).max(dim=1)
+            support.index_add_(0, nearest[value > cosine], count[value > cosine])
+    return support
