@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import random
 import re
 import shutil
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kyomei.errors import RunError
+from kyomei.runs import sha256_of
 
 SCHEMA_VERSION = 1
 KEPT = 2
@@ -95,8 +94,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     try:
         parent.mkdir(parents=True, exist_ok=True)
         _drop_unfinished(parent)
-        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=parent))
+        temporary = parent / f".{final.name}.{os.getpid()}.tmp"
         try:
+            temporary.mkdir()
             _write(temporary, checkpoint)
             if final.exists():  # what lies there was found damaged, or it would have been resumed from
                 shutil.rmtree(final)
@@ -136,6 +136,12 @@ def load(folder: Path) -> Checkpoint | None:
     return None
 
 
+def resume_step(folder: Path) -> int:
+    """The step from which a resumed training goes on; 0 where there is no checkpoint (raises as `load` does)."""
+    found = load(folder)
+    return 0 if found is None else found.step
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders of a training, oldest first, unread."""
     paths = [path for path in (folder / "checkpoints").glob("step-*") if _NAME.fullmatch(path.name)]
@@ -148,12 +154,11 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     state = {
         "schema_version": SCHEMA_VERSION,
         "step": checkpoint.step,
-        "sha256": _sha256(folder / TENSORS_FILE),
+        "sha256": sha256_of(folder / TENSORS_FILE),
         "identity": checkpoint.identity,
         "generators": checkpoint.generators,
     }
     (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
-    os.chmod(folder, 0o755)  # mkdtemp's folders are private
     for path in (folder / TENSORS_FILE, folder / STATE_FILE):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -166,7 +171,7 @@ def _read(path: Path) -> Checkpoint:
         version = state["schema_version"]
         if version > SCHEMA_VERSION:
             raise RunError(f"a checkpoint of schema {SCHEMA_VERSION}", f"{version} in {path}", "resume with a newer Kyomei")
-        if _sha256(path / TENSORS_FILE) != state["sha256"]:
+        if sha256_of(path / TENSORS_FILE) != state["sha256"]:
             raise _DamagedError(f"sha256 of {TENSORS_FILE} differs from {STATE_FILE}")
         tensors = load_file(path / TENSORS_FILE)
         return Checkpoint(state["step"], tensors, state["identity"], state["generators"])
@@ -184,7 +189,7 @@ def _prune(parent: Path, newest: int) -> None:
 
 
 def _drop_unfinished(parent: Path) -> None:
-    for leftover in parent.glob(".writing-*"):
+    for leftover in parent.glob(".step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -210,12 +215,3 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file.read())
-
-
-def _digest(payload: bytes) -> str:
-    return hashlib.sha256(payload).hexdigest()

@@ -44,9 +44,8 @@ class Whitening:
             DataError: with fewer rows than dimensions, or with coordinates that never change.
         """
         if rows.num_rows <= rows.dim:
-            raise DataError(
-                f"more rows than dimensions ({rows.dim})", f"{rows.num_rows} rows", "harvest more tokens or choose a smaller site"
-            )
+            do = "harvest more tokens or choose a smaller site"
+            raise DataError(f"more rows than dimensions ({rows.dim})", f"{rows.num_rows} rows", do)
         mean, covariance, outliers = _moments(rows)
         variance = covariance.diagonal()
         constant = torch.nonzero(variance <= 1e-12 * variance.max()).flatten().tolist()

@@ -37,7 +37,7 @@ def estimate_occurrence(
         if sum(map(len, taken)) >= SCORE_ROWS:
             break
     z = torch.cat(taken)
-    return torch.cat([_upper_share(z @ part.T) for part in w.split(NEURONS_PER_BLOCK)]) if len(w) else w.new_zeros(0)
+    return torch.cat([_upper_share(z @ part.T) for part in torch.split(w, NEURONS_PER_BLOCK)]) if len(w) else w.new_zeros(0)
 
 
 def _upper_share(scores: Float[Tensor, "rows k"]) -> Float[Tensor, "k"]:

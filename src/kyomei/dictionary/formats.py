@@ -1,0 +1,126 @@
+"""How an autoencoder lies on disk: `sae.safetensors` for the tensors, `config.json` for what they mean."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+
+from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.errors import DataError, KyomeiError, RunError
+
+SCHEMA_VERSION = 1
+TENSORS_FILE = "sae.safetensors"
+CONFIG_FILE = "config.json"
+
+
+def save(sae: SparseAutoencoder, folder: Path | str) -> None:
+    """Write an autoencoder into a folder, made if need be; each file appears whole or not at all.
+
+    Args:
+        sae: the autoencoder.
+        folder: where `sae.safetensors` and `config.json` go.
+
+    Raises:
+        RunError: if the disk is full; what was there before is untouched.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"encoder": sae.encoder, "threshold": sae.threshold, "center": sae.center}
+    if not sae.tied:
+        tensors["decoder"] = sae.decoder
+    config = {
+        "schema_version": SCHEMA_VERSION,
+        "format": "kyomei",
+        "width": sae.width,
+        "dim": sae.dim,
+        "tied": sae.tied,
+        "activation": sae.activation,
+        "k": sae.k,
+        "dtype": str(sae.encoder.dtype).removeprefix("torch."),
+    }
+    payload = tensors_to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    _write_atomic(folder / TENSORS_FILE, payload)
+    _write_atomic(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def load(folder: Path | str) -> SparseAutoencoder:
+    """Read an autoencoder that `SparseAutoencoder.save` wrote.
+
+    Args:
+        folder: holds `sae.safetensors` and `config.json`.
+
+    Returns:
+        The autoencoder, on the CPU, in the dtype it was saved in.
+
+    Raises:
+        DataError: if a file is missing, damaged or of a newer schema, or the two do not belong together.
+    """
+    folder = Path(folder)
+    config = _read_config(folder / CONFIG_FILE)
+    path = folder / TENSORS_FILE
+    try:
+        tensors = tensors_from_bytes(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(f"{TENSORS_FILE} beside {CONFIG_FILE}", f"none in {folder}", "copy the whole folder") from error
+    except SafetensorError as error:
+        raise DataError(f"safetensors in {path}", f"damage: {error}", "restore the file from a copy, or train again") from error
+    expected = {"encoder", "threshold", "center"} | (set() if config["tied"] else {"decoder"})
+    if set(tensors) != expected:
+        raise DataError(f"the tensors {sorted(expected)} in {path}", f"{sorted(tensors)}", "copy the whole folder anew")
+    shape = [config["width"], config["dim"]]
+    if list(tensors["encoder"].shape) != shape:
+        found = f"an encoder of shape {list(tensors['encoder'].shape)}"
+        raise DataError(f"shape {shape} as in {folder / CONFIG_FILE}", found, "copy the whole folder anew")
+    try:
+        return SparseAutoencoder(
+            tensors["encoder"],
+            tensors.get("decoder"),
+            tensors["threshold"],
+            tensors["center"],
+            activation=config["activation"],
+            k=config["k"],
+        )
+    except KyomeiError as error:
+        raise DataError(f"a consistent autoencoder in {folder}: {error.expected}", error.found, "copy it anew") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError("a saved autoencoder", f"no {path}", "check the folder") from error
+    except ValueError as error:
+        raise DataError(f"JSON in {path}", f"{error}", "restore the file from a copy, or train again") from error
+    if not isinstance(config, dict) or config.get("format") != "kyomei":
+        raise DataError(f"a Kyomei autoencoder at {path.parent}", "another format", "convert it first")
+    version = config.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise DataError(f"schema version {SCHEMA_VERSION} in {path}", f"version {version}", "read it with a newer Kyomei")
+    missing = {"width", "dim", "tied", "activation", "k"} - set(config)
+    if missing:
+        raise DataError(f"{', '.join(sorted(missing))} in {path}", "nothing", "restore the file from a copy, or train again")
+    return config
+
+
+def _write_atomic(path: Path, payload: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        do = "free some space, then resume; what was there before is untouched"
+        raise RunError(f"space on the disk for {path}", "none left", do) from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,191 @@
+"""The sparse autoencoder every mechanism ends in: a linear encoder, per-latent thresholds, a linear decoder."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kyomei.errors import DataError, RecipeError
+
+Activation = Literal["jumprelu", "relu", "topk"]
+ACTIVATIONS: tuple[Activation, ...] = ("jumprelu", "relu", "topk")
+
+# A sparse encode still scores densely; it does so in blocks of about this many scores (64 MB in float32).
+SCORES_PER_BLOCK = 2**24
+
+
+def keep_top_k(scores: Float[Tensor, "*rows width"], k: int) -> Float[Tensor, "*rows width"]:
+    """The k largest positive scores of each row, zero elsewhere.
+
+    Args:
+        scores: pre-activations [..., width].
+        k: latents kept per row; rows with fewer positive scores keep those.
+
+    Returns:
+        A tensor of the same shape; differentiable in the kept scores.
+    """
+    best = scores.relu().topk(min(k, scores.shape[-1]), dim=-1)
+    return torch.zeros_like(scores).scatter(-1, best.indices, best.values)
+
+
+class SparseAutoencoder:
+    """A sparse autoencoder: z = φ((x − center) Eᵀ), x̂ = z D + center.
+
+    Args:
+        encoder: encoder rows E [width, dim].
+        decoder: decoder rows D [width, dim], unit norm when trained here; none: tied, D = E.
+        threshold: score above which a latent is active, strictly [width]; in units of the input.
+        center: subtracted from the input and added to the reconstruction [dim].
+        activation: of an active latent, "jumprelu" gives its score and "relu" its score above the threshold; "topk" is
+            jumprelu restricted to the k highest scores of a row.
+        k: latents kept per row; for "topk" only.
+
+    Raises:
+        DataError: if shapes do not fit together.
+        RecipeError: if the activation is unknown, or k is missing or out of place.
+
+    Source: arXiv:2506.14002, §3; the threshold is −b_m of the paper's bias.
+    """
+
+    def __init__(
+        self,
+        encoder: Float[Tensor, "width dim"],
+        decoder: Float[Tensor, "width dim"] | None,
+        threshold: Float[Tensor, " width"],
+        center: Float[Tensor, " dim"],
+        *,
+        activation: Activation = "jumprelu",
+        k: int | None = None,
+    ) -> None:
+        if encoder.ndim != 2 or 0 in encoder.shape:
+            raise DataError("an encoder of shape [width, dim]", f"shape {list(encoder.shape)}", "pass one row per latent")
+        width, dim = encoder.shape
+        named = {"decoder": (decoder, (width, dim)), "threshold": (threshold, (width,)), "center": (center, (dim,))}
+        for name, (tensor, shape) in named.items():
+            if tensor is not None and tensor.shape != shape:
+                raise DataError(f"a {name} of shape {list(shape)}", f"shape {list(tensor.shape)}", f"correct the {name}")
+        if activation not in ACTIVATIONS:
+            raise RecipeError(f"an activation among {', '.join(ACTIVATIONS)}", repr(activation), "choose one of them")
+        if (activation == "topk") != (k is not None) or (k is not None and not 1 <= k <= width):
+            raise RecipeError(f"k between 1 and {width} for topk, none otherwise", f"{activation} with k={k}", "correct k")
+        self.encoder, self.tied = encoder, decoder is None
+        self.decoder = encoder if decoder is None else decoder
+        self.threshold, self.center = threshold, center
+        self.activation: Activation = activation
+        self.k = k
+        self.width, self.dim = width, dim
+
+    def __repr__(self) -> str:
+        k = "" if self.k is None else f", k={self.k}"
+        return f"SparseAutoencoder(width={self.width}, dim={self.dim}, activation={self.activation!r}, tied={self.tied}{k})"
+
+    def pre_activations(self, x: Float[Tensor, "*rows dim"] | np.ndarray[Any, Any]) -> Float[Tensor, "*rows width"]:
+        """Scores of every latent, before the threshold.
+
+        Args:
+            x: inputs [..., dim], tensor or ndarray.
+
+        Returns:
+            (x − center) Eᵀ [..., width], in the autoencoder's dtype and on its device.
+
+        Raises:
+            DataError: if the last dimension is not the autoencoder's.
+        """
+        return (self._accept(x) - self.center) @ self.encoder.T
+
+    def encode(
+        self, x: Float[Tensor, "*rows dim"] | np.ndarray[Any, Any], sparse: bool = False
+    ) -> Float[Tensor, "*rows width"]:
+        """The code of inputs.
+
+        Args:
+            x: inputs [..., dim], tensor or ndarray.
+            sparse: return a CSR tensor instead, scored in blocks so that no dense code of all rows exists; x is [rows, dim].
+
+        Returns:
+            z [..., width], dense, or CSR [rows, width].
+
+        Raises:
+            DataError: if the last dimension is not the autoencoder's, or x is not [rows, dim] for a sparse code.
+        """
+        x = self._accept(x)
+        return self._encode_csr(x) if sparse else self._activate(self.pre_activations(x))
+
+    def decode(self, z: Float[Tensor, "*rows width"] | np.ndarray[Any, Any]) -> Float[Tensor, "*rows dim"]:
+        """The reconstruction a code stands for.
+
+        Args:
+            z: code [..., width], dense or CSR.
+
+        Returns:
+            x̂ [..., dim].
+
+        Raises:
+            DataError: if the last dimension is not the autoencoder's width.
+        """
+        z = torch.as_tensor(z).to(self.decoder.device, self.decoder.dtype)
+        if z.ndim == 0 or z.shape[-1] != self.width:
+            raise DataError(f"codes of width {self.width}", f"shape {list(z.shape)}", "decode what this autoencoder encoded")
+        reconstruction: Tensor = z @ self.decoder
+        return reconstruction + self.center
+
+    def __call__(self, x: Float[Tensor, "*rows dim"] | np.ndarray[Any, Any]) -> Float[Tensor, "*rows dim"]:
+        """The reconstruction of inputs [..., dim]."""
+        return self.decode(self.encode(x))
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SparseAutoencoder:
+        """A copy on another device or in another dtype (itself where nothing changes); tied stays tied."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device=device, dtype=dtype)
+
+        encoder, decoder = move(self.encoder), None if self.tied else move(self.decoder)
+        return SparseAutoencoder(
+            encoder, decoder, move(self.threshold), move(self.center), activation=self.activation, k=self.k
+        )
+
+    def save(self, folder: Path | str) -> None:
+        """Write `sae.safetensors` and `config.json` into a folder, each atomically; read them with `kyomei.load`."""
+        from kyomei.dictionary import formats  # formats builds this class, so it imports this module
+
+        formats.save(self, folder)
+
+    def _accept(self, x: Tensor | np.ndarray[Any, Any]) -> Tensor:
+        x = torch.as_tensor(x).to(self.encoder.device, self.encoder.dtype)
+        if x.ndim == 0 or x.shape[-1] != self.dim:
+            raise DataError(f"inputs of dimension {self.dim}", f"shape {list(x.shape)}", "use the site this was trained on")
+        return x
+
+    def _activate(self, scores: Tensor) -> Tensor:
+        if self.activation == "relu":
+            return (scores - self.threshold).relu()
+        passed = torch.where(scores > self.threshold, scores, 0.0)
+        if self.k is None:
+            return passed
+        # Scores may pass a negative threshold; only positive ones compete, as in training.
+        return keep_top_k(passed, self.k)
+
+    def _encode_csr(self, x: Tensor) -> Tensor:
+        if x.ndim != 2:
+            raise DataError("inputs of shape [rows, dim]", f"shape {list(x.shape)}", "flatten them, or ask for a dense code")
+        per_row, columns, values = [], [], []
+        rows_per_block = max(1, SCORES_PER_BLOCK // self.width)
+        for first in range(0, max(len(x), 1), rows_per_block):
+            block = x[first : first + rows_per_block]
+            z = self._activate(self.pre_activations(block))
+            # Tensor.to_sparse_csr() takes about as long as the scores themselves; this reads the active set once.
+            active = z.flatten().nonzero().flatten()
+            per_row.append(torch.bincount(active // self.width, minlength=len(block)))
+            columns.append(active % self.width)
+            values.append(z.flatten()[active])
+        row_starts = torch.zeros(len(x) + 1, dtype=torch.int64, device=x.device)
+        torch.cumsum(torch.cat(per_row), dim=0, out=row_starts[1:])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+            return torch.sparse_csr_tensor(row_starts, torch.cat(columns), torch.cat(values), size=(len(x), self.width))

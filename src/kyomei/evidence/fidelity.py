@@ -1,0 +1,253 @@
+"""What a dictionary keeps of the activations, at what price in active latents, and what the language model loses by it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64, Shaped
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from kyomei.errors import DataError, EvidenceError
+from kyomei.source.shards import Rows, open_rows
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+SCORES_PER_BLOCK = 2**24
+"""Entries of a dense code held at a time (64 MB in float32)."""
+
+
+class Codec(Protocol):
+    """What can stand in for a site's output: decode(encode(x))."""
+
+    def encode(self, x: Tensor) -> Tensor: ...
+
+    def decode(self, z: Tensor) -> Tensor: ...
+
+
+class Autoencoder(Codec, Protocol):
+    """A dictionary with a known number of latents."""
+
+    @property
+    def width(self) -> int: ...
+
+
+class SpliceableModel(Protocol):
+    """A language model in which one site's output can be replaced."""
+
+    def logits(self, ids: Tensor, splice: tuple[str, Any] | None = None) -> Tensor:
+        """Next-token logits [windows, context, vocabulary] for ids [windows, context]."""
+        ...
+
+
+class TokenWindows(Protocol):
+    """Packed text."""
+
+    @property
+    def ids(self) -> Any:
+        """Token ids, int64 [windows, context]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Fidelity:
+    """Reconstruction and sparsity over all rows.
+
+    Attributes:
+        fvu: fraction of variance unexplained, Σ‖x − x̂‖² / Σ‖x − mean‖².
+        l0_mean: mean number of active latents in a row.
+        l0_std: its population standard deviation over rows.
+        l0_quantiles: active latents in a row at the given share of rows.
+        dead_share: share of latents active in no row at all.
+        frequency: share of rows in which each latent is active [width].
+        num_rows: rows seen; a latent rarer than 1 / num_rows may count as dead.
+    """
+
+    fvu: float
+    l0_mean: float
+    l0_std: float
+    l0_quantiles: dict[float, int]
+    dead_share: float
+    frequency: Float64[Tensor, " width"]
+    num_rows: int
+
+    @property
+    def explained_variance(self) -> float:
+        """1 − FVU."""
+        return 1.0 - self.fvu
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain figures; the frequencies as a list."""
+        return {
+            "fvu": self.fvu,
+            "l0_mean": self.l0_mean,
+            "l0_std": self.l0_std,
+            "l0_quantiles": {f"{share:g}": value for share, value in self.l0_quantiles.items()},
+            "dead_share": self.dead_share,
+            "frequency": self.frequency.tolist(),
+            "num_rows": self.num_rows,
+        }
+
+
+def rows_per_block(sae: Autoencoder) -> int:
+    """Rows to encode at a time so that their dense code stays small."""
+    return max(1, min(8192, SCORES_PER_BLOCK // sae.width))
+
+
+@torch.no_grad()
+def fidelity(sae: Autoencoder, rows: Rows | Tensor | np.ndarray[Any, Any] | str | Path) -> Fidelity:
+    """Fraction of variance unexplained, L0, dead latents and firing frequencies, in one pass with float64 sums.
+
+    Args:
+        sae: the autoencoder to measure.
+        rows: activations [rows, dim] that it was not trained on, or whatever holds them; for the share of dead latents
+            to mean something, about a million, or all there are.
+
+    Raises:
+        DataError: if all rows are equal, which leaves no variance to explain.
+    """
+    rows = open_rows(rows)
+    error, squares, shift = 0.0, 0.0, None
+    total = torch.zeros(rows.dim, dtype=torch.float64)
+    fired = torch.zeros(sae.width, dtype=torch.int64)
+    rows_of_l0 = torch.zeros(sae.width + 1, dtype=torch.int64)
+    for block in rows.blocks(rows_per_block(sae)):
+        z = sae.encode(block)
+        x = block.double().cpu()
+        error += float((x - sae.decode(z).double().cpu()).square().sum())
+        # Sums of squares about a point near the mean do not cancel, so one pass is as good as two.
+        shift = x.mean(dim=0) if shift is None else shift
+        shifted = x - shift
+        total += shifted.sum(dim=0)
+        squares += float(shifted.square().sum())
+        active = z != 0
+        fired += active.sum(dim=0).cpu()
+        rows_of_l0 += torch.bincount(active.sum(dim=1).cpu(), minlength=sae.width + 1)
+    variance = squares - float(total.square().sum()) / rows.num_rows
+    if not variance > 1e-12 * squares:
+        raise DataError("rows that vary", f"{rows.num_rows} equal rows", "measure on more than one distinct row")
+    mean, std, quantiles = _l0_spread(rows_of_l0)
+    frequency = fired.double() / rows.num_rows
+    return Fidelity(error / variance, mean, std, quantiles, float((fired == 0).double().mean()), frequency, rows.num_rows)
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Next-token loss in nats, with the site untouched, reconstructed and silenced.
+
+    Attributes:
+        original: with the site's own output.
+        spliced: with the site replaced by its reconstruction.
+        zero_ablated: with the site replaced by zeros.
+        num_tokens: predictions averaged over.
+    """
+
+    original: float
+    spliced: float
+    zero_ablated: float
+    num_tokens: int
+
+    @property
+    def recovered(self) -> float | None:
+        """(zero-ablated − spliced) / (zero-ablated − original); none if silencing the site costs nothing."""
+        cost = self.zero_ablated - self.original
+        return (self.zero_ablated - self.spliced) / cost if cost > 0 else None
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """Plain figures."""
+        return {
+            "original": self.original,
+            "spliced": self.spliced,
+            "zero_ablated": self.zero_ablated,
+            "recovered": self.recovered,
+            "num_tokens": self.num_tokens,
+        }
+
+
+@torch.no_grad()
+def cross_entropy_recovered(
+    model: SpliceableModel,
+    tokens: TokenWindows | Shaped[Tensor, "windows context"] | np.ndarray[Any, Any],
+    site: str,
+    sae: Codec,
+    max_windows: int = 64,
+    *,
+    special_ids: Collection[int] = (),
+    windows_per_batch: int = 8,
+) -> CrossEntropy:
+    """What the model's next-token loss loses when a site's output is replaced by its reconstruction.
+
+    Args:
+        model: where the site is; asked for `logits(ids, splice=(site, codec))`.
+        tokens: ids [windows, context], or an object that has them as `.ids`.
+        site: module path of the replaced output.
+        sae: reconstructs the site's rows [rows, dim].
+        max_windows: windows measured, spread evenly over `tokens`.
+        special_ids: at these tokens the site keeps its own output, since no dictionary is trained on their rows.
+        windows_per_batch: windows in one forward pass.
+
+    Raises:
+        EvidenceError: if there is no window of at least two tokens, or max_windows is below 1.
+    """
+    ids = torch.as_tensor(tokens if isinstance(tokens, Tensor | np.ndarray) else tokens.ids).cpu().long()
+    if ids.ndim != 2 or len(ids) == 0 or ids.shape[1] < 2 or max_windows < 1 or windows_per_batch < 1:
+        found = f"ids of shape {list(ids.shape)}, max_windows {max_windows}, windows_per_batch {windows_per_batch}"
+        raise EvidenceError("ids [windows, at least 2] and at least one window", found, "pass packed windows of tokens")
+    ids = ids[torch.linspace(0, len(ids) - 1, min(max_windows, len(ids))).round().long()]
+    special = torch.tensor(sorted(special_ids), dtype=torch.int64)
+    losses = [0.0, 0.0, 0.0]
+    for batch in torch.split(ids, windows_per_batch):
+        kept = torch.isin(batch, special)
+        for which, codec in enumerate((None, _Splice(sae, kept), _Splice(_Zero(), kept))):
+            logits = model.logits(batch, splice=None if codec is None else (site, codec))
+            losses[which] += _next_token_loss(logits, batch)
+    num_tokens = ids.shape[0] * (ids.shape[1] - 1)
+    original, spliced, zero_ablated = (loss / num_tokens for loss in losses)
+    return CrossEntropy(original, spliced, zero_ablated, num_tokens)
+
+
+class _Zero:
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def decode(self, z: Tensor) -> Tensor:
+        return torch.zeros_like(z)
+
+
+class _Splice:
+    """A codec on rows, for a site's output of any leading shape; positions in `kept` pass untouched."""
+
+    def __init__(self, codec: Codec, kept: Shaped[Tensor, "windows context"]) -> None:
+        self._codec, self._kept = codec, kept
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def decode(self, z: Tensor) -> Tensor:
+        rows = z.reshape(-1, z.shape[-1])
+        reconstruction = self._codec.decode(self._codec.encode(rows)).to(z)
+        kept = self._kept.reshape(-1, 1).to(z.device)
+        return torch.where(kept, rows, reconstruction).reshape(z.shape)
+
+
+def _next_token_loss(logits: Float[Tensor, "windows context vocabulary"], ids: Int64[Tensor, "windows context"]) -> float:
+    total = 0.0
+    # A window at a time: a float32 copy of a whole batch of logits can be larger than the model.
+    for window, target in zip(logits, ids.to(logits.device), strict=True):
+        total += float(cross_entropy(window[:-1].float(), target[1:], reduction="sum"))
+    return total
+
+
+def _l0_spread(rows_of_l0: Int64[Tensor, " counts"]) -> tuple[float, float, dict[float, int]]:
+    """Mean, standard deviation and quantiles of L0 from how many rows have each value."""
+    values, weights = torch.arange(len(rows_of_l0), dtype=torch.float64), rows_of_l0.double()
+    num_rows = float(weights.sum())
+    mean = float((values * weights).sum()) / num_rows
+    std = (float(((values - mean).square() * weights).sum()) / num_rows) ** 0.5
+    reached = weights.cumsum(dim=0)
+    quantiles = {q: int(torch.searchsorted(reached, torch.tensor(q * num_rows, dtype=torch.float64))) for q in QUANTILES}
+    return mean, std, quantiles

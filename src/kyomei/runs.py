@@ -1,0 +1,449 @@
+"""A run is a folder: atomic writes, a lock, and a manifest of what was made, from what and where. Torch-free."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from kyomei import __version__
+from kyomei.config import Recipe
+from kyomei.errors import RunError
+
+SCHEMA_VERSION = 1
+"""Version of the run folder's layout and manifest that this code writes."""
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""From a schema version to the function that turns its manifest into one of the version after it."""
+
+RECIPE, MANIFEST, LOCK = "recipe.yaml", "manifest.json", "lock"
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+_RECORDED_PACKAGES = ("torch", "numpy", "scipy", "transformers", "tokenizers", "safetensors")
+
+
+def write_atomic(path: Path | str, data: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees either all of it or what was there before.
+
+    Args:
+        path: the file; its folder is made when missing.
+        data: its whole content.
+
+    Raises:
+        RunError: the disk is full. What was there before is untouched and no temporary file is left.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_full_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut; some file systems refuse, and then their own order has to do."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def disk_full_named(path: Path | str) -> Iterator[None]:
+    """Turn "no space left" (also an exhausted quota) inside the block into a RunError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(
+            "space on the disk",
+            f"none left while writing {path}",
+            "free some space, then resume; what was complete is kept",
+        ) from error
+
+
+def sha256_of(path: Path | str) -> str:
+    """The SHA-256 of a file's content, in hexadecimal; memory stays flat."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: numpy and torch numbers and arrays as lists, paths as text, NaN and infinity as None.
+
+    Raises:
+        TypeError: the value has no such form.
+    """
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(plain(item) for item in value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    for conversion in ("to_dict", "tolist"):
+        if hasattr(value, conversion):
+            return plain(getattr(value, conversion)())
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder. Make one with `Run.create`, find one with `Run.open`.
+
+    Attributes:
+        folder: where it is.
+        recipe: what was asked, defaults filled in.
+    """
+
+    folder: Path
+    recipe: Recipe
+
+    @classmethod
+    def create(cls, folder: Path | str, recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Run:
+        """Start a run, or go on with one.
+
+        Args:
+            folder: a new folder, unless one of the options says what to do with the old one.
+            recipe: what is asked.
+            resume: go on with the run that is there, which must have the same recipe; start it if there is none.
+            overwrite: delete the run that is there, and start anew.
+
+        Raises:
+            RunError: the folder exists and neither option is given (or both), is not a run, is of a newer schema, has another
+                recipe, or a live process holds its lock.
+        """
+        folder = Path(folder)
+        if resume and overwrite:
+            raise RunError("either --resume or --overwrite", "both", "choose one of them")
+        if not folder.exists():
+            return cls._start(folder, recipe)
+        if not folder.is_dir():
+            raise RunError("a folder for the run", f"a file at {folder}", "choose another folder")
+        if not (resume or overwrite):
+            raise RunError(
+                "a new folder for the run",
+                f"{folder}, which exists",
+                "choose another folder, or add --resume to go on with it or --overwrite to start anew",
+            )
+        if not _is_run(folder) and not _is_unborn(folder):
+            found = f"{folder}, which has files but no {MANIFEST}"
+            raise RunError("the folder of a run", found, "choose another folder; nothing was deleted")
+        if overwrite:
+            _refuse_if_held(folder)
+            _empty(folder)
+        if not _is_run(folder):
+            return cls._start(folder, recipe)
+        run = cls.open(folder)
+        _refuse_other_recipe(run, recipe)
+        return run
+
+    @classmethod
+    def _start(cls, folder: Path, recipe: Recipe) -> Run:
+        # The manifest is written last: a folder without it is a run that a crash kept from being born.
+        with disk_full_named(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            recipe.write(folder / RECIPE)
+        run = cls(folder, recipe)
+        run.write_json(MANIFEST, _new_manifest(recipe))
+        return run
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Run:
+        """The run in a folder.
+
+        Raises:
+            RunError: no run is there, its manifest is damaged, or its schema is newer than this Kyomei's.
+        """
+        folder = Path(folder)
+        if not _is_run(folder):
+            raise RunError("the folder of a run", f"no {MANIFEST} in {folder}", "check the path")
+        run = cls(folder, Recipe.read(folder / RECIPE))
+        _ = run.manifest
+        return run
+
+    def path(self, name: str) -> Path:
+        """The path of a file or folder of the run, such as "evidence.json" or "replicas/0"."""
+        return self.folder / name
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write a JSON file of the run atomically (see `plain` for what it can hold); returns its path."""
+        path = self.path(name)
+        write_atomic(path, (json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n").encode())
+        return path
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of the run.
+
+        Raises:
+            RunError: it is not there, or not JSON.
+        """
+        path = self.path(name)
+        try:
+            return json.loads(path.read_bytes())
+        except FileNotFoundError as error:
+            raise RunError(f"{name} in the run", f"nothing at {path}", "run the stage that writes it") from error
+        except ValueError as error:
+            raise RunError("JSON", f"{path}: {error}", "delete the damaged file and repeat the stage that writes it") from error
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as it stands on disk, brought up to this schema version."""
+        return _migrated(self.read_json(MANIFEST), self.folder)
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to the manifest, such as the document split or the device."""
+        self.write_json(MANIFEST, {**self.manifest, **facts})
+
+    def record(self, *paths: Path | str) -> None:
+        """Add the SHA-256 of outputs to the manifest.
+
+        Args:
+            paths: files or folders (then every file in them) of the run, relative to it or with it.
+
+        Raises:
+            RunError: one of them is not there, or lies outside the run.
+        """
+        outputs = {name: sha256_of(self.path(name)) for path in paths for name in self._files(path)}
+        manifest = self.manifest
+        self.note(outputs=dict(sorted({**manifest["outputs"], **outputs}.items())))
+
+    def _files(self, path: Path | str) -> list[str]:
+        root = self.folder.resolve()
+        at = Path(path).resolve() if Path(path).resolve().is_relative_to(root) else (root / path).resolve()
+        if not at.is_relative_to(root):
+            raise RunError(f"an output inside {self.folder}", str(path), "write outputs into the run's folder")
+        if not at.exists():
+            raise RunError("an output to record", f"nothing at {at}", "write it first")
+        files = sorted(file for file in at.rglob("*") if file.is_file()) if at.is_dir() else [at]
+        return [file.relative_to(root).as_posix() for file in files if not _TEMPORARY.fullmatch(file.name)]
+
+    def done(self, stage: str) -> bool:
+        """Whether a stage has finished."""
+        return stage in self.manifest["stages"]
+
+    def finish(self, stage: str) -> None:
+        """Mark a stage as finished."""
+        self.note(stages={**self.manifest["stages"], stage: _now()})
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process; left-over temporary files of a killed process are removed.
+
+        Raises:
+            RunError: a live process holds it. The lock of a dead process is taken over.
+        """
+        path = self.path(LOCK)
+        holder = {"pid": os.getpid(), "started": _started(os.getpid()), "host": socket.gethostname()}
+        with _one_at_a_time(self.folder):
+            _refuse_if_held(self.folder)
+            write_atomic(path, json.dumps(holder).encode())
+        try:
+            for file in self.folder.rglob(".*.tmp"):
+                if _TEMPORARY.fullmatch(file.name):
+                    file.unlink(missing_ok=True)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()
+
+
+def _is_unborn(folder: Path) -> bool:
+    """Whether a crash may have stopped `Run.create` here before it wrote the manifest, or the folder is empty."""
+    return all(path.name in (RECIPE, LOCK) or _TEMPORARY.fullmatch(path.name) for path in folder.iterdir())
+
+
+def _empty(folder: Path) -> None:
+    """Delete a run's files, the manifest last: a crash on the way leaves what is still known to be a run."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _refuse_other_recipe(run: Run, recipe: Recipe) -> None:
+    old, new = _flat(run.recipe.model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
+    differing = [f"{key} (was {old.get(key)!r}, now {new.get(key)!r})" for key in new if old.get(key) != new.get(key)]
+    if differing:
+        raise RunError(
+            f"the recipe that {run.folder} was started with",
+            f"other values of {', '.join(differing)}",
+            "resume with the old values, or choose another folder or --overwrite",
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return found
+
+
+def _new_manifest(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created": _now(),
+        "versions": {
+            "kyomei": __version__,
+            "python": platform.python_version(),
+            **{package: _version(package) for package in _RECORDED_PACKAGES},
+        },
+        "seed": recipe.seed,
+        "hardware": {
+            "system": platform.system(),
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        },
+        "split": {},
+        "stages": {},
+        "outputs": {},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _migrated(manifest: Any, folder: Path) -> dict[str, Any]:
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if not isinstance(version, int):
+        found = f"{version!r} in {folder / MANIFEST}"
+        raise RunError("a manifest with a schema_version", found, "check that this is a run's folder")
+    if version > SCHEMA_VERSION:
+        raise RunError(
+            f"a run of schema version {SCHEMA_VERSION} or older",
+            f"version {version} in {folder}, written by a newer Kyomei",
+            "install the Kyomei that wrote it, or a newer one",
+        )
+    while version < SCHEMA_VERSION:
+        if version not in MIGRATIONS:
+            raise RunError(
+                f"a run of schema version {SCHEMA_VERSION}",
+                f"version {version} in {folder}, which is no longer read",
+                "open it with the Kyomei that wrote it",
+            )
+        manifest = {**MIGRATIONS[version](manifest), "schema_version": version + 1}
+        version += 1
+    return dict(manifest)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one process at a time look at the lock file and replace it, or two could both take over a stale one."""
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: the lock file alone has to do
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _refuse_if_held(folder: Path) -> None:
+    try:
+        holder = json.loads((folder / LOCK).read_bytes())
+        pid, started, host = int(holder["pid"]), holder["started"], holder["host"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return  # no lock, or one that no Kyomei wrote: it is written atomically
+    if host != socket.gethostname():
+        do = f"wait for it, or delete {folder / LOCK} if that process is gone"
+    elif _started(pid) == started:
+        do = "wait for it to end, or stop it"
+    else:
+        return
+    raise RunError("a run that no process works on", f"{folder} locked by process {pid} on {host}", do)
+
+
+def _started(pid: int) -> str | None:
+    """When a live process started, in the words of the system; None without such a process.
+
+    A process number alone would not do: numbers are used again.
+    """
+    if sys.platform == "linux":
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        except OSError:
+            return None
+        fields = stat.rpartition(")")[2].split()  # the name in brackets may itself hold spaces
+        state, ticks_since_boot = fields[0], fields[19]
+        return None if state in "ZX" else f"{boot} {ticks_since_boot}"
+    shown = subprocess.run(["ps", "-o", "state=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    state, _, start = shown.stdout.strip().partition(" ")
+    return None if not state or state.startswith("Z") else " ".join(start.split())
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Let the first SIGINT or SIGTERM ask for a stop instead of forcing one.
+
+    Yields:
+        A function that says whether to stop. A second signal raises KeyboardInterrupt. Outside the main thread, where Python
+        takes no signals, the answer is always no.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,183 @@
+"""Activations of a language model over packed tokens, as shards that a crash at any moment leaves resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from kyomei.config import SourceRecipe
+from kyomei.errors import DataError, Interrupted
+from kyomei.source.model import LanguageModel
+from kyomei.source.shards import INDEX, ShardFolder, ShardWriter, read_journal, require_finite
+from kyomei.source.text import Tokens
+
+_MEDIAN_BATCHES = 4
+_NOT_FINITE = "run the model in float32 or bfloat16, or choose another site"
+
+
+def harvest(
+    model: LanguageModel,
+    tokens: Tokens,
+    folder: Path,
+    recipe: SourceRecipe,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, ShardFolder]:
+    """Capture every site over all tokens and store the rows; what an earlier attempt completed is kept.
+
+    Shard k holds windows k·W to (k+1)·W, W = `recipe.windows_per_shard`, and batches never cross shards, so a resumed
+    harvest writes the same bytes as an undisturbed one.
+
+    Args:
+        model: where activations come from.
+        tokens: windows to run.
+        folder: one folder a site is made below it.
+        recipe: sites, side, batch and shard sizes, what to drop, how to store.
+        stop: asked after each shard; true ends the harvest there.
+        progress: called with (tokens done, tokens in all) after each shard.
+
+    Returns:
+        One `ShardFolder` a site; its meta counts the dropped rows.
+
+    Raises:
+        ModelError: a site is unknown or unusable.
+        DataError: an activation is not finite; shard and row are named.
+        RunError: the disk is full, or `folder` holds another harvest.
+        Interrupted: `stop` was true before the last shard; harvest again to go on.
+    """
+    sites = tuple(dict.fromkeys(recipe.sites)) or (model.default_site(),)
+    model.require_sites(sites)
+    plan = _Plan(model, tokens, recipe)
+    finished = {site: read_journal(Path(folder) / site) for site in sites}
+    writers = plan.writers(Path(folder), sites, finished)
+    for number in range(plan.num_shards):
+        todo = [site for site in sites if number not in writers[site].finished]
+        if todo:
+            plan.write_shard(number, {site: writers[site] for site in todo})
+        if progress is not None:
+            progress(plan.windows_of(number).stop * tokens.context, tokens.num_tokens)
+        left = any(writers[site].complete < plan.num_shards for site in sites)
+        if todo and left and stop():
+            done = min(writers[site].complete for site in sites)
+            found = f"a signal to stop after {done} of {plan.num_shards} shards in {folder}"
+            raise Interrupted("time to finish the harvest", found, "run again with --resume")
+    return {site: _finish(writers[site]) for site in sites}
+
+
+def _finish(writer: ShardWriter) -> ShardFolder:
+    if (writer.folder / INDEX).exists():
+        return ShardFolder(writer.folder, verify=False)
+    return writer.close()
+
+
+@final
+class _Plan:
+    """Which windows make which shard, and which rows of them are kept."""
+
+    def __init__(self, model: LanguageModel, tokens: Tokens, recipe: SourceRecipe) -> None:
+        self.model, self.tokens, self.recipe = model, tokens, recipe
+        self.num_shards = -(-len(tokens.ids) // recipe.windows_per_shard)
+        self._special = torch.tensor(sorted(model.special_ids), dtype=torch.int64)
+
+    def windows_of(self, number: int) -> range:
+        first = number * self.recipe.windows_per_shard
+        return range(first, min(first + self.recipe.windows_per_shard, len(self.tokens.ids)))
+
+    def writers(
+        self, folder: Path, sites: tuple[str, ...], earlier: dict[str, dict[str, Any] | None]
+    ) -> dict[str, ShardWriter]:
+        """A writer for each site; width and median norm come from the earlier attempt, or else from the first windows."""
+        common = {
+            "model": self.model.name,
+            "weights": self.model.fingerprint(),
+            "tokens": self.tokens.sha256(),
+            "context": self.tokens.context,
+            "windows": len(self.tokens.ids),
+            **self.recipe.model_dump(include={"side", "windows_per_batch", "windows_per_shard", "drop_special", "norm_bound"}),
+        }
+        known = {site: (journal["dim"], journal["meta"].get("median_norm")) for site, journal in earlier.items() if journal}
+        known |= self._probe([site for site in sites if site not in known])
+        writers = {}
+        for site in sites:
+            dim, median_norm = known[site]
+            writers[site] = ShardWriter(folder / site, dim, self.recipe.dtype, site, {**common, "median_norm": median_norm})
+        return writers
+
+    def _probe(self, sites: list[str]) -> dict[str, tuple[int, float]]:
+        """Width and median norm of each site's ordinary rows in the first windows."""
+        if not sites:
+            return {}
+        norms: dict[str, list[Float[Tensor, " rows"]]] = {site: [] for site in sites}
+        dims: dict[str, int] = {}
+        first_shard = self.windows_of(0)
+        size = self.recipe.windows_per_batch
+        for first in range(0, min(len(first_shard), _MEDIAN_BATCHES * size), size):
+            windows = slice(first, min(first + size, first_shard.stop))
+            ordinary = ~self._is_special(windows)
+            rows_before = sum(map(len, norms[sites[0]]))
+            for site, x in self._capture(windows, sites).items():
+                require_finite(x[ordinary], f"shard 0 of '{site}'", rows_before, _NOT_FINITE)
+                norms[site].append(x[ordinary].norm(dim=-1))
+                dims[site] = int(x.shape[-1])
+        medians = {site: float(torch.cat(norms[site]).median()) for site in sites}
+        for site, median in medians.items():
+            if not median > 0:
+                raise DataError(f"activations at '{site}'", f"a median norm of {median}", "choose another site or more text")
+        return {site: (dims[site], medians[site]) for site in sites}
+
+    def _capture(self, windows: slice, sites: list[str]) -> dict[str, Float[Tensor, "batch context dim"]]:
+        captured = self.model.capture(self.tokens.ids[windows], sites, self.recipe.side)
+        return {site: x.float().cpu() for site, x in captured.items()}
+
+    def _is_special(self, windows: slice) -> Bool[Tensor, "batch context"]:
+        return torch.isin(self.tokens.ids[windows], self._special) | (self.tokens.document[windows] < 0)
+
+    def write_shard(self, number: int, writers: dict[str, ShardWriter]) -> None:
+        """Run one shard's windows and write it at every site of `writers`."""
+        windows = self.windows_of(number)
+        shards = {site: _Shard(number, writer, len(windows) * self.tokens.context) for site, writer in writers.items()}
+        for first in range(windows.start, windows.stop, self.recipe.windows_per_batch):
+            batch = slice(first, min(first + self.recipe.windows_per_batch, windows.stop))
+            special = self._is_special(batch).flatten()
+            wanted = ~special if self.recipe.drop_special else torch.ones_like(special)
+            row_tokens = torch.arange(batch.start * self.tokens.context, batch.stop * self.tokens.context)
+            for site, x in self._capture(batch, list(writers)).items():
+                shards[site].add(x.flatten(0, 1)[wanted], row_tokens[wanted], int((~wanted).sum()), self.recipe.norm_bound)
+        for shard in shards.values():
+            shard.write()
+
+
+@final
+class _Shard:
+    """The rows of one shard while it is in hand."""
+
+    def __init__(self, number: int, writer: ShardWriter, most_rows: int) -> None:
+        self._number, self._writer = number, writer
+        self._rows = torch.empty(most_rows, writer.dim, dtype=getattr(torch, writer.dtype))
+        self._row_tokens = np.empty(most_rows, dtype=np.int64)
+        self._num_rows = 0
+        self._counts = {"dropped_special": 0, "dropped_norm": 0}
+
+    def add(
+        self, x: Float[Tensor, "rows dim"], row_tokens: Int64[Tensor, " rows"], dropped_special: int, norm_bound: float
+    ) -> None:
+        """Keep the rows of one batch whose norm is ordinary."""
+        require_finite(x, f"shard {self._number} of '{self._writer.site}'", self._num_rows, _NOT_FINITE)
+        kept = x.norm(dim=-1) <= norm_bound * self._writer.meta["median_norm"]
+        after = self._num_rows + int(kept.sum())
+        self._rows[self._num_rows : after] = x[kept].to(self._rows.dtype)
+        self._row_tokens[self._num_rows : after] = row_tokens[kept].numpy()
+        self._counts["dropped_special"] += dropped_special
+        self._counts["dropped_norm"] += int((~kept).sum())
+        self._num_rows = after
+
+    def write(self) -> None:
+        rows, row_tokens = self._rows[: self._num_rows], self._row_tokens[: self._num_rows]
+        self._writer.write(self._number, rows, row_tokens, self._counts)

@@ -1,0 +1,446 @@
+"""Activation rows, in memory or in checked safetensors shards on disk, and the order in which they are drawn."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol, final, runtime_checkable
+
+import numpy as np
+import safetensors.torch
+import torch
+from jaxtyping import Float32, Int64, Shaped
+from torch import Tensor
+
+from kyomei.errors import DataError, RunError
+from kyomei.runs import disk_full_named, sha256_of, write_atomic
+
+SCHEMA_VERSION = 1
+INDEX, JOURNAL = "index.json", "progress.json"
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+# Mapped pages count as resident memory until dropped; one touched row faults in up to 64 KiB around it.
+RELEASE_BYTES = 256 << 20
+FAULT_BYTES = 64 << 10
+
+_TORCH = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# numpy has no bfloat16: its bits are mapped as integers.
+_STORED: dict[str, tuple[str, type[np.generic]]] = {
+    "float32": ("F32", np.float32),
+    "float16": ("F16", np.float16),
+    "bfloat16": ("BF16", np.int16),
+}
+_REDO = "harvest again with --resume: only this shard is redone"
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Activation rows that can be read in any order."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    @property
+    def dim(self) -> int: ...
+
+    def read(self, index: Int64[np.ndarray, " batch"]) -> Float32[Tensor, "batch dim"]:
+        """The rows at `index`, in its order."""
+        ...
+
+    def blocks(self, rows_per_block: int = 8192) -> Iterator[Float32[Tensor, "block dim"]]:
+        """All rows in order, `rows_per_block` at a time."""
+        ...
+
+
+def open_rows(x: Shaped[Tensor, "rows dim"] | Shaped[np.ndarray, "rows dim"] | str | Path | Rows) -> Rows:
+    """Rows from whatever holds them.
+
+    Args:
+        x: numbers [rows, dim], the folder of one site's shards, or `Rows`, which are returned as they are.
+
+    Raises:
+        DataError: the shape is wrong, there are no rows, a value is not finite, or a shard is damaged.
+    """
+    if isinstance(x, str | Path):
+        return ShardFolder(x)
+    if isinstance(x, Tensor | np.ndarray):
+        return TensorRows(x)
+    if isinstance(x, Rows):
+        return x
+    raise DataError("a tensor, an ndarray or a shard folder", f"{type(x).__name__}", "pass one of these")
+
+
+def require_finite(
+    x: Shaped[Tensor, "rows dim"], where: str, first_row: int = 0, do: str = "remove or repair that row"
+) -> None:
+    """Raise DataError naming `where`, the row (counted from `first_row`) and the value if `x` holds NaN or infinity."""
+    finite = torch.isfinite(x)
+    if not bool(finite.all()):
+        row = int((~finite.all(dim=1)).nonzero()[0])
+        value = float(x[row][~finite[row]][0])
+        raise DataError("finite activations", f"{value} in {where}, row {first_row + row}", do)
+
+
+def _require_inside(index: Int64[np.ndarray, " batch"], num_rows: int) -> None:
+    if len(index) and (index.min() < 0 or index.max() >= num_rows):
+        raise DataError(f"row numbers from 0 to {num_rows - 1}", f"{index.min()} to {index.max()}", "correct the row numbers")
+
+
+@final
+class TensorRows:
+    """Rows of a tensor or an ndarray in memory."""
+
+    def __init__(self, x: Shaped[Tensor, "rows dim"] | Shaped[np.ndarray, "rows dim"]) -> None:
+        if isinstance(x, np.ndarray) and x.dtype.kind not in "fiu":
+            raise DataError("real numbers", f"an ndarray of dtype {x.dtype}", "convert it to float32")
+        tensor = torch.as_tensor(x).detach()
+        if tensor.ndim != 2:
+            raise DataError("a tensor [rows, dim]", f"shape {list(tensor.shape)}", "reshape it, as with flatten(0, -2)")
+        if 0 in tensor.shape:
+            raise DataError("at least one row and one column", f"shape {list(tensor.shape)}", "check what produced the tensor")
+        if tensor.is_complex():
+            raise DataError("real numbers", f"a tensor of dtype {tensor.dtype}", "convert it to float32")
+        self._tensor = tensor
+        self.num_rows, self.dim = int(tensor.shape[0]), int(tensor.shape[1])
+        for first_row, block in zip(range(0, self.num_rows, 8192), self.blocks(), strict=True):
+            require_finite(block, "tensor", first_row)
+
+    def read(self, index: Int64[np.ndarray, " batch"]) -> Float32[Tensor, "batch dim"]:
+        """The rows at `index`, in its order, on the tensor's device."""
+        _require_inside(index, self.num_rows)
+        return self._tensor[torch.from_numpy(index).to(self._tensor.device)].float()
+
+    def blocks(self, rows_per_block: int = 8192) -> Iterator[Float32[Tensor, "block dim"]]:
+        """All rows in order, `rows_per_block` at a time."""
+        for first in range(0, self.num_rows, rows_per_block):
+            yield self._tensor[first : first + rows_per_block].float()
+
+
+@final
+class ShardFolder:
+    """Rows of one site in memory-mapped shards; resident memory stays bounded however many rows there are.
+
+    Args:
+        folder: holds index.json and the shards that it names.
+        verify: check every shard's sha256 and that every value is finite, which reads all bytes once.
+
+    Raises:
+        DataError: something is missing, damaged, of another width or dtype, or not finite; the shard is named.
+    """
+
+    def __init__(self, folder: str | Path, *, verify: bool = True) -> None:
+        self.folder = Path(folder)
+        index = _read_index(self.folder)
+        self.site: str = index["site"]
+        self.dtype: Dtype = index["dtype"]
+        self.dim: int = index["dim"]
+        self.num_rows: int = index["num_rows"]
+        self.meta: dict[str, Any] = index["meta"]
+        self.shards: list[dict[str, Any]] = index["shards"]
+        self._mapped = [_MappedShard(self.folder, entry, self.dtype, self.dim) for entry in self.shards]
+        self._ends = np.cumsum([shard.num_rows for shard in self._mapped], dtype=np.int64)
+        if len(self._ends) == 0 or int(self._ends[-1]) != self.num_rows or self.num_rows == 0:
+            found = f"{sum(self._ends[-1:])} in its shards"
+            raise DataError(f"{self.num_rows} rows, as in {self.folder / INDEX}", found, "harvest this site again")
+        self._touched = 0
+        if verify:
+            self._verify()
+
+    def _verify(self) -> None:
+        for entry in self.shards:
+            if sha256_of(self.folder / entry["file"]) != entry["sha256"]:
+                raise DataError(f"{entry['file']} as it was written", f"other bytes (sha256 differs) in {self.folder}", _REDO)
+        for shard, end in zip(self._mapped, self._ends, strict=True):
+            for first in range(0, shard.num_rows, 8192):
+                stop = min(first + 8192, shard.num_rows)
+                start = int(end) - shard.num_rows
+                block = self.read(np.arange(start + first, start + stop))
+                require_finite(block, f"shard {shard.path.name} of {self.folder}", first)
+
+    def read(self, index: Int64[np.ndarray, " batch"]) -> Float32[Tensor, "batch dim"]:
+        """The rows at `index`, in its order."""
+        _require_inside(index, self.num_rows)
+        order = np.argsort(index, kind="stable")
+        ordered = index[order]
+        out = torch.empty(len(index), self.dim)
+        cuts = np.searchsorted(ordered, np.concatenate([[0], self._ends]))
+        for number in np.flatnonzero(np.diff(cuts)):
+            shard, first, last = self._mapped[number], cuts[number], cuts[number + 1]
+            local = ordered[first:last] - (self._ends[number] - shard.num_rows)
+            out[torch.from_numpy(order[first:last])] = shard.read(local)
+            self._touched += shard.touched_bytes(local)
+            if self._touched >= RELEASE_BYTES:
+                self._release()
+        return out
+
+    def blocks(self, rows_per_block: int = 8192) -> Iterator[Float32[Tensor, "block dim"]]:
+        """All rows in order, `rows_per_block` at a time."""
+        for first in range(0, self.num_rows, rows_per_block):
+            yield self.read(np.arange(first, min(first + rows_per_block, self.num_rows)))
+
+    def row_tokens(self) -> Int64[np.ndarray, " rows"]:
+        """Where each row comes from: window × context + position in the part's tokens."""
+        out = np.concatenate([np.array(shard.row_tokens) for shard in self._mapped])
+        self._release()
+        return out
+
+    def _release(self) -> None:
+        for shard in self._mapped:
+            shard.release()
+        self._touched = 0
+
+
+@final
+class _MappedShard:
+    """One shard file, mapped into memory."""
+
+    def __init__(self, folder: Path, entry: dict[str, Any], dtype: Dtype, dim: int) -> None:
+        self.path, self.num_rows, self._dim, self._dtype = folder / entry["file"], int(entry["num_rows"]), dim, dtype
+        layout = _layout(self.path)
+        stored, as_numpy = _STORED[dtype]
+        self._check(layout, "activations", stored, [self.num_rows, dim])
+        self._check(layout, "row_tokens", "I64", [self.num_rows])
+        self._bytes = np.memmap(self.path, mode="r", dtype=np.uint8)
+        self._rows = self._view(layout, "activations", as_numpy).reshape(self.num_rows, dim)
+        self.row_tokens = self._view(layout, "row_tokens", np.int64)
+
+    def _check(self, layout: dict[str, Any], name: str, dtype: str, shape: list[int]) -> None:
+        held = layout.get(name, {})
+        if held.get("shape") != shape or held.get("dtype") != dtype:
+            found = f"{held.get('dtype', 'nothing')} {held.get('shape', '')}".strip()
+            raise DataError(f"{name} of {dtype} {shape}, as in {INDEX}", f"{found} in {self.path}", "harvest this site again")
+
+    def _view(self, layout: dict[str, Any], name: str, dtype: type[np.generic]) -> Shaped[np.ndarray, " values"]:
+        first, last = layout[name]["span"]
+        return np.asarray(self._bytes[first:last]).view(dtype)
+
+    def read(self, local: Int64[np.ndarray, " batch"]) -> Float32[Tensor, "batch dim"]:
+        gathered = torch.from_numpy(self._rows[local])
+        return (gathered.view(torch.bfloat16) if self._dtype == "bfloat16" else gathered).float()
+
+    def touched_bytes(self, local: Int64[np.ndarray, " batch"]) -> int:
+        """Upper bound of the bytes that reading these sorted rows made resident."""
+        row_bytes = self._dim * self._rows.itemsize
+        span = int(local[-1] - local[0] + 1) * row_bytes + FAULT_BYTES
+        return min(span, len(local) * (row_bytes + FAULT_BYTES), len(self._bytes))
+
+    def release(self) -> None:
+        mapping = getattr(self._bytes, "_mmap", None)
+        if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _layout(path: Path) -> dict[str, Any]:
+    """Header of a safetensors file: name → dtype, shape and span, in bytes from the start of the file."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length < size else {}
+    except FileNotFoundError as error:
+        raise DataError(f"shard {path.name}", f"no such file in {path.parent}", _REDO) from error
+    except ValueError as error:
+        raise DataError("a safetensors shard", f"a damaged header in {path}", _REDO) from error
+    header.pop("__metadata__", None)
+    for entry in header.values():
+        first, last = entry["data_offsets"]
+        entry["span"] = (8 + length + first, 8 + length + last)
+    end = max((entry["span"][1] for entry in header.values()), default=size + 1)
+    if end != size:
+        raise DataError("a complete shard", f"{path} of {size} bytes, truncated or overgrown", _REDO)
+    return dict(header)
+
+
+def read_journal(folder: str | Path) -> dict[str, Any] | None:
+    """What a finished or killed harvest left about itself in `folder`; none if nothing."""
+    for name in (INDEX, JOURNAL):
+        path = Path(folder) / name
+        if path.exists():
+            try:
+                journal: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+                if journal["schema_version"] <= SCHEMA_VERSION and journal["shards"] is not None:
+                    return journal
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"a readable {name}", f"{path} is damaged", "delete its folder and harvest again") from error
+            version = journal["schema_version"]
+            raise DataError(f"schema {SCHEMA_VERSION} or older", f"schema {version} in {path}", "update Kyomei to read it")
+    return None
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    journal = read_journal(folder)
+    if journal is not None and "num_rows" in journal:
+        return journal
+    if journal is not None:
+        raise DataError("a finished harvest", f"an interrupted one in {folder}", "harvest again with --resume")
+    if not folder.exists():
+        raise DataError("a folder of activation shards", f"nothing at {folder}", "check the path, or run `kyomei harvest`")
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{INDEX}"))
+    do = f"name one of its sites: {', '.join(inside)}" if inside else "check the path, or run `kyomei harvest`"
+    raise DataError(f"a folder with {INDEX}", f"{folder} without one", do)
+
+
+@final
+class ShardWriter:
+    """Writes one site's shards so that a crash at any moment loses at most the shard in hand.
+
+    Args:
+        folder: created if missing; shards of an earlier attempt are verified, and kept where they are whole.
+        dim: width of a row.
+        dtype: how activations are stored.
+        site: module path that the rows come from.
+        meta: what else the rows depend on; an earlier attempt with other values is refused.
+
+    Attributes:
+        finished: numbers of the shards that are complete.
+        discarded: files of the earlier attempt that were damaged and must be written again.
+
+    Raises:
+        RunError: the folder holds a harvest of something else, or the disk is full.
+    """
+
+    def __init__(self, folder: str | Path, dim: int, dtype: Dtype, site: str, meta: dict[str, Any]) -> None:
+        self.folder, self.dim, self.dtype, self.site, self.meta = Path(folder), dim, dtype, site, meta
+        self._head = {"schema_version": SCHEMA_VERSION, "site": site, "dtype": dtype, "dim": dim}
+        self._shards: dict[int, dict[str, Any]] = {}
+        self.discarded: list[str] = []
+        with disk_full_named(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        for stray in self.folder.glob(".*.tmp"):
+            stray.unlink()
+        earlier = read_journal(self.folder)
+        if earlier is not None:
+            self._require_same(earlier)
+            self._adopt(earlier["shards"])
+
+    @property
+    def finished(self) -> frozenset[int]:
+        return frozenset(self._shards)
+
+    @property
+    def complete(self) -> int:
+        """Number of complete shards."""
+        return len(self._shards)
+
+    def _require_same(self, earlier: dict[str, Any]) -> None:
+        wanted, held = {**self._head, **self.meta}, {**earlier, **earlier["meta"]}
+        for key, value in wanted.items():
+            if held.get(key) != value:
+                do = "harvest into another folder, or start over with --overwrite"
+                raise RunError(f"{key} = {held.get(key)!r}, as harvested before in {self.folder}", f"{key} = {value!r}", do)
+
+    def _adopt(self, entries: list[dict[str, Any]]) -> None:
+        for entry in entries:
+            path = self.folder / entry["file"]
+            if path.exists() and sha256_of(path) == entry["sha256"]:
+                self._shards[int(entry["file"].split("-")[1].split(".")[0])] = entry
+            else:
+                self.discarded.append(entry["file"])
+        if self.discarded:
+            self._journal()
+
+    def _journal(self) -> None:
+        entries = [self._shards[number] for number in sorted(self._shards)]
+        write_atomic(self.folder / JOURNAL, json.dumps({**self._head, "meta": self.meta, "shards": entries}, indent=1).encode())
+        (self.folder / INDEX).unlink(missing_ok=True)  # it would claim that the harvest is finished
+
+    def write(
+        self,
+        shard_number: int,
+        activations: Shaped[Tensor, "rows dim"],
+        row_tokens: Int64[np.ndarray, " rows"],
+        counts: dict[str, int] | None = None,
+    ) -> None:
+        """Write one shard and journal it.
+
+        Args:
+            shard_number: its place, from 0; shards may come in any order.
+            activations: rows to store.
+            row_tokens: where each row comes from, as in `ShardFolder.row_tokens`.
+            counts: figures of this shard, summed into the index's meta by `close`.
+
+        Raises:
+            DataError: shapes disagree, or a value is not finite as stored.
+            RunError: the disk is full; nothing half-written stays.
+        """
+        if list(activations.shape) != [len(row_tokens), self.dim]:
+            raise DataError(f"activations [{len(row_tokens)}, {self.dim}]", f"{list(activations.shape)}", "harvest sites apart")
+        stored = activations.detach().to("cpu", _TORCH[self.dtype]).contiguous()
+        do = "look at the model, or store float32 or bfloat16: float16 overflows at 65,504"
+        require_finite(stored, f"shard {shard_number} as {self.dtype}", do=do)
+        file = f"shard-{shard_number:05d}.safetensors"
+        content = safetensors.torch.save({"activations": stored, "row_tokens": torch.from_numpy(row_tokens)})
+        write_atomic(self.folder / file, content)
+        entry = {"file": file, "num_rows": len(row_tokens), "sha256": sha256_of(self.folder / file)}
+        self._shards[shard_number] = {**entry, "counts": counts or {}}
+        self._journal()
+
+    def close(self) -> ShardFolder:
+        """Write index.json and open what was written."""
+        missing = sorted(set(range(max(self._shards, default=0) + 1)) - set(self._shards))
+        num_rows = sum(entry["num_rows"] for entry in self._shards.values())
+        if missing or not num_rows:
+            found = f"shard {missing[0]} not written" if missing else "no row"
+            raise DataError("every shard, and rows in them", f"{found} in {self.folder}", "harvest more tokens, or resume")
+        entries = [self._shards[number] for number in sorted(self._shards)]
+        totals = {key: sum(entry["counts"].get(key, 0) for entry in entries) for key in entries[0]["counts"]}
+        index = {**self._head, "num_rows": num_rows, "meta": {**self.meta, **totals}, "shards": entries}
+        write_atomic(self.folder / INDEX, json.dumps(index, indent=1).encode())
+        (self.folder / JOURNAL).unlink(missing_ok=True)
+        return ShardFolder(self.folder, verify=False)
+
+
+@final
+class BatchOrder:
+    """Which rows make which batch: a fresh permutation each epoch, a pure function of seed and step, with nothing stored.
+
+    A Feistel network permutes the smallest power of four that holds all rows; values past the last row are encrypted
+    again until they fall inside (cycle walking; Black and Rogaway, 2002). Batches run across the borders of epochs.
+
+    Args:
+        num_rows: rows there are.
+        batch_rows: rows in a batch.
+        seed: seed of every epoch's permutation.
+    """
+
+    ROUNDS = 8
+
+    def __init__(self, num_rows: int, batch_rows: int, seed: int) -> None:
+        if num_rows < 1 or batch_rows < 1:
+            raise DataError("at least one row and one row a batch", f"{num_rows} rows, batches of {batch_rows}", "add rows")
+        self.num_rows, self.batch_rows, self.seed = num_rows, batch_rows, seed
+        half = max(1, ((num_rows - 1).bit_length() + 1) // 2)
+        self._half, self._mask = np.uint64(half), np.uint64((1 << half) - 1)
+
+    def indices(self, step: int) -> Int64[np.ndarray, " batch_rows"]:
+        """Row numbers of the batch at `step`, counted from 0."""
+        if step < 0:
+            raise DataError("a step of at least 0", f"{step}", "count steps from 0")
+        position = step * self.batch_rows + np.arange(self.batch_rows, dtype=np.int64)
+        epoch, within = np.divmod(position, self.num_rows)
+        out = np.empty_like(position)
+        for number in range(int(epoch[0]), int(epoch[-1]) + 1):
+            chosen = epoch == number
+            out[chosen] = self._permute(number, within[chosen].astype(np.uint64))
+        return out
+
+    def _permute(self, epoch: int, x: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
+        keys = np.random.SeedSequence([self.seed, epoch]).generate_state(self.ROUNDS, np.uint64)
+        x = self._feistel(x, keys)
+        outside = np.flatnonzero(x >= self.num_rows)
+        while len(outside):
+            x[outside] = self._feistel(x[outside], keys)
+            outside = outside[x[outside] >= self.num_rows]
+        return x
+
+    def _feistel(self, x: Shaped[np.ndarray, " n"], keys: Shaped[np.ndarray, " rounds"]) -> Shaped[np.ndarray, " n"]:
+        left, right = x >> self._half, x & self._mask
+        for key in keys:
+            mixed = (right ^ key) * np.uint64(0x9E3779B97F4A7C15)
+            mixed ^= mixed >> np.uint64(32)
+            mixed *= np.uint64(0xD6E8FEB86659FD93)
+            mixed ^= mixed >> np.uint64(32)
+            left, right = right, left ^ (mixed & self._mask)
+        return (left << self._half) | right

@@ -1,0 +1,100 @@
+"""What is saved comes back bit by bit, and what is damaged is refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from kyomei.dictionary.formats import load
+from kyomei.dictionary.sae import Activation, SparseAutoencoder
+from kyomei.errors import DataError, RunError
+
+
+def build(activation: Activation = "jumprelu", tied: bool = False, dtype: torch.dtype = torch.float32) -> SparseAutoencoder:
+    generator = torch.Generator().manual_seed(0)
+    encoder, decoder = torch.randn(2, 6, 4, generator=generator)
+    sae = SparseAutoencoder(
+        encoder,
+        None if tied else decoder,
+        torch.rand(6, generator=generator),
+        torch.randn(4, generator=generator),
+        activation=activation,
+        k=3 if activation == "topk" else None,
+    )
+    return sae.to(dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("activation", "tied"), [("jumprelu", True), ("relu", False), ("topk", False)])
+def test_round_trip_is_exact(tmp_path: Path, activation: Activation, tied: bool, dtype: torch.dtype) -> None:
+    sae = build(activation, tied, dtype)
+    sae.save(tmp_path / "new" / "folder")
+    again = load(tmp_path / "new" / "folder")
+    assert (again.tied, again.activation, again.k) == (sae.tied, sae.activation, sae.k)
+    assert (again.decoder is again.encoder) == tied
+    for name in ("encoder", "decoder", "threshold", "center"):
+        ours, theirs = getattr(sae, name), getattr(again, name)
+        assert ours.dtype == theirs.dtype == dtype
+        assert torch.equal(ours, theirs)
+
+
+def test_the_same_autoencoder_gives_the_same_bytes_and_no_other_files(tmp_path: Path) -> None:
+    for name in ("a", "b", "b"):
+        build().save(tmp_path / name)
+    for file in ("sae.safetensors", "config.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["config.json", "sae.safetensors"]
+
+
+def _edit(**values: object) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return edit
+
+
+def _truncate(name: str) -> Callable[[Path], None]:
+    def truncate(folder: Path) -> None:
+        (folder / name).write_bytes((folder / name).read_bytes()[:-7])
+
+    return truncate
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "no .*config.json.*Check the folder"),
+        (lambda folder: (folder / "sae.safetensors").unlink(), "sae.safetensors beside config.json"),
+        (_truncate("sae.safetensors"), "safetensors in .*damage"),
+        (_truncate("config.json"), "JSON in .*config.json"),
+        (_edit(schema_version=2), "schema version 1.*version 2.*newer Kyomei"),
+        (_edit(format="other"), "another format"),
+        (_edit(tied=True), r"the tensors \['center', 'encoder', 'threshold'\]"),
+        (_edit(width=7), r"shape \[7, 4\].*\[6, 4\]"),
+        (_edit(activation="gelu"), "gelu"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
+    build().save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(DataError, match=message):
+        load(tmp_path)
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build().save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=r"space on the disk for .*sae.safetensors.*[Ff]ree some space"):
+        build(tied=True).save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

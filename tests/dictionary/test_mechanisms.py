@@ -1,0 +1,327 @@
+"""One contract for every mechanism, and group bias adaptation against a loop that follows the paper line by line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kyomei.config import MechanismRecipe, TrainRecipe
+from kyomei.dictionary.mechanisms import BA, GBA, L1, BatchTopK, Mechanism, TopK, geometric_targets, mechanism_from
+from kyomei.dictionary.sae import Activation
+from kyomei.errors import DataError, RecipeError
+from kyomei.learning.trainer import Normalisation, random_start, train
+from kyomei.source.shards import TensorRows
+from torch import Tensor
+
+WIDTH, DIM, K = 24, 12, 3
+
+MAKERS: dict[str, Callable[[], Mechanism]] = {
+    "gba": lambda: GBA(*geometric_targets(WIDTH, 4, 0.3, 0.05), gamma_down=0.05, adapt_every=2),
+    "gba-relu": lambda: GBA(*geometric_targets(WIDTH, 4, 0.3, 0.05), activation="relu", gamma_down=0.05, adapt_every=2),
+    "ba": lambda: BA(WIDTH, 0.15, gamma_down=0.05, adapt_every=2),
+    "topk": lambda: TopK(WIDTH, K),
+    "batchtopk": lambda: BatchTopK(WIDTH, K),
+    "l1": lambda: L1(WIDTH, 0.05),
+}
+
+
+@pytest.fixture(params=MAKERS)
+def mechanism(request: pytest.FixtureRequest) -> Mechanism:
+    return MAKERS[request.param]()
+
+
+def planted_rows() -> Tensor:
+    """1,000 rows of 16 unit features, 2 active in each, with a mean that is not zero."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(16, DIM, generator=generator), dim=1)
+    active = torch.rand(1000, 16, generator=generator).argsort(dim=1) < 2
+    return active.float() @ features + 0.5
+
+
+def scores(rows: int = 40, seed: int = 0) -> Tensor:
+    return 0.3 * torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def exercise(mechanism: Mechanism, batches: int, seed: int = 0) -> None:
+    for number in range(batches):
+        pre = scores(seed=seed + number)
+        z, _ = mechanism.activate(pre)
+        mechanism.observe(pre, z.detach())
+        mechanism.adapt()
+
+
+# The contract of every mechanism
+
+
+def test_code_is_non_negative_of_the_scores_shape_and_penalty_a_scalar(mechanism: Mechanism) -> None:
+    exercise(mechanism, 3)
+    pre = scores(seed=9)
+    z, penalty = mechanism.activate(pre)
+    assert z.shape == pre.shape and z.dtype == pre.dtype
+    assert bool((z >= 0).all()) and bool((z > 0).any())
+    assert penalty.shape == () and float(penalty.detach()) >= 0
+
+
+def test_inactive_latents_get_no_gradient_and_active_ones_do(mechanism: Mechanism) -> None:
+    pre = scores().requires_grad_(True)
+    z, _ = mechanism.activate(pre)
+    torch.autograd.backward(z.sum())
+    assert pre.grad is not None
+    assert torch.equal(pre.grad, (z > 0).float())
+
+
+def test_state_round_trip_is_exact(mechanism: Mechanism) -> None:
+    exercise(mechanism, 5)
+    pre = scores(seed=8)
+    mechanism.observe(pre, mechanism.activate(pre)[0].detach())  # counts that an adaptation has not used up
+    stored = {name: tensor.detach().clone() for name, tensor in mechanism.state().items()}
+    other = next(make() for name, make in MAKERS.items() if make().settings() == mechanism.settings())
+    other.load_state(stored)
+    for twin in (mechanism, other):
+        exercise(twin, 3, seed=20)
+    for name, tensor in mechanism.state().items():
+        assert torch.equal(tensor, other.state()[name]), name
+        assert tensor.dtype == stored[name].dtype
+
+
+def test_foreign_state_is_refused(mechanism: Mechanism) -> None:
+    with pytest.raises(DataError, match=f"a {mechanism.name} state"):
+        mechanism.load_state({**mechanism.state(), "stranger": torch.zeros(1)})
+
+
+def test_observations_take_no_more_memory_with_more_rows(mechanism: Mechanism) -> None:
+    exercise(mechanism, 1)
+    before = {name: tensor.shape for name, tensor in mechanism.state().items()}
+    exercise(mechanism, 9)
+    assert {name: tensor.shape for name, tensor in mechanism.state().items()} == before
+    assert sum(tensor.numel() for tensor in mechanism.state().values()) <= 8 * WIDTH
+
+
+def test_fired_names_the_latents_active_in_any_batch(mechanism: Mechanism) -> None:
+    pre = scores(rows=2)
+    pre[:, 5:] = -1.0
+    z, _ = mechanism.activate(pre)
+    mechanism.observe(pre, z.detach())
+    assert torch.equal(mechanism.fired, (z > 0).any(dim=0))
+    quiet = torch.full((2, WIDTH), -1.0)
+    mechanism.observe(quiet, mechanism.activate(quiet)[0].detach())
+    assert torch.equal(mechanism.fired, (z > 0).any(dim=0))
+
+
+def test_training_lowers_the_loss(mechanism: Mechanism) -> None:
+    losses: list[float] = []
+
+    @dataclass
+    class Events:
+        def event(self, step: int, **values: float) -> None:
+            losses.append(values["loss"])
+
+    recipe = TrainRecipe(steps=60, batch_rows=100, warmup_steps=5, log_every=1)
+    train(random_start(WIDTH, DIM, 0, tied=True), mechanism, TensorRows(planted_rows()), recipe, seed=0, sink=Events())
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_the_finished_autoencoder_encodes_as_training_did(mechanism: Mechanism) -> None:
+    x = planted_rows().double()
+    recipe = TrainRecipe(steps=80, batch_rows=100, warmup_steps=5)
+    rows = TensorRows(x)
+    start = random_start(WIDTH, DIM, 0, tied=False)
+    sae = train(start, mechanism, rows, recipe, seed=0, dtype=torch.float64)
+    normalisation = Normalisation.measure(rows)
+    pre = sae.pre_activations(x) / normalisation.scale
+    z, _ = mechanism.activate(pre)
+    code = sae.encode(x) / normalisation.scale
+    if isinstance(mechanism, BatchTopK):  # the one whose threshold is an estimate
+        differing = ((z > 0) != (code > 0)).sum() / (z > 0).sum()
+        assert float(differing) < 0.1
+        assert float((code > 0).sum() / len(x)) == pytest.approx(K, rel=0.1)
+        both = (z > 0) & (code > 0)
+        torch.testing.assert_close(code[both], z[both])
+    else:
+        torch.testing.assert_close(code, z.detach())
+    assert torch.allclose(sae.decoder.norm(dim=1), torch.ones(WIDTH, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk"])
+def test_promised_sparsity_holds(name: str) -> None:
+    mechanism = MAKERS[name]()
+    pre = scores(rows=50)
+    z, _ = mechanism.activate(pre)
+    assert int((z > 0).sum()) == K * 50
+    if name == "topk":
+        assert int((z > 0).sum(dim=1).max()) == K
+    kept, dropped = pre[z > 0], pre[(z == 0) & (pre > 0)]
+    if name == "batchtopk":
+        assert float(kept.min()) > float(dropped.max())
+
+
+def test_l1_counts_the_code_once_per_row() -> None:
+    pre = scores()
+    z, penalty = L1(WIDTH, 0.5).activate(pre)
+    assert float(penalty.detach()) == pytest.approx(0.5 * float(z.detach().sum(dim=1).mean()))
+
+
+def test_batchtopk_threshold_starts_as_a_plain_mean_and_ignores_silent_batches() -> None:
+    mechanism = BatchTopK(WIDTH, K)
+    smallest = []
+    for seed in range(3):
+        pre = scores(seed=seed)
+        z, _ = mechanism.activate(pre)
+        smallest.append(float(z[z > 0].min()))
+        mechanism.observe(pre, z)
+        mechanism.observe(-pre.abs(), torch.zeros_like(pre))
+    assert float(mechanism.threshold) == pytest.approx(sum(smallest) / 3, rel=1e-5)
+
+
+# Group bias adaptation against the paper
+
+
+def slow_adaptation(
+    batches: list[Tensor], bias: list[float], targets: list[float], groups: list[int], epsilon: float
+) -> list[float]:
+    """Stores every pre-activation and follows arXiv:2506.14002 §3 neuron by neuron, γ₋ = 0.07, γ₊ = 0.05."""
+    y = [[float(row[m]) + bias[m] for batch in batches for row in batch] for m in range(len(bias))]
+    share = [sum(value > 0 for value in values) / len(values) for values in y]
+    r = [max(max(values), 0.0) for values in y]
+    adapted = []
+    for m in range(len(bias)):
+        members = [n for n in range(len(bias)) if groups[n] == groups[m]]
+        positive = [r[n] for n in members if r[n] > 0]
+        if positive:
+            step = sum(positive) / len(positive)
+        else:
+            step = sum(abs(bias[n]) for n in members) / len(members)
+        if share[m] > targets[m]:
+            adapted.append(max(bias[m] - 0.07 * r[m], -1.0))
+        elif share[m] < epsilon:
+            adapted.append(min(bias[m] + 0.05 * step, 0.0))
+        else:
+            adapted.append(bias[m])
+    return adapted
+
+
+@pytest.mark.parametrize("activation", ["jumprelu", "relu"])
+def test_adaptation_equals_the_papers_loop(activation: Activation) -> None:
+    generator = torch.Generator().manual_seed(1)
+    targets, groups = geometric_targets(WIDTH, 4, 0.4, 0.02)
+    bias = -0.6 * torch.rand(WIDTH, generator=generator)
+    bias[groups == 2] = -0.9  # group 2 will be silent as a whole
+    bias[:2] = torch.tensor([-0.999, -0.001])  # both clamps are met
+    mechanism = GBA(targets, groups, bias=bias, activation=activation, gamma_down=0.07, gamma_up=0.05, epsilon=0.01)
+    expected = bias.tolist()
+    moved = set()
+    for round_number in range(6):
+        batches = [scores(rows=30, seed=10 * round_number + number) for number in range(3)]
+        for batch in batches:
+            batch[:, 0] = 1.5  # always active, so its bias is driven to −1
+            batch[:, groups == 2] = batch[:, groups == 2].clamp_max(0.5)
+            mechanism.observe(batch, mechanism.activate(batch)[0])
+        mechanism.adapt()
+        before, expected = expected, slow_adaptation(batches, expected, targets.tolist(), groups.tolist(), 0.01)
+        torch.testing.assert_close(mechanism.bias, torch.tensor(expected), rtol=1e-5, atol=1e-6)
+        moved |= {(b < a) - (b > a) for a, b in zip(before, expected, strict=True)}
+    assert moved == {-1, 0, 1}
+    assert float(mechanism.bias[0]) == -1.0
+
+
+def test_a_group_silent_as_a_whole_wakes_up() -> None:
+    mechanism = BA(4, 0.1, bias=torch.tensor([-0.8, -0.4, -0.6, -0.6]), gamma_up=0.5)
+    quiet = torch.full((10, 4), 0.1)
+    mechanism.observe(quiet, mechanism.activate(quiet)[0])
+    mechanism.adapt()
+    torch.testing.assert_close(mechanism.bias, torch.tensor([-0.5, -0.1, -0.3, -0.3]))
+
+
+def test_an_adaptation_without_observations_changes_nothing() -> None:
+    mechanism = BA(4, 0.1, bias=torch.full((4,), -0.5))
+    mechanism.adapt()
+    assert mechanism.bias.tolist() == [-0.5] * 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    scale=st.floats(1e-3, 1e3),
+    offset=st.floats(-100, 100),
+    gammas=st.tuples(st.floats(1e-3, 50), st.floats(1e-3, 50)),
+    groups=st.integers(1, 6),
+)
+def test_biases_stay_within_minus_one_and_zero(
+    seed: int, scale: float, offset: float, gammas: tuple[float, float], groups: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    targets, group = geometric_targets(6, groups, 0.5, 0.01)
+    mechanism = GBA(targets, group, bias=-torch.rand(6, generator=generator), gamma_down=gammas[0], gamma_up=gammas[1])
+    for _ in range(5):
+        pre = offset + scale * torch.randn(8, 6, generator=generator)
+        mechanism.observe(pre, mechanism.activate(pre)[0])
+        mechanism.adapt()
+        assert bool(((mechanism.bias >= -1) & (mechanism.bias <= 0)).all())
+
+
+def test_targets_are_met_as_upper_bounds_on_gaussian_scores() -> None:
+    targets, groups = geometric_targets(WIDTH, 3, 0.3, 0.01)
+    mechanism = GBA(targets, groups, gamma_down=0.02, gamma_up=0.02)
+    for seed in range(150):
+        pre = scores(rows=200, seed=seed)
+        mechanism.observe(pre, mechanism.activate(pre)[0])
+        mechanism.adapt()
+    share = (mechanism.activate(scores(rows=20_000, seed=999))[0] > 0).float().mean(dim=0)
+    assert bool((share < 1.3 * targets + 0.003).all())
+    assert bool((share[groups == 0] > 0.2).all()) and bool((share > 0).all())
+
+
+# How mechanisms are made
+
+
+def test_geometric_targets_fall_by_one_ratio_over_groups_of_equal_size() -> None:
+    targets, groups = geometric_targets(11, 4, 0.5, 0.004)
+    assert groups.tolist() == sorted(groups.tolist())
+    sizes = torch.bincount(groups)
+    assert len(sizes) == 4 and int(sizes.max() - sizes.min()) <= 1
+    levels = [float(targets[groups == number][0]) for number in range(4)]
+    assert levels == pytest.approx([0.5, 0.1, 0.02, 0.004])
+    one, _ = geometric_targets(3, 1, 0.1, 0.001)
+    assert one.tolist() == pytest.approx([0.1] * 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: geometric_targets(4, 5, 0.1, 0.01), r"width \(4\).*5 groups"),
+        (lambda: geometric_targets(4, 2, 0.01, 0.1), "lowest ≤ highest"),
+        (lambda: geometric_targets(4, 2, 1.0, 0.1), "highest 1.0"),
+        (lambda: BA(4, 0.0), r"within \(0, 1\).*0 to 0"),
+        (lambda: BA(4, 0.1, bias=torch.full((4,), 0.1)), r"biases within \[-1, 0\]"),
+        (lambda: BA(4, 0.1, bias=torch.full((4,), torch.nan)), r"biases within \[-1, 0\]"),
+        (lambda: BA(4, 0.1, adapt_every=0), "adapt_every=0"),
+        (lambda: BA(4, 0.1, activation="topk"), "topk"),
+        (lambda: GBA(torch.full((4,), 0.1), torch.zeros(3, dtype=torch.int64)), r"\[4\], \[3\]"),
+        (lambda: GBA(torch.full((1,), 0.1), torch.tensor([-1])), "groups from -1"),
+        (lambda: TopK(4, 5), r"width \(4\).*5"),
+        (lambda: BatchTopK(4, 0), "between 1"),
+        (lambda: BatchTopK(4, 2, memory=1.0), r"\[0, 1\)"),
+        (lambda: L1(4, -1.0), "l1 ≥ 0"),
+        (lambda: TopK(0, 1), "width ≥ 1"),
+    ],
+)
+def test_wrong_settings_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("name", ["gba", "ba", "topk", "batchtopk", "l1"])
+def test_recipes_become_mechanisms(name: str) -> None:
+    recipe = MechanismRecipe.model_validate({"name": name, "k": 5, "l1": 0.3, "gamma_up": 0.2, "adapt_every": 7})
+    made = mechanism_from(recipe, 40, "relu")
+    assert made.name == name and made.width == 40
+    expected = {"k": 5, "l1": 0.3, "gamma_up": 0.2, "adapt_every": 7, "activation": "relu"}
+    shared = expected.keys() & made.settings().keys()
+    assert shared and all(made.settings()[key] == expected[key] for key in shared)
+    if isinstance(made, GBA | BA):
+        assert len(made.targets.unique()) == (10 if name == "gba" else 1)
+        assert float(made.targets.max()) == pytest.approx(0.1)
