@@ -110,7 +110,9 @@ def orthogonalise(gradient: torch.Tensor) -> torch.Tensor:
     return x.T if gradient.shape[0] > gradient.shape[1] else x
 
 
-def train(model: LlamaForCausalLM, stream: torch.Tensor, bos: int, steps: int, batch: int, seed: int, keep: Path | None) -> None:
+def train(
+    model: LlamaForCausalLM, stream: torch.Tensor, bos: int, steps: int, batch: int, seed: int, keep: Path | None
+) -> None:
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     muon = Muon(matrices, lr=0.02)
@@ -145,8 +147,15 @@ def train(model: LlamaForCausalLM, stream: torch.Tensor, bos: int, steps: int, b
 def sample(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompt: str, seed: int) -> str:
     torch.manual_seed(seed)
     ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=True, temperature=0.7,
-                         top_k=50, pad_token_id=tokenizer.eos_token_id)
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=60,
+        do_sample=True,
+        temperature=0.7,
+        top_k=50,
+        pad_token_id=tokenizer.eos_token_id,
+    )
     return tokenizer.decode(out[0, 1:])
 
 
@@ -171,12 +180,23 @@ def main() -> None:
         tokenizer.save_pretrained(args.keep)
     stream, held_stream = (encode(tokenizer, [text for _, text in part]) for part in (seen, held))
     bytes_per_token = sum(len(t.encode()) for _, t in held) / len(held_stream)
-    print(f"{len(seen)} files, {len(stream):,} tokens; held out {len(held)} files, {len(held_stream):,} tokens, "
-          f"{bytes_per_token:.3f} bytes per token", flush=True)
+    print(
+        f"{len(seen)} files, {len(stream):,} tokens; held out {len(held)} files, {len(held_stream):,} tokens, "
+        f"{bytes_per_token:.3f} bytes per token",
+        flush=True,
+    )
 
     config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=256, intermediate_size=688, num_hidden_layers=args.layers, num_attention_heads=4,
-        max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=bos, eos_token_id=bos, initializer_range=0.02,
+        vocab_size=VOCAB,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=args.layers,
+        num_attention_heads=4,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=bos,
+        eos_token_id=bos,
+        initializer_range=0.02,
     )
     model = LlamaForCausalLM(config)
     to_bits = lambda nats: nats / math.log(2) / bytes_per_token  # noqa: E731
@@ -194,11 +214,23 @@ def main() -> None:
     tokenizer.save_pretrained(folder)
     (args.out / "held_out.json").write_text(json.dumps(sorted(n for n, _ in held), indent=0) + "\n")
     facts = {
-        "steps": args.steps, "batch": args.batch, "context": CONTEXT, "tokens_seen": args.steps * args.batch * CONTEXT,
-        "corpus_tokens": len(stream), "corpus_files": len(seen), "held_out_files": len(held), "held_out_tokens": len(held_stream),
-        "bytes_per_token": bytes_per_token, "bits_per_byte": trained, "bits_per_byte_untrained": untrained,
-        "parameters": sum(p.numel() for p in model.parameters()), "seconds": round(seconds), "seed": args.seed,
-        "python": platform.python_version(), "torch": torch.__version__, "samples": samples,
+        "steps": args.steps,
+        "batch": args.batch,
+        "context": CONTEXT,
+        "tokens_seen": args.steps * args.batch * CONTEXT,
+        "corpus_tokens": len(stream),
+        "corpus_files": len(seen),
+        "held_out_files": len(held),
+        "held_out_tokens": len(held_stream),
+        "bytes_per_token": bytes_per_token,
+        "bits_per_byte": trained,
+        "bits_per_byte_untrained": untrained,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seconds": round(seconds),
+        "seed": args.seed,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "samples": samples,
     }
     (args.out / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
     print(json.dumps(facts, indent=1))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from kyomei.dictionary.formats import load
 from kyomei.dictionary.sae import Activation, SparseAutoencoder
 from kyomei.errors import DataError, RunError

@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from kyomei.config import MechanismRecipe, TrainRecipe
 from kyomei.dictionary.mechanisms import BA, GBA, L1, BatchTopK, Mechanism, TopK, geometric_targets, mechanism_from
 from kyomei.dictionary.sae import Activation
 from kyomei.errors import DataError, RecipeError
 from kyomei.learning.trainer import Normalisation, random_start, train
 from kyomei.source.shards import TensorRows
-from torch import Tensor
 
 WIDTH, DIM, K = 24, 12, 3
 
@@ -127,7 +128,7 @@ def test_training_lowers_the_loss(mechanism: Mechanism) -> None:
 
 def test_the_finished_autoencoder_encodes_as_training_did(mechanism: Mechanism) -> None:
     x = planted_rows().double()
-    recipe = TrainRecipe(steps=80, batch_rows=100, warmup_steps=5)
+    recipe = TrainRecipe(steps=200, batch_rows=100, warmup_steps=5)
     rows = TensorRows(x)
     start = random_start(WIDTH, DIM, 0, tied=False)
     sae = train(start, mechanism, rows, recipe, seed=0, dtype=torch.float64)
@@ -191,10 +192,7 @@ def slow_adaptation(
     for m in range(len(bias)):
         members = [n for n in range(len(bias)) if groups[n] == groups[m]]
         positive = [r[n] for n in members if r[n] > 0]
-        if positive:
-            step = sum(positive) / len(positive)
-        else:
-            step = sum(abs(bias[n]) for n in members) / len(members)
+        step = sum(positive) / len(positive) if positive else sum(abs(bias[n]) for n in members) / len(members)
         if share[m] > targets[m]:
             adapted.append(max(bias[m] - 0.07 * r[m], -1.0))
         elif share[m] < epsilon:

@@ -72,7 +72,8 @@ def test_the_embedded_model_is_in_the_wheel(wheel: Path) -> None:
 @pytest.mark.slow
 def test_it_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
-    run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(target), str(wheel), cwd=tmp_path)
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
+    run(*pip, "--target", str(target), str(wheel), cwd=tmp_path)
     code = f"import sys; sys.path.insert(0, sys.argv[1])\n{SCRIPT}"
     run(sys.executable, "-c", code, str(target), cwd=tmp_path)
     entry_points = next(target.glob("kyomei-*.dist-info")) / "entry_points.txt"

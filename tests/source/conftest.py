@@ -36,18 +36,13 @@ def _config(kind: str) -> Any:
     return transformers.BertConfig(**_SMALL, **_HEADS)
 
 
-KINDS = ("llama", "qwen2", "gemma", "gpt_neox", "gpt2", "bert")
-
-
 @pytest.fixture(scope="session")
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
     inner.train_from_iterator(["the quick brown fox jumps over the lazy dog and the cat sat on the mat"], trainer)
     return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=END, eos_token=END)
 
@@ -70,5 +65,5 @@ def llama(make_model: Callable[[str], LanguageModel]) -> LanguageModel:
 
 @pytest.fixture(scope="session")
 def documents() -> list[Document]:
-    words = "the quick brown fox jumps over a lazy dog while one cat sat on that mat".split()
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "one", "cat", "sat"]
     return [Document(f"{n}.txt", " ".join(words[(n * k) % len(words)] for k in range(1, 40 + n))) for n in range(40)]

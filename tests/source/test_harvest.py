@@ -215,11 +215,11 @@ def test_a_site_added_later_leaves_the_others_alone(
 
 def test_another_harvest_is_not_mixed_in(llama: LanguageModel, tokens: Tokens, tmp_path: Path) -> None:
     harvest(llama, tokens, tmp_path, RECIPE)
-    with pytest.raises(RunError, match="norm_bound = 10.0, as harvested before in .* Found norm_bound = 5.0"):
+    with pytest.raises(RunError, match=r"norm_bound = 10.0, as harvested before in .* Found norm_bound = 5.0"):
         harvest(llama, tokens, tmp_path, RECIPE.model_copy(update={"norm_bound": 5.0}))
     with torch.no_grad():
         next(llama.model.parameters()).add_(1.0)
-    with pytest.raises(RunError, match="Found weights = "):
+    with pytest.raises(RunError, match=r"Found weights = "):
         harvest(llama, tokens, tmp_path, RECIPE)
 
 
@@ -277,8 +277,8 @@ shards.RELEASE_BYTES = 4 << 20
 class Tokenizer:
     all_special_ids = [0]
 torch.manual_seed(0)
-config = transformers.LlamaConfig(vocab_size=64, hidden_size=256, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1)
-model = LanguageModel(transformers.LlamaModel(config), Tokenizer(), "tiny")
+sizes = {"hidden_size": 256, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+model = LanguageModel(transformers.LlamaModel(transformers.LlamaConfig(vocab_size=64, **sizes)), Tokenizer(), "tiny")
 windows = int(sys.argv[2])
 ids = torch.randint(1, 64, (windows, 128))
 spans = torch.zeros_like(ids, dtype=torch.int32)

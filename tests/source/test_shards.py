@@ -131,7 +131,7 @@ def test_the_writer_refuses_another_width(tmp_path: Path) -> None:
 
 def test_rows_outside_are_refused(tmp_path: Path) -> None:
     for rows in (write(tmp_path), open_rows(ROWS)):
-        with pytest.raises(DataError, match="row numbers from 0 to 22. Found -1 to 23"):
+        with pytest.raises(DataError, match=r"row numbers from 0 to 22. Found -1 to 23"):
             rows.read(np.array([-1, 23]))
 
 
@@ -157,7 +157,7 @@ def test_a_truncated_shard_is_named_even_unverified(tmp_path: Path, keep: float)
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "shard-00002.safetensors").unlink()
-    with pytest.raises(DataError, match="shard shard-00002.safetensors. Found no such file"):
+    with pytest.raises(DataError, match=r"shard shard-00002.safetensors. Found no such file"):
         open_rows(tmp_path)
 
 
@@ -174,14 +174,14 @@ def test_mixed_width_or_dtype_is_named(tmp_path: Path, rows: torch.Tensor, found
 def test_an_index_of_other_rows_is_refused(tmp_path: Path) -> None:
     write(tmp_path)
     reindex(tmp_path, num_rows=24)
-    with pytest.raises(DataError, match="24 rows, as in .*. Found 23 in its shards"):
+    with pytest.raises(DataError, match=r"24 rows, as in .*. Found 23 in its shards"):
         open_rows(tmp_path)
 
 
 def test_an_index_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
     write(tmp_path)
     reindex(tmp_path, schema_version=99)
-    with pytest.raises(DataError, match="schema 1 or older. Found schema 99 in .* Update Kyomei"):
+    with pytest.raises(DataError, match=r"schema 1 or older. Found schema 99 in .* Update Kyomei"):
         open_rows(tmp_path)
 
 
@@ -193,7 +193,7 @@ def test_a_damaged_index_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_shards_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="a folder of activation shards. Found nothing at"):
+    with pytest.raises(DataError, match=r"a folder of activation shards. Found nothing at"):
         open_rows(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"a folder with index.json. Found .* without one"):
         open_rows(tmp_path)
@@ -204,7 +204,7 @@ def test_a_folder_without_shards_is_explained(tmp_path: Path) -> None:
 
 def test_an_unfinished_harvest_is_no_rows(tmp_path: Path) -> None:
     ShardWriter(tmp_path, 5, "float32", "site", {}).write(0, ROWS, np.arange(23))
-    with pytest.raises(DataError, match="a finished harvest. Found an interrupted one .* --resume"):
+    with pytest.raises(DataError, match=r"a finished harvest. Found an interrupted one .* --resume"):
         open_rows(tmp_path)
 
 
@@ -219,7 +219,7 @@ def test_a_second_writer_keeps_whole_shards_and_discards_damaged_ones(tmp_path: 
     assert writer.complete == 2
     assert writer.discarded == ["shard-00000.safetensors"]
     assert not (tmp_path / "damaged" / "index.json").exists()
-    with pytest.raises(DataError, match="Found shard 0 not written"):
+    with pytest.raises(DataError, match=r"Found shard 0 not written"):
         writer.close()
     writer.write(0, ROWS[:10], np.arange(10) * 3, {"dropped": 0})
     writer.close()
@@ -246,7 +246,7 @@ def test_a_writer_of_something_else_is_refused(tmp_path: Path, dtype: Any, site:
 def test_a_harvest_that_kept_no_row_is_refused(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, 5, "float32", "site", {})
     writer.write(0, ROWS[:0], np.arange(0))
-    with pytest.raises(DataError, match="Found no row"):
+    with pytest.raises(DataError, match=r"Found no row"):
         writer.close()
 
 
@@ -306,7 +306,7 @@ def test_the_order_looks_random() -> None:
 
 
 def test_the_order_refuses_nonsense() -> None:
-    with pytest.raises(DataError, match="Found 0 rows, batches of 5"):
+    with pytest.raises(DataError, match=r"Found 0 rows, batches of 5"):
         BatchOrder(0, 5, 0)
-    with pytest.raises(DataError, match="a step of at least 0. Found -1"):
+    with pytest.raises(DataError, match=r"a step of at least 0. Found -1"):
         BatchOrder(5, 5, 0).indices(-1)

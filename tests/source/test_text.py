@@ -51,10 +51,10 @@ def test_parquet_is_read_by_field(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError, match=r"a field 'bodi' .* part.parquet with body, n. Did you mean .*'body'"):
         list(read_documents(str(path), "bodi"))
-    with pytest.raises(DataError, match="text or chat messages in 'n'. Found int in part.parquet:0"):
+    with pytest.raises(DataError, match=r"text or chat messages in 'n'. Found int in part.parquet:0"):
         list(read_documents(str(path), "n"))
     path.write_bytes(b"no parquet")
-    with pytest.raises(DataError, match="a parquet file. Found .*part.parquet"):
+    with pytest.raises(DataError, match=r"a parquet file. Found .*part.parquet"):
         list(read_documents(str(path), "body"))
 
 
@@ -68,7 +68,7 @@ def test_chat_messages_go_through_the_template(tmp_path: Path, tokenizer: PreTra
     finally:
         tokenizer.chat_template = None
     assert [d.text for d in read] == ["[user] hello\n[assistant] hi\n"] * 2
-    with pytest.raises(DataError, match="a chat template for the messages of chat.jsonl:1. Found a tokenizer without one"):
+    with pytest.raises(DataError, match=r"a chat template for the messages of chat.jsonl:1. Found a tokenizer without one"):
         list(read_documents(str(tmp_path), "messages", tokenizer))
 
 
@@ -114,7 +114,7 @@ def test_datasets_are_streamed_by_field(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "datasets", fake)
     read = [(d.name, d.text) for d in read_documents("datasets:some/corpus", "body")]
     assert read == [("some/corpus:0", "one"), ("some/corpus:1", "two")]
-    with pytest.raises(DataError, match="the dataset other. Found RuntimeError: no such dataset"):
+    with pytest.raises(DataError, match=r"the dataset other. Found RuntimeError: no such dataset"):
         list(read_documents("datasets:other"))
 
 
@@ -183,10 +183,10 @@ def test_a_tiny_evidence_share_still_gets_a_document() -> None:
 
 def test_too_few_distinct_documents_are_refused() -> None:
     same = [Document(str(n), "the same") for n in range(9)]
-    with pytest.raises(DataError, match="at least 4 distinct documents. Found 1. .*fewer replicas"):
+    with pytest.raises(DataError, match=r"at least 4 distinct documents. Found 1. .*fewer replicas"):
         split_documents(same, 3, 0.25, seed=0)
     held = [Document("a", "x", held_out=True), Document("b", "y")]
-    with pytest.raises(DataError, match="at least 2 distinct documents. Found 1"):
+    with pytest.raises(DataError, match=r"at least 2 distinct documents. Found 1"):
         split_documents(held, 2, 0.25, seed=0)
 
 
@@ -263,19 +263,19 @@ def test_no_more_text_is_read_than_needed(tokenizer: PreTrainedTokenizerFast) ->
 
 def test_an_empty_corpus_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     for nothing in ([], [Document("blank", "\n ")]):
-        with pytest.raises(DataError, match="Expected some text. Found an empty corpus"):
+        with pytest.raises(DataError, match=r"Expected some text. Found an empty corpus"):
             pack(nothing, tokenizer, 16, 160)
 
 
 def test_a_corpus_shorter_than_one_window_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(DataError, match=r"at least one window of 64 tokens. Found a corpus of (\d+) tokens. .*source.context"):
         pack([Document("a", "the dog")], tokenizer, 64, 640)
-    with pytest.raises(DataError, match="source.num_tokens of at least one window of 64. Found 63"):
+    with pytest.raises(DataError, match=r"source.num_tokens of at least one window of 64. Found 63"):
         pack([Document("a", "the dog " * 99)], tokenizer, 64, 63)
 
 
 def test_a_slow_tokenizer_is_refused() -> None:
-    with pytest.raises(DataError, match="a fast tokenizer, which tells character spans. Found object"):
+    with pytest.raises(DataError, match=r"a fast tokenizer, which tells character spans. Found object"):
         pack([Document("a", "the dog")], object(), 4, 4)
 
 
@@ -303,10 +303,10 @@ def test_damaged_tokens_are_named(tmp_path: Path, tokenizer: PreTrainedTokenizer
 
 
 def test_missing_or_newer_tokens_are_explained(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(DataError, match="saved tokens in .* Found FileNotFoundError"):
+    with pytest.raises(DataError, match=r"saved tokens in .* Found FileNotFoundError"):
         Tokens.load(tmp_path)
     pack([Document("a", "the dog " * 30)], tokenizer, 8, 80).save(tmp_path)
     index = json.loads((tmp_path / "index.json").read_text())
     (tmp_path / "index.json").write_text(json.dumps({**index, "schema_version": 2}))
-    with pytest.raises(DataError, match="tokens of schema 1. Found schema 2 in"):
+    with pytest.raises(DataError, match=r"tokens of schema 1. Found schema 2 in"):
         Tokens.load(tmp_path)

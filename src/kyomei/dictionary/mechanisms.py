@@ -349,10 +349,10 @@ class BatchTopK(Mechanism):
 
     name = "batchtopk"
 
-    def __init__(self, width: int, k: int, memory: float = 0.99) -> None:
+    def __init__(self, width: int, k: int, memory: float = 0.9) -> None:
         super().__init__(width)
         if not 0 <= memory < 1:
-            raise RecipeError("memory within [0, 1)", f"{memory}", "choose a share, such as 0.99")
+            raise RecipeError("memory within [0, 1)", f"{memory}", "choose a share, such as 0.9")
         self.k, self.memory = _checked_k(k, width), memory
         self.threshold = torch.zeros(())
         self.batches = torch.zeros((), dtype=torch.int64)

@@ -188,4 +188,5 @@ class SparseAutoencoder:
         torch.cumsum(torch.cat(per_row), dim=0, out=row_starts[1:])
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
-            return torch.sparse_csr_tensor(row_starts, torch.cat(columns), torch.cat(values), size=(len(x), self.width))
+            size = (len(x), self.width)
+            return torch.sparse_csr_tensor(row_starts, torch.cat(columns), torch.cat(values), size=size, check_invariants=False)

@@ -145,7 +145,7 @@ def resume_step(folder: Path) -> int:
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders of a training, oldest first, unread."""
     paths = [path for path in (folder / "checkpoints").glob("step-*") if _NAME.fullmatch(path.name)]
-    return sorted(paths, key=_step_of)
+    return sorted(paths, key=step_of)
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
@@ -182,7 +182,7 @@ def _read(path: Path) -> Checkpoint:
 def _prune(parent: Path, newest: int) -> None:
     found = list_checkpoints(parent.parent)
     # Anything beyond the step just written was passed over as damaged when training resumed.
-    kept = [path for path in found if _step_of(path) <= newest][-KEPT:]
+    kept = [path for path in found if step_of(path) <= newest][-KEPT:]
     for path in found:
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
@@ -201,7 +201,8 @@ def _unwritable(path: Path, error: Exception) -> RunError:
     return RunError(f"room to write the checkpoint {path}", found, do if full else do.replace("free space", "make it writable"))
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step in a checkpoint folder's name."""
     return int(path.name.removeprefix("step-"))
 
 

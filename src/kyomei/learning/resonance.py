@@ -11,16 +11,21 @@ import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import safetensors
+import safetensors.torch
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from kyomei.config import ResonanceRecipe
+from kyomei.errors import DataError
 from kyomei.learning.covariance import Whitening
 from kyomei.learning.occurrence import estimate_occurrence, estimate_richness
+from kyomei.runs import write_atomic
 from kyomei.source.shards import Rows, open_rows
 
 FREQUENCY_LADDER = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
@@ -35,6 +40,10 @@ MET_COSINE = 0.95
 """Neurons above this cosine halfway will end in the same direction."""
 POLISH_STEPS = 3
 POLISH_ROWS = 131_072
+
+FORMAT = "kyomei-directions-1"
+_SAVED = ("vectors", "encoders", "whitened", "found_at", "frequency", "support", "stability")
+_SAVED_WHITENING = ("mean", "forward", "backward")
 
 Progress = Callable[[int, int], None]
 
@@ -69,6 +78,33 @@ class Directions:
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+    def save(self, path: Path | str) -> None:
+        """Write every tensor, and the estimate of their number, to one safetensors file."""
+        tensors = {name: getattr(self, name).contiguous() for name in _SAVED}
+        tensors |= {f"whitening.{name}": getattr(self.whitening, name).contiguous() for name in _SAVED_WHITENING}
+        numbers = (self.n_features, *self.interval, self.whitening.num_outliers)
+        metadata = {"format": FORMAT, "numbers": " ".join(map(str, numbers))}
+        write_atomic(path, safetensors.torch.save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: Path | str) -> Directions:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: the file is missing, or is no file of directions.
+        """
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  safe_open is no mapping
+        except (OSError, safetensors.SafetensorError) as error:
+            raise DataError("a file of directions", f"{path}: {error}", "find them again") from error
+        if metadata.get("format") != FORMAT:
+            raise DataError(f"directions of format {FORMAT}", f"{metadata.get('format')} in {path}", "find them again")
+        n_features, low, high, outliers = map(int, metadata["numbers"].split())
+        whitening = Whitening(**{n: tensors[f"whitening.{n}"] for n in _SAVED_WHITENING}, num_outliers=outliers)
+        return cls(**{n: tensors[n] for n in _SAVED}, n_features=n_features, interval=(low, high), whitening=whitening)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import linear, normalize
 
 from kyomei.config import TrainRecipe
 from kyomei.dictionary.mechanisms import Mechanism
@@ -195,7 +195,8 @@ class _Training:
         """One optimiser step on raw rows; raises before anything moves if the loss or the gradient is not finite."""
         xn = self.normalise(x)
         with self._precision():
-            pre = (xn - self.centre) @ self.encoder.T
+            # (xn − b_pre) W_encᵀ with b_pre's part apart: its gradient then needs no product over the whole batch.
+            pre = linear(xn, self.encoder, -(self.encoder @ self.centre))
             z, penalty = self.mechanism.activate(pre)
             residual = (z @ self.decoder) + self.centre - xn
             squared_error = residual.square().sum() / len(xn)

@@ -96,6 +96,12 @@ class LanguageModel:
         return next(self.model.parameters()).device
 
     @property
+    def is_causal(self) -> bool:
+        """Whether the model predicts the next token, so that `logits` means something."""
+        head = getattr(self.model, "get_output_embeddings", None)
+        return callable(head) and head() is not None
+
+    @property
     def special_ids(self) -> set[int]:
         """Ids of tokens that stand for no text: BOS, EOS, CLS, padding, chat markers."""
         added = getattr(self.tokenizer, "added_tokens_decoder", {})

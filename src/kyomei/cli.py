@@ -1,0 +1,293 @@
+"""The command line: options in, one stage called, one table or JSON object out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from kyomei import __version__
+from kyomei.config import Recipe
+from kyomei.errors import Interrupted, KyomeiError, RecipeError
+from kyomei.runs import Run
+
+if TYPE_CHECKING:
+    from kyomei.stages.watcher import Watcher
+
+# Stages import torch, so each verb imports its own when it runs: help stays fast.
+
+app = typer.Typer(
+    name="kyomei",
+    help="Sparse dictionaries of language-model activations, and which of their features can be trusted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RunFolder = Annotated[Path, typer.Argument(help="Folder of the run, such as runs/first.", show_default=False)]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML file with the recipe.", show_default=False)]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="One setting, such as train.steps=500; repeatable.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.", show_default="0")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.", show_default="auto")]
+Dtype = Annotated[str | None, typer.Option(help="float32, float64 or bfloat16.", show_default="float32")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads.", show_default="all cores")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that is there and start anew.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="Hugging Face id or folder, or 'embedded'.", show_default="embedded")
+]
+Text = Annotated[str | None, typer.Option("--text", help="Folder, .txt, .jsonl, .parquet or 'stdlib'.", show_default="stdlib")]
+Sites = Annotated[list[str] | None, typer.Option("--site", help="Module path; repeatable.", show_default="middle layer's MLP")]
+NumTokens = Annotated[
+    int | None, typer.Option("--tokens", help="Tokens to harvest, all parts together.", show_default="300000")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command("demo")
+def demo_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of the run.")] = Path("runs/demo"),
+    seed: int = 0,
+    overwrite: Overwrite = False,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """The whole path on the embedded model: harvest, train, null, TopK beside it, evidence, report.
+
+    A second call reuses what is there.
+    """
+    with _verb(threads) as watcher:
+        from kyomei.stages.demo import demo, demo_recipe
+
+        run = Run.create(folder, demo_recipe(seed), resume=not overwrite, overwrite=overwrite)
+        with run.lock():
+            result = demo(run, watcher, "kyomei demo")
+            _show_evidence(run, as_json)
+        watcher.note(f"report: {result['report']}")
+
+
+@app.command("harvest")
+def harvest_command(
+    folder: RunFolder,
+    recipe: RecipeFile = None,
+    model: ModelName = None,
+    text: Text = None,
+    site: Sites = None,
+    tokens: NumTokens = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Model and text to activation shards, split by document into replicas and evidence."""
+    source = {"source.model": model, "source.text": text, "source.sites": site, "source.num_tokens": tokens}
+    with _verb(threads) as watcher:
+        from kyomei.stages.harvest import harvest_run
+
+        run = _create(folder, recipe, settings, {**source, "seed": seed, "device": device, "dtype": dtype}, resume, overwrite)
+        with run.lock():
+            facts = harvest_run(run, watcher)
+        rows = [(part, f"{v['rows']:,}", _dropped(v)) for part, v in facts["parts"].items()]
+        _print(facts, as_json, f"{facts['site']}, {facts['dim']} wide", ("part", "rows", "dropped"), rows)
+
+
+@app.command("train")
+def train_command(
+    folder: RunFolder,
+    recipe: RecipeFile = None,
+    model: ModelName = None,
+    text: Text = None,
+    site: Sites = None,
+    tokens: NumTokens = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Dictionaries of every replica and of the Gaussian null; harvests first where that is not done."""
+    source = {"source.model": model, "source.text": text, "source.sites": site, "source.num_tokens": tokens}
+    with _verb(threads) as watcher:
+        from kyomei.stages.demo import train_run
+
+        run = _create(folder, recipe, settings, {**source, "seed": seed, "device": device, "dtype": dtype}, resume, overwrite)
+        with run.lock():
+            facts = train_run(run, watcher)
+        rows = [
+            (f"{arm['folder']}/{i}", arm["mechanism"], str(v["width"]), str(v.get("directions", "–")))
+            for arm in facts["arms"]
+            for i, v in enumerate(arm["replicas"])
+        ]
+        _print(facts, as_json, str(folder), ("dictionary", "mechanism", "width", "directions"), rows)
+
+
+@app.command("measure")
+def measure_command(folder: RunFolder, threads: Threads = None, as_json: AsJson = False) -> None:
+    """Every number of a trained run beside its null, on documents that no replica saw."""
+    with _verb(threads) as watcher:
+        from kyomei.stages.demo import measure_own
+
+        run = Run.open(folder)
+        with run.lock():
+            measure_own(run, watcher)
+            _show_evidence(run, as_json)
+
+
+@app.command("report")
+def report_command(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Write report.html from a run's evidence."""
+    with _verb(None):
+        from kyomei.stages.report import report_run
+
+        run = Run.open(folder)
+        with run.lock():
+            path = report_run(run, f"kyomei train {folder}")
+        _print({"report": str(path)}, as_json, "report", ("file",), [(str(path),)])
+
+
+@app.command("planted")
+def planted_command(
+    features: Annotated[int, typer.Option(help="True features n.")] = 128,
+    dim: Annotated[int, typer.Option(help="Dimensions d.")] = 42,
+    active: Annotated[str, typer.Option(help="Active features in a row; '3,20' mixes both equally.")] = "3,20",
+    rows: Annotated[int, typer.Option(help="Rows to draw.")] = 50_000,
+    noise: Annotated[float, typer.Option(help="Mean noise norm over mean row norm.")] = 0.0,
+    frequency: Annotated[str, typer.Option(help="uniform or zipf.")] = "uniform",
+    coefficient: Annotated[str, typer.Option(help="constant or uniform.")] = "constant",
+    recipe: RecipeFile = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    device: Device = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Plant features, then try to find them: recovery beside that of random directions."""
+    with _verb(threads) as watcher:
+        from kyomei.stages.planted import recover_planted
+
+        chosen = _recipe(recipe, settings, {"seed": seed, "device": device})
+        options = {"noise": noise, "frequency": frequency, "coefficient": coefficient}
+        facts = recover_planted(features, dim, _active(active), rows, options, chosen, watcher)
+        shown = [
+            (name, str(v["n_vectors"]), *(f"{v[k]:.3f}" for k in ("frr_0.8", "frr_0.9", "monosemantic_0.9", "mcc")))
+            for name, v in facts["recovery"].items()
+        ]
+        header = ("vectors", "count", "FRR 0.8", "FRR 0.9", "within 0.9", "MCC")
+        title = f"{features} features in {dim} dimensions; estimated {facts['n_features']} {facts['interval']}"
+        _print(facts, as_json, title, header, shown)
+
+
+def main() -> None:
+    """Entry point: user errors become one message and exit code 2, a stop by signal 130."""
+    app()
+
+
+@contextlib.contextmanager
+def _verb(threads: int | None) -> Iterator[Watcher]:
+    """Threads, signals, progress and errors of one verb."""
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        from kyomei.stages.watcher import watching
+
+        with watching() as watcher:
+            import torch
+
+            if threads is not None:
+                torch.set_num_threads(threads)
+            watcher.note(f"kyomei {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+            began = time.monotonic()
+            yield watcher
+            watcher.note(f"{time.monotonic() - began:.1f} seconds")
+    except Interrupted as error:
+        typer.echo(f"kyomei: {error}", err=True)
+        raise typer.Exit(130) from error
+    except KyomeiError as error:
+        typer.echo(f"kyomei: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+def _recipe(path: Path | None, settings: list[str] | None, options: dict[str, Any]) -> Recipe:
+    """The file's recipe, then --set, then the named options."""
+    recipe = Recipe() if path is None else Recipe.read(path)
+    dotted: dict[str, Any] = {}
+    for setting in settings or ():
+        key, separator, value = setting.partition("=")
+        if not separator:
+            raise RecipeError("key=value after --set", f"'{setting}'", "write for instance --set train.steps=500")
+        dotted[key] = yaml.safe_load(value)
+    return recipe.with_values({**dotted, **{key: value for key, value in options.items() if value not in (None, [])}})
+
+
+def _create(
+    folder: Path, path: Path | None, settings: list[str] | None, options: dict[str, Any], resume: bool, overwrite: bool
+) -> Run:
+    """A new run, or the one that is there: resumed without options it keeps its own recipe."""
+    asked = path is not None or settings or any(value not in (None, []) for value in options.values())
+    if resume and not asked and (folder / "manifest.json").exists():
+        return Run.open(folder)
+    return Run.create(folder, _recipe(path, settings, options), resume=resume, overwrite=overwrite)
+
+
+def _active(text: str) -> int | tuple[int, ...]:
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise RecipeError("--active as 5 or 3,20", f"'{text}'", "give whole numbers") from error
+    return counts[0] if len(counts) == 1 else counts
+
+
+def _dropped(values: dict[str, Any]) -> str:
+    return ", ".join(f"{v:,} {k.removeprefix('dropped_')}" for k, v in values.items() if k != "rows") or "0"
+
+
+def _show_evidence(run: Run, as_json: bool) -> None:
+    from kyomei.stages.report import evidence_rows
+    from kyomei.views.report import format_number
+
+    evidence = run.read_json("evidence.json")
+    rows = [
+        (row.figure, *("" if v is None else format_number(v) for v in (row.value, row.spread, row.null)))
+        for row in evidence_rows(evidence)
+    ]
+    _print(evidence, as_json, str(run.folder), ("figure", "value", "over replicas", "null"), rows)
+
+
+def _print(facts: Any, as_json: bool, title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """One JSON object, or one table, on standard output."""
+    if as_json:
+        typer.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(file=sys.stdout).print(table)

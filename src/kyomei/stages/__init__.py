@@ -1,0 +1,1 @@
+"""One file per verb: each strings rooms together and reads and writes a run's folder."""

@@ -1,0 +1,98 @@
+"""Text and a language model to activation shards, one part per replica and one for evidence."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import torch
+
+from kyomei.config import Recipe
+from kyomei.errors import DataError
+from kyomei.learning.fit import choose_device
+from kyomei.runs import Run
+from kyomei.source.harvest import harvest
+from kyomei.source.model import LanguageModel
+from kyomei.source.shards import ShardFolder
+from kyomei.source.text import Tokens, pack, read_documents, split_documents
+from kyomei.stages.watcher import Watcher
+
+STAGE = "harvest"
+
+
+def part_names(recipe: Recipe) -> list[str]:
+    """Names of the parts of the documents, replicas first."""
+    return [f"replica-{i}" for i in range(recipe.source.replicas)] + ["evidence"]
+
+
+def harvest_run(run: Run, watcher: Watcher) -> dict[str, Any]:
+    """Tokens and activations of every part; what is complete is kept.
+
+    Returns:
+        Facts for the summary: sites, rows and dropped rows of each part.
+    """
+    recipe = run.recipe
+    if not run.done(STAGE):
+        model = load_model(recipe)
+        sites = recipe.source.sites or (model.default_site(),)
+        watcher.note(f"{model.name}: {', '.join(sites)} ({recipe.source.side}) on {model.device}, {recipe.dtype}")
+        tokens = _tokens(run, model)
+        for part, packed in tokens.items():
+            with watcher.progress(f"harvest {part}") as progress:
+                shards = harvest(
+                    model, packed, run.path(f"activations/{part}"), recipe.source, stop=watcher.stop, progress=progress
+                )
+            run.record(f"tokens/{part}", *(f"activations/{part}/{site}" for site in shards))
+        run.note(sites=list(sites), split={part: [d.name for d in packed.documents] for part, packed in tokens.items()})
+        run.finish(STAGE)
+    return summary(run)
+
+
+def load_model(recipe: Recipe) -> LanguageModel:
+    """The recipe's language model, on the device and in the precision it asks for."""
+    dtype = torch.bfloat16 if recipe.dtype == "bfloat16" else torch.float32
+    device = choose_device(recipe.device)
+    return LanguageModel.load(recipe.source.model, revision=recipe.source.revision, device=device, dtype=dtype)
+
+
+def site_of(run: Run) -> str:
+    """The site whose activations the run learns from: the first one harvested."""
+    site: str = run.manifest["sites"][0]
+    return site
+
+
+def activations(run: Run, part: str, *, verify: bool = True) -> ShardFolder:
+    """The shards of a part at the run's site."""
+    return ShardFolder(run.path(f"activations/{part}/{site_of(run)}"), verify=verify)
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """Rows and dropped rows of each part."""
+    facts: dict[str, Any] = {"site": site_of(run), "parts": {}}
+    for part in part_names(run.recipe):
+        shards = activations(run, part, verify=False)
+        facts["dim"] = shards.dim
+        facts["parts"][part] = {"rows": shards.num_rows, **{k: v for k, v in shards.meta.items() if k.startswith("dropped")}}
+    return facts
+
+
+def _tokens(run: Run, model: LanguageModel) -> dict[str, Tokens]:
+    """Packed windows of every part, read back if an earlier attempt wrote them."""
+    source = run.recipe.source
+    names = part_names(run.recipe)
+    if all(run.path(f"tokens/{part}/index.json").exists() for part in names):
+        return {part: Tokens.load(run.path(f"tokens/{part}")) for part in names}
+    documents = list(read_documents(source.text, source.text_field, model.tokenizer))
+    parts = split_documents(documents, source.replicas, source.evidence_share, run.recipe.seed)
+    share = {part: (1 - source.evidence_share) / source.replicas for part in names} | {"evidence": source.evidence_share}
+    packed = {}
+    for part in names:
+        try:
+            packed[part] = pack(parts[part], model.tokenizer, source.context, max(1, round(source.num_tokens * share[part])))
+        except DataError as error:
+            found = f"{error.found}, in part '{part}' of {len(documents)} documents"
+            raise DataError(error.expected, found, error.do) from error
+        folder = run.path(f"tokens/{part}")
+        shutil.rmtree(folder, ignore_errors=True)
+        packed[part].save(folder)
+    return packed

@@ -1,0 +1,141 @@
+"""Directions and dictionaries of every replica, of baselines and of nulls, by one procedure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kyomei.config import Recipe
+from kyomei.dictionary.formats import load
+from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.evidence.controls import GaussianSurrogate
+from kyomei.learning.checkpoint import list_checkpoints, step_of
+from kyomei.learning.covariance import Whitening
+from kyomei.learning.fit import choose_device, fit, starts_from_resonance
+from kyomei.learning.resonance import Directions, resonate
+from kyomei.runs import Run
+from kyomei.sinks import JsonlSink
+from kyomei.source.shards import Rows
+from kyomei.stages.harvest import activations
+from kyomei.stages.watcher import Watcher
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One mechanism on one kind of data, in several replicas that differ in documents and seed.
+
+    Attributes:
+        folder: in the run's folder; replica i is `folder/i`.
+        recipe: what is trained.
+        replicas: how many.
+        surrogate: whether rows are Gaussian ones with the replica's mean and covariance.
+    """
+
+    folder: str
+    recipe: Recipe
+    replicas: int
+    surrogate: bool = False
+
+    def path(self, run: Run, replica: int) -> Path:
+        return run.path(f"{self.folder}/{replica}")
+
+    def stage(self, replica: int) -> str:
+        return f"train {self.folder}/{replica}"
+
+    def dictionary(self, run: Run, replica: int) -> SparseAutoencoder:
+        return load(self.path(run, replica))
+
+    def directions(self, run: Run, replica: int) -> Directions | None:
+        """The replica's resonant directions; none for a mechanism that starts at random."""
+        path = self.path(run, replica) / "directions.safetensors"
+        return Directions.load(path) if path.exists() else None
+
+
+def main_arm(run: Run) -> Arm:
+    """The run's own dictionaries: replicas/0 is the one that ships."""
+    return Arm("replicas", run.recipe, run.recipe.source.replicas)
+
+
+def null_arm(arm: Arm, name: str) -> Arm:
+    """The same procedure on Gaussian surrogates, two replicas; its directions are kept however unstable they are."""
+    return Arm(f"controls/gaussian/{name}", arm.recipe.with_values({"resonance.min_stability": -1}), 2, surrogate=True)
+
+
+def replica_seed(seed: int, replica: int, *, surrogate: bool = False) -> int:
+    """Seed of one replica; nulls draw from streams of their own."""
+    return int(np.random.SeedSequence([seed, replica, int(surrogate)]).generate_state(1)[0])
+
+
+def train_arm(run: Run, arm: Arm, watcher: Watcher) -> dict[str, Any]:
+    """Train what is missing of an arm.
+
+    Returns:
+        Facts for the summary: width and number of directions of each replica.
+    """
+    facts = []
+    for replica in range(arm.replicas):
+        if not run.done(arm.stage(replica)):
+            _train_replica(run, arm, replica, watcher)
+            run.record(*(path for path in arm.path(run, replica).iterdir() if path.is_file()))
+            run.finish(arm.stage(replica))
+        directions = arm.directions(run, replica)
+        found = {} if directions is None else {"directions": len(directions), "n_features": directions.n_features}
+        facts.append({"width": arm.dictionary(run, replica).width, **found})
+    return {"folder": arm.folder, "mechanism": arm.recipe.mechanism.name, "replicas": facts}
+
+
+def rows_of(run: Run, arm: Arm, replica: int) -> Rows:
+    """The rows that a replica of an arm learns from."""
+    rows = activations(run, f"replica-{replica}")
+    if not arm.surrogate:
+        return rows
+    white = Whitening.fit(rows)
+    covariance = white.backward @ white.backward
+    seed = replica_seed(arm.recipe.seed, replica, surrogate=True)
+    return GaussianSurrogate(covariance, white.mean, num_rows=rows.num_rows, seed=seed)
+
+
+def _train_replica(run: Run, arm: Arm, replica: int, watcher: Watcher) -> None:
+    folder = arm.path(run, replica)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = rows_of(run, arm, replica)
+    seed = replica_seed(arm.recipe.seed, replica, surrogate=arm.surrogate)
+    directions = _directions(arm, rows, folder / "directions.safetensors", seed, f"{arm.folder}/{replica}", watcher)
+    saved = list_checkpoints(folder)
+    sink = JsonlSink(folder / "events.jsonl", last_step=step_of(saved[-1]) if saved else 0)
+    try:
+        with watcher.progress(f"train {arm.folder}/{replica}") as progress:
+            sae = fit(
+                rows,
+                arm.recipe,
+                seed=seed,
+                directions=directions,
+                folder=folder,
+                resume=True,
+                sink=sink,
+                stop=watcher.stop,
+                progress=progress,
+            )
+    finally:
+        sink.close()
+    sae.save(folder)
+
+
+def _directions(arm: Arm, rows: Rows, path: Path, seed: int, label: str, watcher: Watcher) -> Directions | None:
+    if not starts_from_resonance(arm.recipe):
+        return None
+    if path.exists():
+        return Directions.load(path)
+    with watcher.progress(f"resonance {label}") as progress:
+
+        def frequency_done(done: int, total: int) -> None:
+            progress(done, total)
+            watcher.leave_if_asked("resonance")
+
+        device = choose_device(arm.recipe.device)
+        directions = resonate(rows, seed=seed, recipe=arm.recipe.resonance, device=device, progress=frequency_done)
+    directions.save(path)
+    return directions

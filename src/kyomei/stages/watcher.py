@@ -1,0 +1,67 @@
+"""What a stage needs of its surroundings: whether to stop, and where to show progress."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Task as RichTask
+from rich.text import Text
+
+from kyomei.errors import Interrupted
+from kyomei.runs import interruptible
+
+
+class _Rate(TextColumn):
+    """Items a second."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: RichTask) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "–/s", style="dim")
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Progress on the terminal and the wish to stop.
+
+    Attributes:
+        stop: true once the user asked for a stop.
+        console: where progress and notes go; never standard output, which belongs to results.
+    """
+
+    stop: Callable[[], bool]
+    console: Console
+
+    def note(self, message: str) -> None:
+        """Say what is going on."""
+        self.console.print(message, highlight=False, markup=False)
+
+    @contextlib.contextmanager
+    def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar with rate and remaining time; yields what to call with (done, in all)."""
+        label_and_bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        columns = (*label_and_bar, _Rate(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=not self.console.is_terminal) as bar:
+            task = bar.add_task(label, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+    def leave_if_asked(self, what: str) -> None:
+        """Raise between two steps of work that has no checkpoints of its own.
+
+        Raises:
+            Interrupted: the user asked for a stop.
+        """
+        if self.stop():
+            raise Interrupted(f"{what} to finish", "a signal to stop", "run again with --resume: finished stages are kept")
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Watcher]:
+    """A watcher on standard error that takes SIGINT and SIGTERM as a wish to stop."""
+    with interruptible() as stop:
+        yield Watcher(stop, Console(stderr=True))

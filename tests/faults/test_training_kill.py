@@ -1,0 +1,90 @@
+"""Training killed by SIGKILL at random moments and resumed gives the bytes of an undisturbed training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from kyomei.config import TrainRecipe
+from kyomei.dictionary.mechanisms import GBA, geometric_targets
+from kyomei.learning.trainer import random_start, train
+from kyomei.source.shards import TensorRows
+
+folder = Path(sys.argv[1])
+x = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
+sae = train(
+    random_start(64, 16, 0, tied=True),
+    GBA(*geometric_targets(64, 4, 0.3, 0.05), adapt_every=3),
+    TensorRows(x),
+    TrainRecipe(steps=STEPS, batch_rows=64, checkpoint_every=2),
+    seed=0,
+    folder=folder,
+    progress=lambda done, steps: print(done, flush=True),
+    resume=True,
+)
+sae.save(folder)
+"""
+STEPS, KILLS = 200, 5
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    script = SCRIPT.replace("STEPS", str(STEPS))
+    return subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True)
+
+
+def finish(folder: Path) -> None:
+    process = start(folder)
+    process.communicate(timeout=300)
+    assert process.returncode == 0
+
+
+def kill_in_training(folder: Path, moment: random.Random) -> int:
+    """Kill a training a few steps after it started; returns the last step it reported."""
+    process = start(folder)
+    assert process.stdout is not None
+    last = 0
+    for _ in range(moment.randint(1, 20)):
+        last = int(process.stdout.readline())
+    time.sleep(moment.uniform(0, 0.01))
+    process.kill()
+    reported = process.stdout.read().split()
+    assert process.wait() == -9
+    return int(reported[-1]) if reported else last
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every tensor's bytes, read without the code under test."""
+    found = {}
+    for path in (folder / "sae.safetensors", folder / "checkpoints" / f"step-{STEPS:08d}" / "tensors.safetensors"):
+        payload = path.read_bytes()
+        length = int.from_bytes(payload[:8], "little")
+        for name, entry in json.loads(payload[8 : 8 + length]).items():
+            if name != "__metadata__":
+                first, last = entry["data_offsets"]
+                found[f"{path.name}:{name}"] = hashlib.sha256(payload[8 + length + first : 8 + length + last]).hexdigest()
+    return found
+
+
+@pytest.mark.slow
+def test_killed_training_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    finish(tmp_path / "undisturbed")
+    moment = random.Random(0)
+    reached = [kill_in_training(tmp_path / "killed", moment) for _ in range(KILLS)]
+    assert max(reached) < STEPS, "every kill came before the end"
+    assert max(reached) > reached[0], "killed trainings went on from one another"
+    finish(tmp_path / "killed")
+    expected = digests(tmp_path / "undisturbed")
+    assert len(expected) > 10
+    assert digests(tmp_path / "killed") == expected

@@ -1,0 +1,419 @@
+"""Training: the step against a slow one, exactness, and what it refuses."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from kyomei.config import TrainRecipe
+from kyomei.dictionary.mechanisms import BA, GBA, L1, BatchTopK, Mechanism, TopK, geometric_targets
+from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.errors import DataError, Interrupted, RecipeError, RunError, TrainingError
+from kyomei.learning.checkpoint import list_checkpoints
+from kyomei.learning.trainer import NonFiniteError, Normalisation, Start, learning_rate, random_start, train
+from kyomei.source.shards import BatchOrder, TensorRows
+
+WIDTH, DIM = 20, 10
+PARTS = ("encoder", "decoder", "threshold", "center")
+
+
+def data(rows: int = 600, offset: float = 3.0) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    features = normalize(torch.randn(12, DIM, generator=generator), dim=1)
+    active = torch.rand(rows, 12, generator=generator).argsort(dim=1) < 2
+    return 5 * active.float() @ features + offset
+
+
+def recipe(**values: Any) -> TrainRecipe:
+    return TrainRecipe.model_validate({"steps": 12, "batch_rows": 50, "warmup_steps": 3, "checkpoint_every": 4, **values})
+
+
+def gba() -> GBA:
+    return GBA(*geometric_targets(WIDTH, 4, 0.3, 0.05), gamma_down=0.05, adapt_every=3)
+
+
+def start(tied: bool = True, held: int = 0) -> Start:
+    made = random_start(WIDTH, DIM, 7, tied)
+    return Start(made.encoder, made.decoder, torch.arange(WIDTH) < held)
+
+
+class Events:
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, dict[str, float]]] = []
+
+    def event(self, step: int, **values: float) -> None:
+        self.seen.append((step, values))
+
+
+class BrokenRows(TensorRows):  # type: ignore[misc]  # final for users; a test may break it
+    """Rows of which some turn out not to be finite only once training reads them."""
+
+    broken: tuple[int, ...] = ()
+
+    def read(self, index: np.ndarray[Any, Any]) -> Tensor:
+        x = super().read(index).clone()
+        x[torch.from_numpy(np.isin(index, self.broken))] = torch.nan
+        return x
+
+
+def assert_same(a: SparseAutoencoder, b: SparseAutoencoder) -> None:
+    for name in PARTS:
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+# The step
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_training_equals_a_plain_loop_over_the_formula(optimizer: str) -> None:
+    x, mechanism = data().double(), L1(WIDTH, 0.02)
+    settings = recipe(optimizer=optimizer, weight_decay=0.1, clip=0.05, steps=9)
+    ours = train(start(tied=False), mechanism, TensorRows(x), settings, seed=3, dtype=torch.float64)
+    rows = TensorRows(x).read(np.arange(len(x))).double()
+    mean = rows.mean(dim=0)
+    scale = float((rows - mean).square().sum(dim=1).mean().sqrt())
+    encoder, decoder = start(tied=False).encoder.double(), start(tied=False).encoder.double()
+    centre, bias = torch.zeros(DIM).double(), torch.zeros(WIDTH).double()
+    parameters = [tensor.requires_grad_(True) for tensor in (encoder, decoder, centre, bias)]
+    moments = [(torch.zeros_like(tensor), torch.zeros_like(tensor)) for tensor in parameters]
+    for step in range(9):
+        batch = (rows[BatchOrder(len(rows), 50, 3).indices(step)] - mean) / scale
+        z = ((batch - centre) @ encoder.T + bias).relu()
+        loss = (0.5 * ((z @ decoder + centre - batch) ** 2).sum() + 0.02 * z.sum()) / len(batch)
+        gradients = torch.autograd.grad(loss, parameters)
+        norm = float(torch.cat([gradient.flatten() for gradient in gradients]).norm())
+        assert norm > 0.05  # clipping is at work
+        with torch.no_grad():
+            for parameter, gradient, (first, second) in zip(parameters, gradients, moments, strict=True):
+                gradient = gradient * 0.05 / (norm + 1e-6)
+                lr = learning_rate(settings, step)
+                if optimizer == "adamw" and parameter.ndim == 2:
+                    parameter -= lr * 0.1 * parameter
+                first += 0.1 * (gradient - first)
+                second += 0.001 * (gradient**2 - second)
+                root = (second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
+                parameter -= lr * first / (1 - 0.9 ** (step + 1)) / root
+            decoder /= decoder.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(ours.encoder, encoder.detach(), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(ours.decoder, decoder.detach(), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(ours.threshold, -scale * bias.detach(), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(ours.center, mean + scale * centre.detach(), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_decoder_rows_keep_unit_norm_and_the_start_is_not_touched(tied: bool) -> None:
+    given = start(tied)
+    before = given.encoder.clone()
+    sae = train(given, gba(), TensorRows(data()), recipe(optimizer="adamw", weight_decay=0.5), seed=0)
+    assert sae.tied == tied
+    torch.testing.assert_close(sae.decoder.norm(dim=1), torch.ones(WIDTH))
+    assert torch.equal(given.encoder, before) and not torch.equal(sae.encoder, before)
+    assert not any(getattr(sae, name).requires_grad for name in PARTS)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_held_encoders_stay_to_the_bit_and_the_rest_trains(tied: bool) -> None:
+    given = start(tied, held=6)
+    sae = train(given, gba(), TensorRows(data()), recipe(optimizer="adamw", weight_decay=0.5), seed=0)
+    expected = normalize(given.encoder, dim=1) if tied else given.encoder
+    assert torch.equal(sae.encoder[:6], expected[:6])
+    assert bool((sae.encoder[6:] != expected[6:]).any(dim=1).all())
+    if not tied:
+        assert bool((sae.decoder[:6] != expected[:6]).any(dim=1).any())
+
+
+def test_biases_adapt_every_so_many_steps_and_get_no_gradient() -> None:
+    mechanism = gba()
+    seen: list[Tensor] = []
+    train(
+        start(),
+        mechanism,
+        TensorRows(data()),
+        recipe(),
+        seed=0,
+        progress=lambda done, steps: seen.append(mechanism.bias.clone()),
+    )
+    moved = [not torch.equal(before, after) for before, after in zip([torch.zeros(WIDTH), *seen], seen, strict=False)]
+    assert moved == [step % 3 == 0 for step in range(1, 13)]
+
+
+def test_zero_steps_fold_the_start() -> None:
+    x = data()
+    sae = train(start(), TopK(WIDTH, 3), TensorRows(x), recipe(steps=0), seed=0)
+    torch.testing.assert_close(sae.center, x.mean(dim=0))
+    torch.testing.assert_close(sae.encoder, start().encoder)
+
+
+def test_bfloat16_multiplies_coarsely_but_keeps_float32_weights() -> None:
+    coarse = train(start(), gba(), TensorRows(data()), recipe(), seed=0, dtype=torch.bfloat16)
+    fine = train(start(), gba(), TensorRows(data()), recipe(), seed=0)
+    assert coarse.encoder.dtype == torch.float32
+    assert not torch.equal(coarse.encoder, fine.encoder)
+    assert float((coarse.encoder - fine.encoder).abs().max()) < 0.05
+
+
+def test_learning_rate_warms_up_stays_and_decays() -> None:
+    settings = recipe(steps=100, warmup_steps=10, decay_share=0.2, lr=1.0)
+    rates = [learning_rate(settings, step) for step in range(100)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10:81] == [1.0] * 71
+    assert rates[80:] == pytest.approx([(100 - step) / 20 for step in range(80, 100)])
+    assert learning_rate(recipe(decay_share=0.0, warmup_steps=0), 11) == recipe().lr
+
+
+# Normalisation
+
+
+def test_normalisation_gives_unit_mean_square_norm_despite_a_large_offset() -> None:
+    x = data(offset=10_000.0)
+    normalisation = Normalisation.measure(TensorRows(x))
+    exact = x.double()
+    torch.testing.assert_close(normalisation.mean, exact.mean(dim=0), rtol=1e-12, atol=1e-9)
+    xn = normalisation.apply(exact)
+    assert float(xn.square().sum(dim=1).mean()) == pytest.approx(1.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("make", [gba, lambda: BatchTopK(WIDTH, 3), lambda: L1(WIDTH, 0.01)])
+def test_scaling_and_shifting_the_input_scales_and_shifts_the_result(make: Any) -> None:
+    x = data().double()
+    plain = train(start(), make(), TensorRows(x), recipe(), seed=0, dtype=torch.float64)
+    moved = train(start(), make(), TensorRows(8 * x - 5), recipe(), seed=0, dtype=torch.float64)
+    torch.testing.assert_close(moved.encoder, plain.encoder, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(moved.threshold, 8 * plain.threshold, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(moved(8 * x - 5), 8 * plain(x) - 5, rtol=1e-3, atol=1e-2)
+
+
+# Events
+
+
+def test_events_agree_with_the_trained_autoencoder() -> None:
+    x, sink = data(), Events()
+    settings = recipe(batch_rows=600, log_every=5, decay_share=0.0)
+    train(start(), gba(), TensorRows(x), settings, seed=0, sink=sink)
+    assert [step for step, _ in sink.seen] == [5, 10, 12]
+    before_last = recipe(batch_rows=600, log_every=5, steps=11, decay_share=0.0)
+    sae = train(start(), gba(), TensorRows(x), before_last, seed=0)
+    last = sink.seen[-1][1]
+    assert set(last) == {"loss", "fvu", "l0", "dead", "lr", "rows_per_second"}
+    fvu = float((sae(x) - x).square().sum() / (x - x.mean(dim=0)).square().sum())
+    assert last["fvu"] == pytest.approx(fvu, rel=1e-3)
+    assert last["loss"] == pytest.approx(fvu / 2, rel=1e-3)
+    assert last["l0"] == pytest.approx(float((sae.encode(x) > 0).sum(dim=1).float().mean()), rel=1e-3)
+    assert last["lr"] == settings.lr and last["rows_per_second"] > 0
+
+
+def test_dead_share_counts_latents_silent_since_the_last_event() -> None:
+    sink = Events()
+    mechanism = BA(WIDTH, 0.3, bias=torch.where(torch.arange(WIDTH) < 5, -1.0, 0.0), adapt_every=1000)
+    train(start(), mechanism, TensorRows(data()), recipe(log_every=4, lr=1e-6), seed=0, sink=sink)
+    assert [values["dead"] for _, values in sink.seen] == [pytest.approx(5 / WIDTH)] * 3
+
+
+def test_logging_does_not_change_training() -> None:
+    silent = train(start(), gba(), TensorRows(data()), recipe(), seed=0)
+    assert_same(silent, train(start(), gba(), TensorRows(data()), recipe(log_every=1), seed=0, sink=Events()))
+
+
+# Exactness
+
+
+def test_the_seed_alone_decides_the_bytes() -> None:
+    first, again, other = (train(start(), gba(), TensorRows(data()), recipe(), seed=seed) for seed in (1, 1, 2))
+    assert_same(first, again)
+    assert not torch.equal(first.encoder, other.encoder)
+    assert torch.equal(random_start(4, 3, 5, True).encoder, random_start(4, 3, 5, True).encoder)
+    assert not torch.equal(random_start(4, 3, 5, True).encoder, random_start(4, 3, 6, True).encoder)
+
+
+def make_all() -> dict[str, Mechanism]:
+    return {"gba": gba(), "topk": TopK(WIDTH, 3), "batchtopk": BatchTopK(WIDTH, 3), "l1": L1(WIDTH, 0.02)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["gba", "topk", "batchtopk", "l1"])
+@pytest.mark.parametrize("stop_after", [0, 1, 4, 7])
+def test_a_stopped_training_resumes_to_the_same_bytes(tmp_path: Path, name: str, stop_after: int, dtype: torch.dtype) -> None:
+    tied = name == "gba"
+    settings = recipe(optimizer="adamw", weight_decay=0.01, log_every=5)
+    whole_events, events = Events(), Events()
+    rows = TensorRows(data())
+    whole = train(start(tied, 3), make_all()[name], rows, settings, seed=0, dtype=dtype, sink=whole_events)
+    done: list[int] = []
+    options: dict[str, Any] = {"seed": 0, "dtype": dtype, "folder": tmp_path, "sink": events}
+    with pytest.raises(Interrupted, match=rf"12 training steps.*after {stop_after}, saved in .*kyomei train --resume"):
+        train(
+            start(tied, 3),
+            make_all()[name],
+            rows,
+            settings,
+            stop=lambda: len(done) >= stop_after,
+            progress=lambda step, steps: done.append(step),
+            **options,
+        )
+    assert list_checkpoints(tmp_path)[-1].name == f"step-{stop_after:08d}"
+    resumed = train(start(tied, 3), make_all()[name], rows, settings, resume=True, **options)
+    assert_same(whole, resumed)
+    timeless = [[(step, {**values, "rows_per_second": 0}) for step, values in sink.seen] for sink in (whole_events, events)]
+    assert timeless[0] == timeless[1]
+
+
+def test_resuming_what_is_finished_gives_it_again_without_a_step(tmp_path: Path) -> None:
+    rows = TensorRows(data())
+    first = train(start(), gba(), rows, recipe(), seed=0, folder=tmp_path)
+    steps: list[int] = []
+    again = train(
+        start(), gba(), rows, recipe(), seed=0, folder=tmp_path, resume=True, progress=lambda done, all_: steps.append(done)
+    )
+    assert_same(first, again)
+    assert steps == []
+
+
+class NoisyRows(TensorRows):  # type: ignore[misc]  # final for users; a test may extend it
+    """Rows that draw from every process-wide generator when they are read."""
+
+    def read(self, index: np.ndarray[Any, Any]) -> Tensor:
+        noise = torch.randn(DIM) + float(np.random.standard_normal()) + random.gauss(0, 1)
+        return super().read(index) + 0.1 * noise
+
+
+def seed_everything() -> None:
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+
+
+def test_process_wide_generators_are_resumed_too(tmp_path: Path) -> None:
+    seed_everything()
+    rows = NoisyRows(data())
+    whole = train(start(), gba(), rows, recipe(), seed=0)
+    seed_everything()
+    done: list[int] = []
+    with pytest.raises(Interrupted):
+        train(
+            start(),
+            gba(),
+            rows,
+            recipe(),
+            seed=0,
+            folder=tmp_path,
+            stop=lambda: len(done) == 7,
+            progress=lambda step, steps: done.append(step),
+        )
+    torch.manual_seed(99)
+    assert_same(whole, train(start(), gba(), rows, recipe(), seed=0, folder=tmp_path, resume=True))
+
+
+# Refusals
+
+
+def broken_rows(*broken: int) -> BrokenRows:
+    rows = BrokenRows(data())
+    rows.broken = broken
+    return rows
+
+
+def test_a_non_finite_batch_stops_before_anything_moves(tmp_path: Path) -> None:
+    step = 6
+    bad = int(BatchOrder(600, 50, 0).indices(step)[17])
+    mechanism = gba()
+    biases: list[Tensor] = []
+    with pytest.raises(
+        NonFiniteError, match=rf"finite loss and gradient.*loss nan.*step 6, whose input rows {bad} are not"
+    ) as caught:
+        train(
+            start(),
+            mechanism,
+            broken_rows(bad),
+            recipe(),
+            seed=0,
+            folder=tmp_path,
+            progress=lambda done, steps: biases.append(mechanism.bias.clone()),
+        )
+    assert isinstance(caught.value, TrainingError)
+    assert caught.value.step == step
+    assert caught.value.rows.tolist() == BatchOrder(600, 50, 0).indices(step).tolist()
+    assert torch.equal(mechanism.bias, biases[-1]) and len(biases) == step
+    repaired = train(start(), gba(), broken_rows(), recipe(), seed=0, folder=tmp_path, resume=True)
+    assert_same(repaired, train(start(), gba(), TensorRows(data()), recipe(), seed=0))
+
+
+def test_weights_stay_as_they_were_when_the_loss_overflows(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kyomei.learning import trainer
+
+    kept: list[Any] = []
+    original = trainer._Training.step
+
+    def spying(self: Any, x: Tensor, step: int, rows: Any) -> Any:
+        kept[:] = [self, [tensor.detach().clone() for tensor in self.parameters]]
+        return original(self, x * (1e30 if step == 5 else 1), step, rows)
+
+    monkeypatch.setattr(trainer._Training, "step", spying)
+    with pytest.raises(NonFiniteError, match=r"loss inf.*step 5, over rows \d+, .* and 42 more.*Lower train.lr"):
+        train(start(), gba(), TensorRows(data()), recipe(), seed=0)
+    training, before = kept
+    assert all(torch.equal(tensor.detach(), old) for tensor, old in zip(training.parameters, before, strict=True))
+
+
+def test_an_infinite_gradient_alone_is_enough() -> None:
+    class Spike(TopK):  # type: ignore[misc]  # final for users; a test may break it
+        def activate(self, pre: Tensor) -> tuple[Tensor, Tensor]:
+            z, _ = super().activate(pre)
+            return z, (pre - pre.detach()).clamp_min(0).sqrt().sum()  # value 0, gradient infinite
+
+    with pytest.raises(NonFiniteError, match=r"gradient norm (nan|inf)"):
+        train(start(), Spike(WIDTH, 3), TensorRows(data()), recipe(), seed=0)
+
+
+def test_normalisation_names_a_row_that_is_not_finite() -> None:
+    rows = TensorRows(data(9000))
+    x = rows._tensor
+    x[8207, 3] = torch.inf  # after TensorRows looked
+    with pytest.raises(DataError, match="row 8207"):
+        Normalisation.measure(rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"rows": data(DIM - 1)}, DataError, r"as many rows as dimensions \(10\).*9 rows"),
+        ({"rows": data()[:, :4]}, DataError, "dimension 10.*dimension 4"),
+        ({"rows": torch.full((50, DIM), 0.1)}, DataError, "50 rows that are all equal"),
+        ({"mechanism": TopK(WIDTH + 1, 3)}, RecipeError, "width 20.*mechanism of 21"),
+        ({"start": Start(torch.zeros(WIDTH, DIM), torch.zeros(WIDTH, 3), torch.zeros(WIDTH) > 0)}, RecipeError, r"\[20, 3\]"),
+        ({"start": Start(torch.zeros(WIDTH, DIM), None, torch.zeros(3) > 0)}, RecipeError, "hold of 3"),
+        ({"dtype": torch.float16}, RecipeError, "float32, float64 or bfloat16.*float16"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    rows = TensorRows(arguments.get("rows", data()))
+    with pytest.raises(error, match=message):
+        train(
+            arguments.get("start", start()),
+            arguments.get("mechanism", gba()),
+            rows,
+            recipe(),
+            seed=0,
+            dtype=arguments.get("dtype", torch.float32),
+        )
+
+
+def test_checkpoints_of_another_training_are_neither_mixed_nor_overwritten(tmp_path: Path) -> None:
+    rows = TensorRows(data())
+    train(start(), gba(), rows, recipe(), seed=0, folder=tmp_path)
+    with pytest.raises(RunError, match=r"no checkpoints.*--resume.*--overwrite"):
+        train(start(), gba(), rows, recipe(), seed=0, folder=tmp_path)
+    with pytest.raises(RunError, match=r"seed = 0 there, 1 here.*train\.lr = 0\.003 there, 0\.1 here"):
+        train(start(), gba(), rows, recipe(lr=0.1), seed=1, folder=tmp_path, resume=True)
+    train(start(), gba(), rows, recipe(log_every=1, checkpoint_every=1), seed=0, folder=tmp_path, resume=True)
+
+
+def test_a_stop_without_a_folder_says_that_nothing_was_kept() -> None:
+    with pytest.raises(Interrupted, match="no folder for checkpoints"):
+        train(start(), gba(), TensorRows(data()), recipe(), seed=0, stop=lambda: True)
