@@ -38,6 +38,8 @@ class SourceRecipe(Section):
     """Field of .jsonl, .parquet and datasets records that holds the text (or the chat messages)."""
     num_tokens: int = Field(300_000, gt=0)
     """Tokens to harvest, all parts together."""
+    spread: int = Field(8, ge=1)
+    """Windows are taken evenly from this many times as many tokens, where there are so many: more documents are seen."""
     context: int = Field(256, gt=1)
     """Tokens in a window, a leading BOS included."""
     windows_per_batch: int = Field(16, gt=0)
@@ -70,7 +72,7 @@ class ResonanceRecipe(Section):
     merge_cosine: float = Field(0.85, gt=0, lt=1)
     """Neurons above this cosine, in whitened space, are one direction."""
     min_stability: float = Field(0.8, ge=-1, le=1)
-    """Keep a direction when refining it on two halves of the rows gives cosines of at least this; −1 keeps all."""
+    """Keep a direction when two halves of the rows, each after a push, bring it back to within this cosine; −1 keeps all."""
 
 
 class DictionaryRecipe(Section):

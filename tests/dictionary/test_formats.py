@@ -52,6 +52,16 @@ def test_the_same_autoencoder_gives_the_same_bytes_and_no_other_files(tmp_path: 
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["config.json", "sae.safetensors"]
 
 
+def test_a_reader_of_the_old_files_is_not_disturbed(tmp_path: Path) -> None:
+    build().save(tmp_path)
+    for name in ("sae.safetensors", "config.json"):
+        before = (tmp_path / name).read_bytes()
+        with (tmp_path / name).open("rb") as reader:
+            build("topk", tied=True).save(tmp_path)
+            assert reader.read() == before != (tmp_path / name).read_bytes()
+        build().save(tmp_path)
+
+
 def _edit(**values: object) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         path = folder / "config.json"

@@ -129,6 +129,21 @@ def test_held_encoders_stay_to_the_bit_and_the_rest_trains(tied: bool) -> None:
         assert bool((sae.decoder[:6] != expected[:6]).any(dim=1).any())
 
 
+def test_held_encoders_do_not_count_in_the_norm_that_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def spying(parameters: list[Tensor], max_norm: float) -> Tensor:
+        assert parameters[0].grad is not None
+        seen.append(parameters[0].grad.norm(dim=1))
+        return clip(parameters, max_norm)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spying)
+    train(start(tied=False, held=6), gba(), TensorRows(data()), recipe(), seed=0)
+    assert len(seen) == 12
+    assert all(bool((norms[:6] == 0).all()) and bool((norms[6:] > 0).any()) for norms in seen)
+
+
 def test_biases_adapt_every_so_many_steps_and_get_no_gradient() -> None:
     mechanism = gba()
     seen: list[Tensor] = []
@@ -214,6 +229,18 @@ def test_dead_share_counts_latents_silent_since_the_last_event() -> None:
     mechanism = BA(WIDTH, 0.3, bias=torch.where(torch.arange(WIDTH) < 5, -1.0, 0.0), adapt_every=1000)
     train(start(), mechanism, TensorRows(data()), recipe(log_every=4, lr=1e-6), seed=0, sink=sink)
     assert [values["dead"] for _, values in sink.seen] == [pytest.approx(5 / WIDTH)] * 3
+
+
+def test_latents_that_fall_silent_are_dead_from_the_next_event_on() -> None:
+    sink = Events()
+    mechanism = BA(WIDTH, 0.3, adapt_every=1000)
+
+    def silence(done: int, steps: int) -> None:
+        if done == 4:
+            mechanism.bias[:7] = -1.0
+
+    train(start(), mechanism, TensorRows(data()), recipe(log_every=4, lr=1e-6), seed=0, sink=sink, progress=silence)
+    assert [values["dead"] for _, values in sink.seen] == [pytest.approx(share, abs=1e-6) for share in (0, 7 / 20, 7 / 20)]
 
 
 def test_logging_does_not_change_training() -> None:
@@ -367,7 +394,7 @@ def test_an_infinite_gradient_alone_is_enough() -> None:
             z, _ = super().activate(pre)
             return z, (pre - pre.detach()).clamp_min(0).sqrt().sum()  # value 0, gradient infinite
 
-    with pytest.raises(NonFiniteError, match=r"gradient norm (nan|inf)"):
+    with pytest.raises(NonFiniteError, match=r"loss 0\.\d+, gradient norm (nan|inf) at step 0"):
         train(start(), Spike(WIDTH, 3), TensorRows(data()), recipe(), seed=0)
 
 

@@ -38,6 +38,8 @@ THRESHOLD_ROWS = 8192
 """Rows of a batch from which thresholds are taken: the quantile costs more than the products it gates."""
 MET_COSINE = 0.95
 """Neurons above this cosine halfway will end in the same direction."""
+PUSH_COSINE = 0.8
+"""How far a direction is pushed, to opposite sides, before each half of the rows refines it: unpulled, they agree by 0.28."""
 POLISH_STEPS = 3
 POLISH_ROWS = 131_072
 
@@ -59,7 +61,7 @@ class Directions:
         found_at: float32 [k], the target activation frequency p at which a direction was found.
         frequency: float32 [k], estimated share of rows in which the feature occurs, on held-out rows.
         support: int64 [k], random starts that ended in this direction.
-        stability: float32 [k], cosine between the direction refined on two disjoint halves of the rows.
+        stability: float32 [k], cosine between the two directions that disjoint halves of the rows pull back to after a push.
         n_features: estimated number of features, the unseen ones included (Chao's estimator over the supports).
         interval: its 95 % interval.
         whitening: the map between the two spaces.
@@ -267,7 +269,7 @@ class _Halves:
 
 
 def _search(data: _Halves, p: float, recipe: ResonanceRecipe, rng: np.random.Generator) -> _Found:
-    """Directions at one frequency: resonate, merge early, refine on both halves, keep what both agree on."""
+    """Directions at one frequency: resonate, merge early, push away, refine on each half, keep what both pull back."""
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     w = normalize(torch.randn(recipe.neurons, data.rows.dim, generator=generator), dim=1).to(data.device)
     counts = torch.ones(len(w), dtype=torch.long, device=data.device)
@@ -278,8 +280,7 @@ def _search(data: _Halves, p: float, recipe: ResonanceRecipe, rng: np.random.Gen
             w, counts = merge(w, sharpness, max(MET_COSINE, recipe.merge_cosine), counts)
     w, counts = merge(w, sharpness, recipe.merge_cosine, counts)
     halves = []
-    for which in (0, 1):
-        refined = w
+    for which, refined in enumerate(_pushed_apart(w, generator)):
         for _ in range(POLISH_STEPS):
             refined, sharpness = _step(data, data.half(which, rng, POLISH_ROWS), refined, p)
         halves.append(refined)
@@ -289,6 +290,16 @@ def _search(data: _Halves, p: float, recipe: ResonanceRecipe, rng: np.random.Gen
     # A tail of Gaussian scores at this p has this mean: dividing by it makes sharpness comparable across frequencies.
     gaussian = _gaussian_tail_mean(p) / math.sqrt(data.rows.dim)
     return _Found(found.w, found.p, found.support, found.stability, found.sharpness / gaussian)
+
+
+def _pushed_apart(w: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Unit rows at cosine PUSH_COSINE from `w`, to opposite sides of it.
+
+    On Gaussian rows every direction is a fixed point of a step, so staying put proves nothing: coming back does.
+    """
+    noise = torch.randn(w.shape, generator=generator).to(w.device)
+    across = normalize(noise - (noise * w).sum(dim=1, keepdim=True) * w, dim=1) * math.sqrt(1 - PUSH_COSINE**2)
+    return PUSH_COSINE * w + across, PUSH_COSINE * w - across
 
 
 def _step(data: _Halves, index: np.ndarray, w: Tensor, p: float) -> tuple[Tensor, Tensor]:
@@ -314,7 +325,7 @@ def _gaussian_tail_mean(p: float) -> float:
 def _support_of_union(parts: list[_Found], kept: Tensor, cosine: float) -> Tensor:
     """Random starts of all frequencies that ended within `cosine` of each kept direction."""
     support = torch.zeros(len(kept), dtype=torch.long, device=kept.device)
-    for part in parts:
+    for part in parts if len(kept) else ():
         for w, count in zip(torch.split(part.w, 4096), torch.split(part.support, 4096), strict=True):
             value, nearest = (w @ kept.T).max(dim=1)
             support.index_add_(0, nearest[value > cosine], count[value > cosine])

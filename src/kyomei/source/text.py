@@ -267,6 +267,11 @@ class Tokens:
         """Tokens in all windows; fewer than asked for where the text was shorter."""
         return self.ids.numel()
 
+    def thinned(self, windows: int) -> Tokens:
+        """The same tokens in at most so many windows, taken evenly from beginning to end."""
+        taken = torch.linspace(0, len(self.ids) - 1, min(windows, len(self.ids)), dtype=torch.float64).round().long()
+        return Tokens(self.ids[taken], self.document[taken], self.start[taken], self.end[taken], self.documents)
+
     def sha256(self) -> str:
         """Digest of the ids and their shape."""
         return hashlib.sha256(str(list(self.ids.shape)).encode() + self.ids.contiguous().numpy().tobytes()).hexdigest()

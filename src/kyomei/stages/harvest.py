@@ -87,11 +87,13 @@ def _tokens(run: Run, model: LanguageModel) -> dict[str, Tokens]:
     share = {part: (1 - source.evidence_share) / source.replicas for part in names} | {"evidence": source.evidence_share}
     packed = {}
     for part in names:
+        asked = max(1, round(source.num_tokens * share[part]))
         try:
-            packed[part] = pack(parts[part], model.tokenizer, source.context, max(1, round(source.num_tokens * share[part])))
+            everything = pack(parts[part], model.tokenizer, source.context, source.spread * asked)
         except DataError as error:
             found = f"{error.found}, in part '{part}' of {len(documents)} documents"
             raise DataError(error.expected, found, error.do) from error
+        packed[part] = everything.thinned(max(1, asked // source.context))
         folder = run.path(f"tokens/{part}")
         shutil.rmtree(folder, ignore_errors=True)
         packed[part].save(folder)

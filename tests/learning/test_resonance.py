@@ -1,0 +1,132 @@
+"""Resonance on planted features, on none at all, and its parts against slow references."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import normalize
+
+import kyomei
+from kyomei.config import ResonanceRecipe
+from kyomei.errors import DataError
+from kyomei.learning.occurrence import estimate_occurrence, estimate_richness
+from kyomei.learning.resonance import Directions, default_frequencies, distinct, frequency_threshold, merge, resonate
+
+SMALL = ResonanceRecipe(neurons=256, steps=12, batch_rows=8192, frequencies=(0.02,))
+
+
+@pytest.fixture(scope="module")
+def planted() -> kyomei.Planted:
+    return kyomei.Planted(n_features=64, dim=32, active=3, seed=3)
+
+
+@pytest.fixture(scope="module")
+def found(planted: kyomei.Planted) -> Directions:
+    return resonate(planted.sample(20_000, seed=4)[0], seed=0, recipe=SMALL)
+
+
+def test_planted_features_are_found_once_each(planted: kyomei.Planted, found: Directions) -> None:
+    figures = kyomei.recovery(found.vectors, planted.features)
+    assert figures.frr(0.9) >= 0.95
+    assert figures.monosemantic(0.9) >= 0.9
+    assert len(found) <= 1.15 * 64
+    assert found.interval[0] <= found.n_features <= found.interval[1]
+
+
+def test_random_directions_do_not_pass_for_recovery(planted: kyomei.Planted) -> None:
+    null = torch.randn(73, 32, generator=torch.Generator().manual_seed(0))
+    assert kyomei.recovery(null, planted.features).frr(0.9) <= 0.1
+
+
+def test_vectors_and_encoders_are_unit_rows_of_the_whitened_ones(found: Directions) -> None:
+    white = found.whitening
+    for own, mapped in ((found.vectors, found.whitened @ white.backward), (found.encoders, found.whitened @ white.forward)):
+        assert torch.allclose(own.norm(dim=1), torch.ones(len(own)), atol=1e-5)
+        assert torch.allclose(own, normalize(mapped, dim=1), atol=1e-5)
+
+
+def test_occurrence_is_near_the_truth_for_uniform_features(found: Directions) -> None:
+    assert found.frequency.median() == pytest.approx(3 / 64, rel=0.25)
+
+
+def test_gaussian_rows_have_no_stable_direction() -> None:
+    x = torch.randn(20_000, 12, generator=torch.Generator().manual_seed(1))
+    assert len(resonate(x, seed=0, recipe=SMALL)) <= 3
+    assert len(resonate(x, seed=0, recipe=SMALL.model_copy(update={"min_stability": -1.0}))) >= 100
+
+
+def test_same_seed_same_bytes_and_another_seed_other_bytes(planted: kyomei.Planted) -> None:
+    x = planted.sample(6000, seed=4)[0]
+    recipe = ResonanceRecipe(neurons=64, steps=4, frequencies=(0.02,), min_stability=-1)
+    a, b, c = (resonate(x, seed=s, recipe=recipe).vectors for s in (0, 0, 1))
+    assert torch.equal(a, b)
+    assert a.shape != c.shape or not torch.equal(a, c)
+
+
+def test_directions_survive_a_file(found: Directions, tmp_path: Path) -> None:
+    found.save(tmp_path / "directions.safetensors")
+    again = Directions.load(tmp_path / "directions.safetensors")
+    assert torch.equal(again.vectors, found.vectors) and torch.equal(again.whitening.forward, found.whitening.forward)
+    assert (again.n_features, again.interval) == (found.n_features, found.interval)
+
+
+def test_a_damaged_file_of_directions_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "directions.safetensors"
+    path.write_bytes(b"no tensors")
+    with pytest.raises(DataError, match="a file of directions"):
+        Directions.load(path)
+
+
+@pytest.mark.parametrize("p", [0.01, 0.1, 0.5])
+def test_frequency_threshold_lets_a_share_p_through(p: float) -> None:
+    scores = torch.randn(1000, 7, generator=torch.Generator().manual_seed(0))
+    assert ((scores >= frequency_threshold(scores, p)).sum(dim=0) == round(p * 1000)).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 60), st.floats(0.3, 0.95), st.integers(0, 1000))
+def test_distinct_equals_the_greedy_reference(count: int, cosine: float, seed: int) -> None:
+    rows = normalize(torch.randn(count, 3, generator=torch.Generator().manual_seed(seed)), dim=1)
+    kept: list[int] = []
+    for i in range(count):
+        if all(float(rows[i] @ rows[j]) <= cosine for j in kept):
+            kept.append(i)
+    assert distinct(rows, cosine).tolist() == kept
+
+
+def test_distinct_crosses_block_borders() -> None:
+    rows = normalize(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), dim=1).repeat(300, 1)
+    assert distinct(rows, 0.9999).tolist() == list(range(40))
+
+
+def test_merge_keeps_the_number_of_neurons() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.eye(4)
+    rows = normalize(centres.repeat(25, 1) + 0.05 * torch.randn(100, 4, generator=generator), dim=1)
+    merged, support = merge(rows, torch.rand(100, generator=generator), 0.8, torch.ones(100, dtype=torch.long))
+    assert support.tolist() == [25, 25, 25, 25]
+    assert ((merged @ centres.T).amax(dim=1) > 0.99).all()
+
+
+def test_richness_has_chaos_closed_form() -> None:
+    support = torch.tensor([1] * 6 + [2] * 2 + [9] * 10)
+    estimate, (low, high) = estimate_richness(support)
+    assert estimate == round(18 + 6 * 5 / (2 * 3))
+    assert 18 <= low <= estimate <= high
+    assert estimate_richness(torch.tensor([5, 7, 9])) == (3, (3, 3))
+
+
+def test_occurrence_of_a_known_mixture() -> None:
+    generator = torch.Generator().manual_seed(0)
+    present = torch.rand(20_000, 1, generator=generator) < 0.05
+    scores = 0.5 * torch.randn(20_000, 1, generator=generator) + 4.0 * present
+    assert float(estimate_occurrence(lambda: iter([scores]), torch.ones(1, 1))) == pytest.approx(0.05, rel=0.1)
+
+
+def test_frequencies_follow_the_number_of_rows() -> None:
+    assert default_frequencies(10**7)[0] < default_frequencies(20_000)[0]
+    assert default_frequencies(10) != ()
