@@ -9,11 +9,9 @@ own sources. Files are held out by a hash of their name, so the split is the sam
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import platform
-import sysconfig
 import time
 from pathlib import Path
 
@@ -22,26 +20,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from kyomei.source.text import is_held_out, stdlib_files
+
 CONTEXT = 256
 VOCAB = 4096
 END = "<|endoftext|>"
-SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
-
-
-def stdlib_files() -> list[tuple[str, Path]]:
-    """(name relative to the library folder, path) of every standard-library source used, in name order."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    found = []
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).parts
-        if SKIPPED_FOLDERS.isdisjoint(parts) and not parts[-1].startswith("_sysconfigdata"):
-            found.append(("/".join(parts), path))
-    return sorted(found)
-
-
-def is_held_out(name: str) -> bool:
-    """One file in five, chosen by the hash of its name."""
-    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 5 == 0
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:

@@ -71,7 +71,7 @@ class ResonanceRecipe(Section):
     """Rows in one iteration."""
     merge_cosine: float = Field(0.85, gt=0, lt=1)
     """Neurons above this cosine, in whitened space, are one direction."""
-    min_stability: float = Field(0.8, ge=-1, le=1)
+    min_stability: float = Field(0.9, ge=-1, le=1)
     """Keep a direction when two halves of the rows, each after a push, bring it back to within this cosine; −1 keeps all."""
 
 
@@ -81,7 +81,7 @@ class DictionaryRecipe(Section):
     width: int | None = Field(None, gt=0)
     """Number of latents; none: from the estimated number of features."""
     tied: bool | None = None
-    """Whether encoder and decoder share their rows; none: tied from a random start, untied from resonance."""
+    """Whether encoder and decoder share their rows; none: tied for gba and ba from a random start, untied otherwise."""
     activation: Literal["jumprelu", "relu"] = "jumprelu"
     """Output of an active threshold latent: its score (jumprelu) or its score above the threshold (relu)."""
 

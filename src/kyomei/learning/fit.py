@@ -112,7 +112,7 @@ def starts_from_resonance(recipe: Recipe) -> bool:
 def random_plan(rows: Rows, recipe: Recipe, seed: int) -> Plan:
     """Random unit rows and the mechanism in the paper's form; the width defaults to four times the dimension."""
     width = recipe.dictionary.width or 4 * rows.dim
-    tied = recipe.dictionary.tied is not False
+    tied = recipe.mechanism.name in ("gba", "ba") if recipe.dictionary.tied is None else recipe.dictionary.tied
     mechanism = mechanism_from(recipe.mechanism, width, recipe.dictionary.activation)
     return Plan(random_start(width, rows.dim, seed, tied), mechanism)
 

@@ -12,7 +12,7 @@ from kyomei.config import Recipe
 from kyomei.dictionary.formats import load
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.evidence.controls import GaussianSurrogate
-from kyomei.learning.checkpoint import list_checkpoints, step_of
+from kyomei.learning.checkpoint import resume_step
 from kyomei.learning.covariance import Whitening
 from kyomei.learning.fit import choose_device, fit, starts_from_resonance
 from kyomei.learning.resonance import Directions, resonate
@@ -104,8 +104,7 @@ def _train_replica(run: Run, arm: Arm, replica: int, watcher: Watcher) -> None:
     rows = rows_of(run, arm, replica)
     seed = replica_seed(arm.recipe.seed, replica, surrogate=arm.surrogate)
     directions = _directions(arm, rows, folder / "directions.safetensors", seed, f"{arm.folder}/{replica}", watcher)
-    saved = list_checkpoints(folder)
-    sink = JsonlSink(folder / "events.jsonl", last_step=step_of(saved[-1]) if saved else 0)
+    sink = JsonlSink(folder / "events.jsonl", last_step=resume_step(folder))
     try:
         with watcher.progress(f"train {arm.folder}/{replica}") as progress:
             sae = fit(
