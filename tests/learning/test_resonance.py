@@ -37,6 +37,12 @@ def test_planted_features_are_found_once_each(planted: kyomei.Planted, found: Di
     assert found.interval[0] <= found.n_features <= found.interval[1]
 
 
+def test_candidates_begin_with_the_directions(found: Directions) -> None:
+    assert torch.equal(found.candidates[: len(found)], found.whitened)
+    near = found.candidates @ found.candidates.T - torch.eye(len(found.candidates))
+    assert float(near.max()) <= SMALL.merge_cosine + 1e-5
+
+
 def test_random_directions_do_not_pass_for_recovery(planted: kyomei.Planted) -> None:
     null = torch.randn(73, 32, generator=torch.Generator().manual_seed(0))
     assert kyomei.recovery(null, planted.features).frr(0.9) <= 0.1

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,8 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
 from kyomei.dictionary.sae import SparseAutoencoder
-from kyomei.errors import DataError, KyomeiError, RunError
+from kyomei.errors import DataError, KyomeiError
+from kyomei.runs import write_atomic
 
 SCHEMA_VERSION = 1
 TENSORS_FILE = "sae.safetensors"
@@ -46,8 +45,8 @@ def save(sae: SparseAutoencoder, folder: Path | str) -> None:
         "dtype": str(sae.encoder.dtype).removeprefix("torch."),
     }
     payload = tensors_to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    _write_atomic(folder / TENSORS_FILE, payload)
-    _write_atomic(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+    write_atomic(folder / TENSORS_FILE, payload)
+    write_atomic(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
 
 def load(folder: Path | str) -> SparseAutoencoder:
@@ -107,20 +106,3 @@ def _read_config(path: Path) -> dict[str, Any]:
     if missing:
         raise DataError(f"{', '.join(sorted(missing))} in {path}", "nothing", "restore the file from a copy, or train again")
     return config
-
-
-def _write_atomic(path: Path, payload: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        do = "free some space, then resume; what was there before is untouched"
-        raise RunError(f"space on the disk for {path}", "none left", do) from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -120,6 +120,8 @@ def random_plan(rows: Rows, recipe: Recipe, seed: int) -> Plan:
 def resonant_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int) -> Plan:
     """Resonant encoders, least-squares decoders, thresholds at the estimated occurrence, and free neurons for the rest.
 
+    Free neurons start from directions that resonance found but was less sure of, then at random.
+
     A direction w in whitened space scores a row by w·C^(−1/2)(x − μ), whose best linear prediction of x is C^(1/2) w: that
     is its decoder, and its encoder carries the norm, so that a row v of the dictionary scores 1 on itself.
     Groups are placed at quantiles of the occurrence spectrum; free neurons span the same spectrum.
@@ -129,15 +131,16 @@ def resonant_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int)
         raise RecipeError("an untied dictionary for a resonant start", "dictionary.tied = true", do)
     white = directions.whitening
     width = recipe.dictionary.width or 2 * max(len(directions), directions.n_features, rows.dim // 2)
-    found = directions.whitened[:width]
+    num_found = min(width, len(directions))
+    found = directions.candidates[:width]
     decoded = found @ white.backward
     encoder = (found @ white.forward) * decoded.norm(dim=1, keepdim=True)
-    free = random_start(width - len(found), rows.dim, seed, tied=True).encoder if width > len(found) else encoder[:0]
-    targets, groups = spectrum_targets(directions.frequency[: len(found)], len(free), recipe.mechanism.groups)
+    chance = random_start(width - len(found), rows.dim, seed, tied=True).encoder if width > len(found) else encoder[:0]
+    targets, groups = spectrum_targets(directions.frequency[:num_found], width - num_found, recipe.mechanism.groups)
     start = Start(
-        torch.cat([encoder, free]),
-        torch.cat([normalize(decoded, dim=1), free]),
-        torch.arange(width) < (len(found) if recipe.mechanism.hold_resonant else 0),
+        torch.cat([encoder, chance]),
+        torch.cat([normalize(decoded, dim=1), chance]),
+        torch.arange(width) < (num_found if recipe.mechanism.hold_resonant else 0),
     )
     bias = _first_biases(rows, start, targets, seed)
     options = recipe.mechanism.model_dump(include={"gamma_down", "gamma_up", "epsilon", "adapt_every"})

@@ -29,7 +29,7 @@ from kyomei.runs import write_atomic
 from kyomei.source.shards import Rows, open_rows
 
 FREQUENCY_LADDER = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
-ROWS_ABOVE_THRESHOLD = 100
+ROWS_ABOVE_THRESHOLD = 50
 """A frequency is tried when at least this many rows of the data clear its threshold: fewer make a noisy mean."""
 HELD_OUT_SHARE = 0.1
 CHUNK_ROWS = 2048
@@ -44,7 +44,7 @@ POLISH_STEPS = 3
 POLISH_ROWS = 131_072
 
 FORMAT = "kyomei-directions-1"
-_SAVED = ("vectors", "encoders", "whitened", "found_at", "frequency", "support", "stability")
+_SAVED = ("vectors", "encoders", "whitened", "found_at", "frequency", "support", "stability", "candidates")
 _SAVED_WHITENING = ("mean", "forward", "backward")
 
 Progress = Callable[[int, int], None]
@@ -62,6 +62,8 @@ class Directions:
         frequency: float32 [k], estimated share of rows in which the feature occurs, on held-out rows.
         support: int64 [k], random starts that ended in this direction.
         stability: float32 [k], cosine between the two directions that disjoint halves of the rows pull back to after a push.
+        candidates: float32 [c, dim], whitened unit rows: these directions and, after them, every distinct one that was found but
+            is less stable; the union in which another replica's directions are looked up.
         n_features: estimated number of features, the unseen ones included (Chao's estimator over the supports).
         interval: its 95 % interval.
         whitening: the map between the two spaces.
@@ -74,6 +76,7 @@ class Directions:
     frequency: Float[Tensor, "k"]
     support: Int[Tensor, "k"]
     stability: Float[Tensor, "k"]
+    candidates: Float[Tensor, "c dim"]
     n_features: int
     interval: tuple[int, int]
     whitening: Whitening
@@ -164,10 +167,13 @@ def resonate(
         if progress is not None:
             progress(i + 1, len(ladder))
     found = _Found.join(parts)
-    found = found.select(found.sharpness.argsort(descending=True, stable=True))
-    kept = distinct(found.w, recipe.merge_cosine)
-    support = _support_of_union(parts, found.select(kept).w, recipe.merge_cosine)
-    found = found.select(kept)
+    everything = found.select(found.sharpness.argsort(descending=True, stable=True))
+    stable = everything.select((everything.stability >= recipe.min_stability).nonzero().flatten())
+    found = stable.select(distinct(stable.w, recipe.merge_cosine))
+    # The stable ones stand first, so that none of them gives way to a sharper but unstable neighbour.
+    candidates = torch.cat([found.w, everything.w])
+    candidates = candidates[distinct(candidates, recipe.merge_cosine)]
+    support = _support_of_union(parts, found.w, recipe.merge_cosine)
     n_features, interval = estimate_richness(support)
     frequency = estimate_occurrence(data.held_out, found.w)
     return Directions(
@@ -178,6 +184,7 @@ def resonate(
         frequency=frequency.cpu(),
         support=support.cpu(),
         stability=found.stability.cpu(),
+        candidates=candidates.cpu(),
         n_features=n_features,
         interval=interval,
         whitening=whitening.to("cpu"),
@@ -269,7 +276,7 @@ class _Halves:
 
 
 def _search(data: _Halves, p: float, recipe: ResonanceRecipe, rng: np.random.Generator) -> _Found:
-    """Directions at one frequency: resonate, merge early, push away, refine on each half, keep what both pull back."""
+    """Directions at one frequency: resonate, merge early, push away, refine on each half."""
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     w = normalize(torch.randn(recipe.neurons, data.rows.dim, generator=generator), dim=1).to(data.device)
     counts = torch.ones(len(w), dtype=torch.long, device=data.device)
@@ -285,11 +292,10 @@ def _search(data: _Halves, p: float, recipe: ResonanceRecipe, rng: np.random.Gen
             refined, sharpness = _step(data, data.half(which, rng, POLISH_ROWS), refined, p)
         halves.append(refined)
     stability = (halves[0] * halves[1]).sum(dim=1)
-    found = _Found(normalize(halves[0] + halves[1], dim=1), torch.full_like(stability, p), counts, stability, sharpness)
-    found = found.select((stability >= recipe.min_stability).nonzero().flatten())
     # A tail of Gaussian scores at this p has this mean: dividing by it makes sharpness comparable across frequencies.
     gaussian = _gaussian_tail_mean(p) / math.sqrt(data.rows.dim)
-    return _Found(found.w, found.p, found.support, found.stability, found.sharpness / gaussian)
+    w = normalize(halves[0] + halves[1], dim=1)
+    return _Found(w, torch.full_like(stability, p), counts, stability, sharpness / gaussian)
 
 
 def _pushed_apart(w: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from kyomei.stages.watcher import Watcher
 
 DEMO = {
     "dictionary": {"width": 768},
-    "resonance": {"neurons": 1024, "steps": 12},
+    "resonance": {"neurons": 1536, "steps": 12},
     "train": {"steps": 500, "checkpoint_every": 100},
 }
 

@@ -142,8 +142,9 @@ def _measure_directions(run: Run, pair: Pair, metric: Tensor) -> dict[str, Any]:
     if not found or not null or any(len(d) == 0 for d in (*found, *null)):
         return {}
     first, *others = found
-    null_pair = Null(null[0].vectors, null[1].vectors, "Gaussian surrogate")
-    agreement = [consistency(first.vectors, d.vectors, null=null_pair, metric="whitened", whitening=metric) for d in others]
+    # Directions are looked up in the other replica's whole union, less stable ones included: for the null likewise.
+    null_pair = Null(null[0].vectors, _union(null[1]), "Gaussian surrogate")
+    agreement = [consistency(first.vectors, _union(d), null=null_pair, metric="whitened", whitening=metric) for d in others]
     return {
         "count": [len(d) for d in (first, *others)],
         "n_features": first.n_features,
@@ -155,6 +156,11 @@ def _measure_directions(run: Run, pair: Pair, metric: Tensor) -> dict[str, Any]:
         "null_mcs": agreement[0].null_mcs.tolist() if agreement else [],
         "by_frequency": _by_frequency(first, agreement),
     }
+
+
+def _union(directions: Directions) -> Tensor:
+    """Every distinct direction a replica found, in input space."""
+    return directions.candidates @ directions.whitening.backward
 
 
 def _by_frequency(directions: Directions, agreement: Sequence[Consistency]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -46,7 +47,13 @@ class Watcher:
         """A bar with rate and remaining time; yields what to call with (done, in all)."""
         label_and_bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         columns = (*label_and_bar, _Rate(), TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=not self.console.is_terminal) as bar:
+        if not self.console.is_terminal:
+            # A log file wants one line a step of work, not a redrawn bar.
+            began = time.monotonic()
+            yield lambda done, total: None
+            self.note(f"{label}: {time.monotonic() - began:.1f} seconds")
+            return
+        with Progress(*columns, console=self.console) as bar:
             task = bar.add_task(label, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -1,0 +1,141 @@
+"""The path from text to report through the real command line, on the embedded model."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kyomei.runs import sha256_of
+
+KYOMEI = [sys.executable, "-c", "from kyomei.cli import main; main()"]
+SMALL = {
+    "source.num_tokens": 12_000,
+    "source.context": 64,
+    "source.windows_per_shard": 24,
+    "source.replicas": 2,
+    "source.spread": 2,
+    "resonance.neurons": 64,
+    "resonance.steps": 3,
+    "resonance.frequencies": "[0.02]",
+    "resonance.min_stability": 0.3,
+    "dictionary.width": 96,
+    "train.steps": 60,
+    "train.batch_rows": 128,
+    "train.checkpoint_every": 20,
+}
+OPTIONS = ["--threads", "1", *(part for key, value in SMALL.items() for part in ("--set", f"{key}={value}"))]
+
+
+def kyomei(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*KYOMEI, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
+
+
+def tensors(run: Path) -> dict[str, str]:
+    return {str(path.relative_to(run)): sha256_of(path) for path in sorted(run.rglob("*.safetensors"))}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    done = kyomei("train", folder, *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_train_measure_report(run: Path) -> None:
+    measured = kyomei("measure", run, "--json")
+    assert measured.returncode == 0, measured.stderr
+    evidence = json.loads(measured.stdout)
+    own = evidence["mechanisms"]["gba"]
+    assert 0 < own["fidelity"][0]["fvu"] < 1
+    assert set(own["consistency"][0]["whitened"]["mcs_above_0.7"]) == {"value", "null"}
+    assert evidence["cross_entropy"]["gba"]["original"] < evidence["cross_entropy"]["gba"]["zero_ablated"]
+    assert kyomei("report", run).returncode == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "model.layers.2.mlp" in page and "http-equiv" in page
+    outputs = json.loads((run / "manifest.json").read_text())["outputs"]
+    assert outputs["report.html"] == sha256_of(run / "report.html")
+    assert outputs["replicas/0/sae.safetensors"] == sha256_of(run / "replicas/0/sae.safetensors")
+
+
+@pytest.mark.slow
+def test_same_recipe_and_seed_give_the_same_bytes_even_through_sigterm(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "again"
+    process = subprocess.Popen(
+        [*KYOMEI, "train", str(folder), *OPTIONS], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    deadline = time.monotonic() + 200
+    while not list(folder.glob("replicas/0/checkpoints/step-*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "--resume" in said
+    resumed = kyomei("train", folder, "--resume", "--threads", "1")
+    assert resumed.returncode == 0, resumed.stderr
+    ours, theirs = tensors(run), tensors(folder)
+    assert ours == theirs and any(name.startswith("controls/") for name in ours)
+
+
+@pytest.mark.slow
+def test_a_run_that_exists_needs_a_word(run: Path) -> None:
+    again = kyomei("train", run, *OPTIONS)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr and "--overwrite" in again.stderr
+    other = kyomei("train", run, *OPTIONS, "--set", "train.lr=0.5", "--resume")
+    assert other.returncode == 2 and "train.lr" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "train.stepps=5"], "unknown key 'train.stepps'. Did you mean 'train.steps'"),
+        (["--set", "train.steps=many"], "'train.steps': Input should be a valid integer"),
+        (["--set", "train.steps"], "key=value after --set"),
+        (["--set", "mechanism.highest_frequency=1.5"], "less than 1"),
+        (["--set", "resonance.frequencies=[0.1, 2]"], "must lie in (0, 1)"),
+        (["--set", "dictionary.width=4", "--set", "mechanism.start=random"], "must be at least mechanism.groups"),
+        (["--recipe", "no-such.yaml"], "nothing at no-such.yaml"),
+        (["--device", "tpu"], "device"),
+    ],
+)
+def test_wrong_options_are_explained(tmp_path: Path, arguments: list[str], said: str) -> None:
+    done = kyomei("train", tmp_path / "run", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_model_and_site_are_explained(tmp_path: Path) -> None:
+    folder = kyomei("harvest", tmp_path / "a", "--model", tmp_path / "nothing-here")
+    assert folder.returncode == 2 and "nothing-here" in folder.stderr and "Traceback" not in folder.stderr
+    site = kyomei("harvest", tmp_path / "b", "--site", "model.layers.2.mpl", "--tokens", "5000")
+    assert site.returncode == 2 and "model.layers.2.mlp" in site.stderr
+
+
+def test_text_that_is_empty_or_too_short_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    empty = kyomei("harvest", tmp_path / "a", "--text", tmp_path / "empty")
+    assert empty.returncode == 2 and "empty" in empty.stderr and "Traceback" not in empty.stderr
+    short = tmp_path / "short.jsonl"
+    short.write_text("".join(json.dumps({"text": f"a few words, number {i}"}) + "\n" for i in range(8)))
+    few = kyomei("harvest", tmp_path / "b", "--text", short)
+    assert few.returncode == 2 and "window" in few.stderr
+
+
+@pytest.mark.slow
+def test_planted_prints_recovery_beside_random_directions() -> None:
+    small = ["--features", "64", "--dim", "32", "--active", "3", "--rows", "20000"]
+    sets = ["--set", "resonance.neurons=256", "--set", "resonance.frequencies=[0.02]", "--set", "train.steps=20"]
+    done = kyomei("planted", *small, *sets, "--threads", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)["recovery"]
+    assert figures["resonance"]["frr_0.9"] > 0.9 > 0.2 > figures["random directions (null)"]["frr_0.9"]
