@@ -71,7 +71,7 @@ class ResonanceRecipe(Section):
     """Rows in one iteration."""
     merge_cosine: float = Field(0.85, gt=0, lt=1)
     """Neurons above this cosine, in whitened space, are one direction."""
-    min_stability: float = Field(0.8, ge=-1, le=1)
+    min_stability: float = Field(0.85, ge=-1, le=1)
     """Keep a direction when two halves of the rows, each after a push, bring it back to within this cosine; −1 keeps all."""
 
 

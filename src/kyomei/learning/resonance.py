@@ -62,8 +62,8 @@ class Directions:
         frequency: float32 [k], estimated share of rows in which the feature occurs, on held-out rows.
         support: int64 [k], random starts that ended in this direction.
         stability: float32 [k], cosine between the two directions that disjoint halves of the rows pull back to after a push.
-        candidates: float32 [c, dim], whitened unit rows: these directions and, after them, every distinct one that was found but
-            is less stable; the union in which another replica's directions are looked up.
+        candidates: float32 [c, dim], whitened unit rows: these directions and, after them, every distinct one that was found
+            but is less stable; the union in which another replica's directions are looked up.
         n_features: estimated number of features, the unseen ones included (Chao's estimator over the supports).
         interval: its 95 % interval.
         whitening: the map between the two spaces.
