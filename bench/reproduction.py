@@ -77,8 +77,8 @@ def main() -> None:
     agreement = consistency(found[0].vectors, union(found[1]), null=null, metric="whitened", whitening=metric)
     stable = sum(int((n.stability >= ResonanceRecipe().min_stability).sum()) for n in nulls)
     print(
-        f"null: {len(nulls[0])} directions, {stable} of both replicas stable; MCS > 0.7: {agreement.null_share_above(0.7):.4f}, "
-        f"99th percentile {agreement.null_99th_percentile:.2f}"
+        f"null: {len(nulls[0])} directions, {stable} of both replicas stable; "
+        f"MCS > 0.7: {agreement.null_share_above(0.7):.4f}, 99th percentile {agreement.null_99th_percentile:.2f}"
     )
     print("| p | directions | MCS > 0.7 | MCS > 0.9 |\n|---|---|---|---|")
     for p in [*torch.unique(found[0].found_at).tolist(), None]:

@@ -40,6 +40,8 @@ MET_COSINE = 0.95
 """Neurons above this cosine halfway will end in the same direction."""
 PUSH_COSINE = 0.8
 """How far a direction is pushed, to opposite sides, before each half of the rows refines it: unpulled, they agree by 0.28."""
+RARE_SHARE = 0.1
+"""A direction that fewer starts fall to than this share of the median is a mixture between features, not one more."""
 POLISH_STEPS = 3
 POLISH_ROWS = 131_072
 
@@ -123,6 +125,7 @@ class _Found:
     sharpness: Tensor
 
     def select(self, index: Tensor) -> _Found:
+        """The directions at an index or under a mask."""
         return _Found(self.w[index], self.p[index], self.support[index], self.stability[index], self.sharpness[index])
 
     @staticmethod
@@ -170,10 +173,13 @@ def resonate(
     everything = found.select(found.sharpness.argsort(descending=True, stable=True))
     stable = everything.select((everything.stability >= recipe.min_stability).nonzero().flatten())
     found = stable.select(distinct(stable.w, recipe.merge_cosine))
+    support = _support_of_union(parts, found.w, recipe.merge_cosine)
+    if len(found):
+        usual = support >= RARE_SHARE * support.double().median()
+        found, support = found.select(usual), support[usual]
     # The stable ones stand first, so that none of them gives way to a sharper but unstable neighbour.
     candidates = torch.cat([found.w, everything.w])
     candidates = candidates[distinct(candidates, recipe.merge_cosine)]
-    support = _support_of_union(parts, found.w, recipe.merge_cosine)
     n_features, interval = estimate_richness(support)
     frequency = estimate_occurrence(data.held_out, found.w)
     return Directions(
