@@ -174,7 +174,7 @@ def resonate(
     stable = everything.select((everything.stability >= recipe.min_stability).nonzero().flatten())
     found = stable.select(distinct(stable.w, recipe.merge_cosine))
     support = _support_of_union(parts, found.w, recipe.merge_cosine)
-    if len(found):
+    if len(support):
         usual = support >= RARE_SHARE * support.double().median()
         found, support = found.select(usual), support[usual]
     # The stable ones stand first, so that none of them gives way to a sharper but unstable neighbour.
