@@ -91,7 +91,8 @@ class Directions:
         tensors = {name: getattr(self, name).contiguous() for name in _SAVED}
         tensors |= {f"whitening.{name}": getattr(self.whitening, name).contiguous() for name in _SAVED_WHITENING}
         numbers = (self.n_features, *self.interval, self.whitening.num_outliers)
-        metadata = {"format": FORMAT, "numbers": " ".join(map(str, numbers))}
+        # One key only: safetensors writes several in a random order, and the same run must give the same bytes.
+        metadata = {FORMAT: " ".join(map(str, numbers))}
         write_atomic(path, safetensors.torch.save(tensors, metadata))
 
     @classmethod
@@ -107,9 +108,9 @@ class Directions:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  safe_open is no mapping
         except (OSError, safetensors.SafetensorError) as error:
             raise DataError("a file of directions", f"{path}: {error}", "find them again") from error
-        if metadata.get("format") != FORMAT:
-            raise DataError(f"directions of format {FORMAT}", f"{metadata.get('format')} in {path}", "find them again")
-        n_features, low, high, outliers = map(int, metadata["numbers"].split())
+        if FORMAT not in metadata:
+            raise DataError(f"directions of format {FORMAT}", f"{list(metadata) or 'no format'} in {path}", "find them again")
+        n_features, low, high, outliers = map(int, metadata[FORMAT].split())
         whitening = Whitening(**{n: tensors[f"whitening.{n}"] for n in _SAVED_WHITENING}, num_outliers=outliers)
         return cls(**{n: tensors[n] for n in _SAVED}, n_features=n_features, interval=(low, high), whitening=whitening)
 
