@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--part", choices=["resonance", "trained"], default="resonance")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--only", default="", help="words that a setting's name must contain")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file for every single run")
     args = parser.parse_args()
@@ -92,19 +93,25 @@ def main() -> None:
             f"| mean | {fmean(r['n_vectors'] for r in results):.1f} | | {mean} | | {fmean(r['seconds'] for r in results):.1f} |"
         )
     else:
+        settings = [name for name in TRAINED if args.only in name]
         # Half the steps beside the whole: where the two agree, training has reached its plateau.
         jobs = [
-            (name, seed, steps) for name in TRAINED for seed in range(args.seeds) for steps in (args.steps // 2, args.steps)
+            (name, seed, steps) for name in settings for seed in range(args.seeds) for steps in (args.steps // 2, args.steps)
         ]
         with ProcessPoolExecutor(args.workers) as pool:
             for result in pool.map(run_trained, jobs):
                 results.append(result)
                 print(
-                    json.dumps({k: result[k] for k in ("name", "seed", "steps", "frr_0.8", "frr_0.9", "seconds")}),
+                    json.dumps(
+                        {
+                            k: result[k]
+                            for k in ("name", "seed", "steps", "l0", "frr_0.8", "frr_0.9", "monosemantic_0.9", "seconds")
+                        }
+                    ),
                     file=sys.stderr,
                 )
         print("| setting | steps | L0 | FRR 0.8 | FRR 0.9 | within 0.9 | s |\n|---|---|---|---|---|---|---|")
-        for name in TRAINED:
+        for name in settings:
             for steps in (args.steps // 2, args.steps):
                 rows = [r for r in results if r["name"] == name and r["steps"] == steps]
                 shares = " | ".join(spread([r[k] for r in rows]) for k in ("frr_0.8", "frr_0.9", "monosemantic_0.9"))

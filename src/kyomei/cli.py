@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -77,8 +78,9 @@ def demo_command(
         from kyomei.stages.demo import demo, demo_recipe
 
         run = Run.create(folder, demo_recipe(seed), resume=not overwrite, overwrite=overwrite)
+        _note_command(run)
         with run.lock():
-            result = demo(run, watcher, "kyomei demo")
+            result = demo(run, watcher)
             _show_evidence(run, as_json)
         watcher.note(f"report: {result['report']}")
 
@@ -132,7 +134,7 @@ def train_command(
     """Dictionaries of every replica and of the Gaussian null; harvests first where that is not done."""
     source = {"source.model": model, "source.text": text, "source.sites": site, "source.num_tokens": tokens}
     with _verb(threads) as watcher:
-        from kyomei.stages.demo import train_run
+        from kyomei.stages.train import train_run
 
         run = _create(folder, recipe, settings, {**source, "seed": seed, "device": device, "dtype": dtype}, resume, overwrite)
         with run.lock():
@@ -149,11 +151,11 @@ def train_command(
 def measure_command(folder: RunFolder, threads: Threads = None, as_json: AsJson = False) -> None:
     """Every number of a trained run beside its null, on documents that no replica saw."""
     with _verb(threads) as watcher:
-        from kyomei.stages.demo import measure_own
+        from kyomei.stages.measure import measure_run
 
         run = Run.open(folder)
         with run.lock():
-            measure_own(run, watcher)
+            measure_run(run, watcher)
             _show_evidence(run, as_json)
 
 
@@ -165,7 +167,7 @@ def report_command(folder: RunFolder, as_json: AsJson = False) -> None:
 
         run = Run.open(folder)
         with run.lock():
-            path = report_run(run, f"kyomei train {folder}")
+            path = report_run(run)
         _print({"report": str(path)}, as_json, "report", ("file",), [(str(path),)])
 
 
@@ -250,7 +252,15 @@ def _create(
     asked = path is not None or settings or any(value not in (None, []) for value in options.values())
     if resume and not asked and (folder / "manifest.json").exists():
         return Run.open(folder)
-    return Run.create(folder, _recipe(path, settings, options), resume=resume, overwrite=overwrite)
+    run = Run.create(folder, _recipe(path, settings, options), resume=resume, overwrite=overwrite)
+    _note_command(run)
+    return run
+
+
+def _note_command(run: Run) -> None:
+    """Keep the command that began the run, for its report."""
+    if "command" not in run.manifest:
+        run.note(command=shlex.join(["kyomei", *sys.argv[1:]]))
 
 
 def _active(text: str) -> int | tuple[int, ...]:

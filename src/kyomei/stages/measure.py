@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,9 @@ from kyomei.learning.resonance import Directions
 from kyomei.runs import Run
 from kyomei.source.shards import ShardFolder
 from kyomei.source.text import Tokens
+from kyomei.stages.baselines import Pair, trained_pairs
 from kyomei.stages.harvest import activations, load_model, site_of
-from kyomei.stages.train import Arm, main_arm
+from kyomei.stages.train import Arm
 from kyomei.stages.watcher import Watcher
 
 STAGE = "measure"
@@ -33,26 +33,17 @@ CONTEXT_TOKENS = (14, 6)
 BEST_FEATURES = 30
 
 
-@dataclass(frozen=True)
-class Pair:
-    """An arm and its null, by the name under which evidence.json lists them."""
-
-    name: str
-    arm: Arm
-    null: Arm
-
-
-def measure_run(run: Run, pairs: Sequence[Pair], watcher: Watcher) -> dict[str, Any]:
+def measure_run(run: Run, watcher: Watcher) -> dict[str, Any]:
     """Measure every arm on the documents that no replica saw, and write evidence.json and examples.json.
 
     Args:
         run: its replicas and nulls are trained.
-        pairs: the run's own arm first, then baselines.
         watcher: shows progress.
 
     Returns:
         What evidence.json holds.
     """
+    pairs = trained_pairs(run)
     for pair in pairs:
         for arm in (pair.arm, pair.null):
             missing = [arm.stage(i) for i in range(arm.replicas) if not run.done(arm.stage(i))]
@@ -72,11 +63,6 @@ def measure_run(run: Run, pairs: Sequence[Pair], watcher: Watcher) -> dict[str, 
     run.record("evidence.json", "examples.json")
     run.finish(STAGE)
     return evidence
-
-
-def own_pair(run: Run, null: Arm) -> Pair:
-    """The run's own mechanism beside its null."""
-    return Pair(run.recipe.mechanism.name, main_arm(run), null)
 
 
 def _measure_pair(run: Run, pair: Pair, rows: ShardFolder, metric: Tensor) -> dict[str, Any]:

@@ -13,24 +13,23 @@ from kyomei.views.report import EvidenceRow, FeatureCard, FrontierPoint, Provena
 NAMES = {"gba": "GBA", "ba": "BA", "topk": "TopK", "batchtopk": "BatchTopK", "l1": "ℓ1"}
 
 
-def report_run(run: Run, command: str) -> Path:
+def report_run(run: Run) -> Path:
     """Write report.html from evidence.json and examples.json.
 
     Args:
         run: measured.
-        command: shown as the command that made the run.
 
     Returns:
         Path of the page.
     """
     evidence, examples = run.read_json("evidence.json"), run.read_json("examples.json")
     path = run.path("report.html")
-    write_atomic(path, render_report(report_data(run, evidence, examples, command)).encode())
+    write_atomic(path, render_report(report_data(run, evidence, examples)).encode())
     run.record("report.html")
     return path
 
 
-def report_data(run: Run, evidence: dict[str, Any], examples: list[dict[str, Any]], command: str) -> ReportData:
+def report_data(run: Run, evidence: dict[str, Any], examples: list[dict[str, Any]]) -> ReportData:
     """What the page shows, as plain values."""
     directions, source = evidence["directions"], run.recipe.source
     manifest = run.manifest
@@ -50,7 +49,7 @@ def report_data(run: Run, evidence: dict[str, Any], examples: list[dict[str, Any
         provenance=Provenance(
             seed=run.recipe.seed,
             versions={k: v for k, v in manifest["versions"].items() if v},
-            command=command,
+            command=manifest.get("command", ""),
             model=source.model,
             site=f"{evidence['site']} ({source.side})",
             text=source.text,

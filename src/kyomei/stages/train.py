@@ -19,7 +19,7 @@ from kyomei.learning.resonance import Directions, resonate
 from kyomei.runs import Run
 from kyomei.sinks import JsonlSink
 from kyomei.source.shards import Rows
-from kyomei.stages.harvest import activations
+from kyomei.stages.harvest import activations, harvest_run
 from kyomei.stages.watcher import Watcher
 
 
@@ -85,6 +85,14 @@ def train_arm(run: Run, arm: Arm, watcher: Watcher) -> dict[str, Any]:
         found = {} if directions is None else {"directions": len(directions), "n_features": directions.n_features}
         facts.append({"width": arm.dictionary(run, replica).width, **found})
     return {"folder": arm.folder, "mechanism": arm.recipe.mechanism.name, "replicas": facts}
+
+
+def train_run(run: Run, watcher: Watcher) -> dict[str, Any]:
+    """Harvest what is missing, then train the run's dictionaries and their null."""
+    harvested = harvest_run(run, watcher)
+    own = main_arm(run)
+    arms = [train_arm(run, arm, watcher) for arm in (own, null_arm(own, own.recipe.mechanism.name))]
+    return {"harvest": harvested, "arms": arms}
 
 
 def rows_of(run: Run, arm: Arm, replica: int) -> Rows:
