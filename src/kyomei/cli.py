@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from kyomei import __version__
-from kyomei.config import Recipe
 from kyomei.errors import Interrupted, KyomeiError, RecipeError
-from kyomei.runs import Run
 
 if TYPE_CHECKING:
+    from kyomei.config import Recipe
+    from kyomei.runs import Run
     from kyomei.stages.watcher import Watcher
 
-# Stages import torch, so each verb imports its own when it runs: help stays fast.
+# Stages import torch and recipes import pydantic, so each verb imports what it needs when it runs: help stays fast.
 
 app = typer.Typer(
     name="kyomei",
@@ -75,6 +74,7 @@ def demo_command(
     A second call reuses what is there.
     """
     with _verb(threads) as watcher:
+        from kyomei.runs import Run
         from kyomei.stages.demo import demo, demo_recipe
 
         run = Run.create(folder, demo_recipe(seed), resume=not overwrite, overwrite=overwrite)
@@ -151,6 +151,7 @@ def train_command(
 def measure_command(folder: RunFolder, threads: Threads = None, as_json: AsJson = False) -> None:
     """Every number of a trained run beside its null, on documents that no replica saw."""
     with _verb(threads) as watcher:
+        from kyomei.runs import Run
         from kyomei.stages.measure import measure_run
 
         run = Run.open(folder)
@@ -163,6 +164,7 @@ def measure_command(folder: RunFolder, threads: Threads = None, as_json: AsJson 
 def report_command(folder: RunFolder, as_json: AsJson = False) -> None:
     """Write report.html from a run's evidence."""
     with _verb(None):
+        from kyomei.runs import Run
         from kyomei.stages.report import report_run
 
         run = Run.open(folder)
@@ -235,6 +237,10 @@ def _verb(threads: int | None) -> Iterator[Watcher]:
 
 def _recipe(path: Path | None, settings: list[str] | None, options: dict[str, Any]) -> Recipe:
     """The file's recipe, then --set, then the named options."""
+    import yaml
+
+    from kyomei.config import Recipe
+
     recipe = Recipe() if path is None else Recipe.read(path)
     dotted: dict[str, Any] = {}
     for setting in settings or ():
@@ -249,6 +255,8 @@ def _create(
     folder: Path, path: Path | None, settings: list[str] | None, options: dict[str, Any], resume: bool, overwrite: bool
 ) -> Run:
     """A new run, or the one that is there: resumed without options it keeps its own recipe."""
+    from kyomei.runs import Run
+
     asked = path is not None or settings or any(value not in (None, []) for value in options.values())
     if resume and not asked and (folder / "manifest.json").exists():
         return Run.open(folder)
