@@ -347,7 +347,13 @@ def _log_ticks(axis: _Axis) -> list[Tick]:
     decades = range(math.floor(axis.low), math.ceil(axis.high) + 1)
     span = axis.high - axis.low
     factors = (
-        (1,) if span > 2.2 else (1, 3) if span > 1.2 else (1, 2, 3, 5) if span > 0.35 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+        (1,)
+        if span > 2.2
+        else (1, 3)
+        if span > 1.2
+        else (1, 2, 3, 5)
+        if span > 0.35
+        else (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
     )
     values = [factor * 10.0**decade for decade in decades for factor in factors]
     return [Tick(axis(math.log10(v)), format_number(v)) for v in values if axis.low <= math.log10(v) <= axis.high]
