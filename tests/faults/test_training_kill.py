@@ -36,7 +36,7 @@ sae = train(
 )
 sae.save(folder)
 """
-STEPS, KILLS = 200, 5
+STEPS, KILLS = 400, 10
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
