@@ -28,6 +28,8 @@ class SourceRecipe(Section):
     """Hugging Face model id or folder; "embedded" is the small model in the package."""
     revision: str | None = None
     """Revision of a hub model."""
+    random_weights_seed: int | None = Field(None, ge=0)
+    """Draw the model's weights at random from this seed instead of reading them: a control, not a model."""
     sites: tuple[str, ...] = ()
     """Module paths to capture; empty: the MLP of the middle layer."""
     side: Literal["output", "input"] = "output"
@@ -140,6 +142,8 @@ class TrainRecipe(Section):
     """Share of the steps, at the end, in which the learning rate falls linearly to zero."""
     clip: float = Field(1.0, gt=0)
     """Largest norm of the whole gradient."""
+    freeze: Literal["none", "encoder", "decoder", "soft_decoder"] = "none"
+    """Controls that keep random rows: an untrained encoder or decoder, or decoder rows kept at cosine 0.8 to their start."""
     checkpoint_every: int = Field(200, gt=0)
     """Steps between checkpoints."""
     log_every: int = Field(50, gt=0)

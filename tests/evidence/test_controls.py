@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from kyomei.errors import DataError
-from kyomei.evidence.controls import GaussianSurrogate
+from kyomei.config import Recipe
+from kyomei.errors import DataError, EvidenceError
+from kyomei.evidence.controls import CONTROLS, GAUSSIAN, RANDOM_WEIGHTS, GaussianSurrogate, control_named
 from kyomei.source.shards import Rows, open_rows
 
 ROOT = torch.randn(7, 7, generator=torch.Generator().manual_seed(3))
@@ -83,3 +84,37 @@ def test_what_is_no_covariance_is_refused(covariance: torch.Tensor, mean: torch.
 def test_rows_out_of_range_are_refused() -> None:
     with pytest.raises(DataError, match="from 0 to 9"):
         surrogate(10).read(np.array([10]))
+
+
+# Nulls as objects
+
+
+def test_each_control_takes_one_thing_away() -> None:
+    rows = open_rows(torch.randn(500, 7, generator=torch.Generator().manual_seed(0)))
+    plain = Recipe()
+    for name, control in CONTROLS.items():
+        assert control.name == name and control.survives
+        changed = control.recipe(plain)
+        differing = {
+            f"{section}.{key}"
+            for section in ("source", "resonance", "dictionary", "mechanism", "train")
+            for key, value in getattr(changed, section)
+            if value != getattr(getattr(plain, section), key)
+        }
+        assert differing == set(control.settings) and differing
+        assert (control.rows(rows, 3) is rows) == (control is not GAUSSIAN)
+    assert RANDOM_WEIGHTS.own_activations and not GAUSSIAN.own_activations
+
+
+def test_the_gaussian_control_keeps_the_moments_of_the_rows() -> None:
+    x = surrogate(20_000).read(np.arange(20_000)).square()  # far from Gaussian
+    null = GAUSSIAN.rows(open_rows(x), 5)
+    y = torch.cat(list(null.blocks()))
+    assert null.num_rows == 20_000
+    scale = x.std(dim=0).clamp_min(1e-3)
+    assert ((x.mean(dim=0) - y.mean(dim=0)) / scale).abs().max() < 0.1
+
+
+def test_an_unknown_control_is_explained() -> None:
+    with pytest.raises(EvidenceError, match=r"gaussian, random-weights, frozen-decoder.*'shuffled'"):
+        control_named("shuffled")

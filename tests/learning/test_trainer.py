@@ -444,3 +444,50 @@ def test_checkpoints_of_another_training_are_neither_mixed_nor_overwritten(tmp_p
 def test_a_stop_without_a_folder_says_that_nothing_was_kept() -> None:
     with pytest.raises(Interrupted, match="no folder for checkpoints"):
         train(start(), gba(), TensorRows(data()), recipe(), seed=0, stop=lambda: True)
+
+
+# Frozen controls
+
+
+def trained_with(freeze: str, steps: int = 40) -> tuple[SparseAutoencoder, Start]:
+    first = random_start(WIDTH, DIM, 7, tied=False)
+    settings = recipe(freeze=freeze, steps=steps, lr=0.05)
+    return train(first, TopK(WIDTH, 3), TensorRows(data()), settings, seed=1), first
+
+
+def test_a_frozen_encoder_or_decoder_stays_and_the_other_learns() -> None:
+    sae, first = trained_with("encoder")
+    assert torch.equal(sae.encoder, first.encoder)
+    assert (normalize(sae.decoder, dim=1) * first.encoder).sum(dim=1).min() < 0.95
+    sae, first = trained_with("decoder")
+    assert torch.allclose(sae.decoder, first.encoder, atol=1e-6)
+    assert not torch.allclose(sae.encoder, first.encoder, atol=0.05)
+
+
+def test_a_soft_frozen_decoder_moves_up_to_its_cone() -> None:
+    sae, first = trained_with("soft_decoder")
+    cosine = (sae.decoder * first.encoder).sum(dim=1)
+    assert cosine.min() == pytest.approx(0.8, abs=1e-5) and cosine.max() < 0.999
+    assert torch.allclose(sae.decoder.norm(dim=1), torch.ones(WIDTH), atol=1e-5)
+    free, _ = trained_with("none")
+    assert (free.decoder * first.encoder).sum(dim=1).min() < 0.75  # without the restraint rows leave the cone
+
+
+def test_a_tied_dictionary_cannot_be_frozen() -> None:
+    with pytest.raises(RecipeError, match=r"untied dictionary with train\.freeze = decoder"):
+        train(start(tied=True), gba(), TensorRows(data()), recipe(freeze="decoder"), seed=0)
+
+
+@pytest.mark.parametrize("freeze", ["soft_decoder", "encoder"])
+def test_a_frozen_training_resumes_exactly(tmp_path: Path, freeze: str) -> None:
+    def run(folder: Path, until: int | None, resume: bool = False) -> SparseAutoencoder:
+        asked = iter(range(100))
+        stop = (lambda: False) if until is None else lambda: next(asked) == until
+        first = random_start(WIDTH, DIM, 7, tied=False)
+        rows, settings = TensorRows(data()), recipe(freeze=freeze, steps=30, lr=0.05)
+        return train(first, TopK(WIDTH, 3), rows, settings, seed=1, folder=folder, stop=stop, resume=resume)
+
+    whole = run(tmp_path / "whole", None)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "parts", 17)
+    assert_same(whole, run(tmp_path / "parts", None, resume=True))

@@ -142,6 +142,9 @@ def resonant_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int)
         torch.cat([normalize(decoded, dim=1), chance]),
         torch.arange(width) < (num_found if recipe.mechanism.hold_resonant else 0),
     )
+    if recipe.train.freeze != "none":
+        # A frozen control differs in its rows only: targets and first thresholds are placed as for the directions.
+        start = random_start(width, rows.dim, seed, tied=False)
     bias = _first_biases(rows, start, targets, seed)
     options = recipe.mechanism.model_dump(include={"gamma_down", "gamma_up", "epsilon", "adapt_every"})
     activation = recipe.dictionary.activation

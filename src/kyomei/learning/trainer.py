@@ -27,6 +27,9 @@ from kyomei.source.shards import BatchOrder, Rows
 # What these keys change is written, not learnt, so a resumed training may have others.
 _FREE_KEYS = ("log_every", "checkpoint_every")
 
+SOFT_FROZEN_COSINE = 0.8
+"""A soft-frozen decoder row keeps at least this cosine to its start (arXiv:2602.14111)."""
+
 
 class EventSink(Protocol):
     """Takes the values of a step, as every sink in `kyomei.sinks` does."""
@@ -173,8 +176,10 @@ class _Training:
         self.tied = start.decoder is None
         self.normalisation, self.normalise = normalisation, normalisation.to(self.encoder).apply
         self.decoder.copy_(normalize(self.decoder, dim=1))
-        self.held = start.hold.nonzero().flatten().to(device)
+        hold = torch.ones_like(start.hold) if recipe.freeze == "encoder" else start.hold
+        self.held = hold.nonzero().flatten().to(device)
         self.held_rows = self.encoder[self.held].clone()
+        self.first_decoder = self.decoder.clone() if recipe.freeze.endswith("decoder") else None
         matrices = [self.encoder] if self.tied else [self.encoder, self.decoder]
         self.weights = [*matrices, self.centre]
         self.parameters = [*self.weights, *mechanism.parameters()]
@@ -231,13 +236,28 @@ class _Training:
     def _normalise_rows(self) -> None:
         # clamp: a row that weight decay emptied stays zero instead of becoming NaN.
         self.decoder.div_(torch.linalg.vector_norm(self.decoder, dim=1, keepdim=True).clamp_min(1e-12))
+        if self.first_decoder is not None:
+            self._restrain_decoder(self.first_decoder)
         if len(self.held):
             self.encoder.index_copy_(0, self.held, self.held_rows)
+
+    def _restrain_decoder(self, first: Tensor) -> None:
+        """Put decoder rows back to their start, or (soft) on the cone around it."""
+        if self.recipe.freeze == "decoder":
+            self.decoder.copy_(first)
+            return
+        along = (self.decoder * first).sum(dim=1, keepdim=True)
+        on_cone = SOFT_FROZEN_COSINE * first + math.sqrt(1 - SOFT_FROZEN_COSINE**2) * normalize(
+            self.decoder - along * first, dim=1
+        )
+        self.decoder.copy_(torch.where(along < SOFT_FROZEN_COSINE, on_cone, self.decoder))
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor the rest of training depends on."""
         named = {f"model.{number}": tensor for number, tensor in enumerate(self.weights)}
         named["model.held"] = self.held_rows
+        if self.first_decoder is not None:
+            named["model.first_decoder"] = self.first_decoder
         named["normalisation.mean"] = self.normalisation.mean
         named["normalisation.scale"] = torch.tensor(self.normalisation.scale, dtype=torch.float64)
         for number, slots in self.optimizer.state_dict()["state"].items():
@@ -250,6 +270,8 @@ class _Training:
         for number, tensor in enumerate(self.weights):
             tensor.copy_(tensors[f"model.{number}"])
         self.held_rows.copy_(tensors["model.held"])
+        if self.first_decoder is not None:
+            self.first_decoder.copy_(tensors["model.first_decoder"])
         prefix = "mechanism."
         self.mechanism.load_state({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         state: dict[int, dict[str, Tensor]] = {}
@@ -350,7 +372,7 @@ def train(
 
     Source: arXiv:2506.14002, §3.
     """
-    _check(start, mechanism, rows, dtype)
+    _check(start, mechanism, rows, recipe, dtype)
     identity = _identity(start, mechanism, rows, recipe, seed, dtype)
     saved = _saved(folder, identity, resume)
     training = _Training(start, mechanism, _normalisation(rows, saved), recipe, device, dtype)
@@ -381,7 +403,7 @@ def train(
     return training.finish()
 
 
-def _check(start: Start, mechanism: Mechanism, rows: Rows, dtype: torch.dtype) -> None:
+def _check(start: Start, mechanism: Mechanism, rows: Rows, recipe: TrainRecipe, dtype: torch.dtype) -> None:
     width, dim = start.encoder.shape
     if rows.dim != dim:
         raise DataError(f"rows of dimension {dim}, as the start has", f"dimension {rows.dim}", "start from the same site")
@@ -392,6 +414,9 @@ def _check(start: Start, mechanism: Mechanism, rows: Rows, dtype: torch.dtype) -
     if start.hold.shape != (width,) or mechanism.width != width:
         found = f"hold of {start.hold.numel()}, a mechanism of {mechanism.width}"
         raise RecipeError(f"hold and a mechanism of the start's width {width}", found, "make them of one width")
+    if recipe.freeze != "none" and start.decoder is None:
+        do = "set dictionary.tied to false"
+        raise RecipeError(f"an untied dictionary with train.freeze = {recipe.freeze}", "tied rows", do)
     if dtype not in (torch.float32, torch.float64, torch.bfloat16):
         raise RecipeError("float32, float64 or bfloat16", f"{dtype}", "choose one of these with --dtype")
 

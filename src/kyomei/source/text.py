@@ -272,6 +272,13 @@ class Tokens:
         taken = torch.linspace(0, len(self.ids) - 1, min(windows, len(self.ids)), dtype=torch.float64).round().long()
         return Tokens(self.ids[taken], self.document[taken], self.start[taken], self.end[taken], self.documents)
 
+    def text_at(self, at: int) -> str:
+        """The characters of the token at window × context + position; empty for one that stands between documents."""
+        document = int(self.document.flatten()[at])
+        if document < 0:
+            return ""
+        return self.documents[document].text[int(self.start.flatten()[at]) : int(self.end.flatten()[at])]
+
     def sha256(self) -> str:
         """Digest of the ids and their shape."""
         return hashlib.sha256(str(list(self.ids.shape)).encode() + self.ids.contiguous().numpy().tobytes()).hexdigest()

@@ -6,11 +6,11 @@ from typing import Any
 
 from kyomei.config import Recipe
 from kyomei.runs import Run
-from kyomei.stages.baselines import topk_pair
+from kyomei.stages.baselines import train_baseline
 from kyomei.stages.measure import STAGE as MEASURED
 from kyomei.stages.measure import measure_run
 from kyomei.stages.report import report_run
-from kyomei.stages.train import train_arm, train_run
+from kyomei.stages.train import train_run
 from kyomei.stages.watcher import Watcher
 
 DEMO = {
@@ -32,9 +32,7 @@ def demo(run: Run, watcher: Watcher) -> dict[str, Any]:
         Facts for the summary.
     """
     train_run(run, watcher)
-    pair = topk_pair(run)
-    for arm in (pair.arm, pair.null):
-        train_arm(run, arm, watcher)
+    train_baseline(run, "topk", watcher)
     if not run.done(MEASURED):
         measure_run(run, watcher)
     return {"report": str(report_run(run))}

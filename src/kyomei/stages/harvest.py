@@ -52,7 +52,9 @@ def load_model(recipe: Recipe) -> LanguageModel:
     """The recipe's language model, on the device and in the precision it asks for."""
     dtype = torch.bfloat16 if recipe.dtype == "bfloat16" else torch.float32
     device = choose_device(recipe.device)
-    return LanguageModel.load(recipe.source.model, revision=recipe.source.revision, device=device, dtype=dtype)
+    source = recipe.source
+    seed = source.random_weights_seed
+    return LanguageModel.load(source.model, revision=source.revision, device=device, dtype=dtype, random_weights_seed=seed)
 
 
 def site_of(run: Run) -> str:

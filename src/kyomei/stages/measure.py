@@ -12,6 +12,7 @@ from torch import Tensor
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import RunError
 from kyomei.evidence.consistency import Consistency, Null, consistency
+from kyomei.evidence.controls import GAUSSIAN, control_named
 from kyomei.evidence.fidelity import cross_entropy_recovered, fidelity
 from kyomei.evidence.selectivity import Selectivity, selectivity, strongest_rows
 from kyomei.learning.covariance import Whitening
@@ -20,6 +21,7 @@ from kyomei.runs import Run
 from kyomei.source.shards import ShardFolder
 from kyomei.source.text import Tokens
 from kyomei.stages.baselines import Pair, trained_pairs
+from kyomei.stages.controls import train_control
 from kyomei.stages.harvest import activations, load_model, site_of
 from kyomei.stages.train import Arm
 from kyomei.stages.watcher import Watcher
@@ -33,12 +35,13 @@ CONTEXT_TOKENS = (14, 6)
 BEST_FEATURES = 30
 
 
-def measure_run(run: Run, watcher: Watcher) -> dict[str, Any]:
+def measure_run(run: Run, watcher: Watcher, nulls: Sequence[str] = ()) -> dict[str, Any]:
     """Measure every arm on the documents that no replica saw, and write evidence.json and examples.json.
 
     Args:
-        run: its replicas and nulls are trained.
+        run: its replicas and Gaussian nulls are trained.
         watcher: shows progress.
+        nulls: names of further nulls to ask every consistency figure against; missing ones are trained first.
 
     Returns:
         What evidence.json holds.
@@ -55,6 +58,8 @@ def measure_run(run: Run, watcher: Watcher) -> dict[str, Any]:
     for pair in pairs:
         watcher.note(f"measure {pair.name}")
         evidence["mechanisms"][pair.name] = _measure_pair(run, pair, rows, metric)
+        if nulls:
+            evidence["mechanisms"][pair.name]["against"] = _against(run, pair, nulls, metric, watcher)
         watcher.leave_if_asked("measuring")
     evidence["cross_entropy"] = _cross_entropy(run, pairs)
     evidence["directions"] = _measure_directions(run, pairs[0], metric)
@@ -81,9 +86,24 @@ def _measure_pair(run: Run, pair: Pair, rows: ShardFolder, metric: Tensor) -> di
     }
 
 
-def _null(run: Run, arm: Arm) -> Null:
+def _null(run: Run, arm: Arm, title: str = GAUSSIAN.title) -> Null:
     a, b = (arm.dictionary(run, i).decoder for i in range(2))
-    return Null(a, b, "Gaussian surrogate")
+    return Null(a, b, title)
+
+
+def _against(run: Run, pair: Pair, nulls: Sequence[str], metric: Tensor, watcher: Watcher) -> dict[str, Any]:
+    """The first two replicas' consistency beside each of the nulls asked for, and how well each null reconstructs."""
+    first, second = (pair.arm.dictionary(run, i) for i in range(2))
+    figures = {}
+    for name in nulls:
+        control = control_named(name)
+        where, arm = train_control(run, pair.arm, pair.name, control, watcher)
+        null = _null(where, arm, control.title)
+        whitened, raw = _agreement(first.decoder, second.decoder, null, metric)
+        unseen = activations(where, "evidence")
+        fvu = [fidelity(arm.dictionary(where, i), unseen).fvu for i in range(2)]
+        figures[name] = {"survives": control.survives, "whitened": whitened.to_dict(), "raw": raw.to_dict(), "null_fvu": fvu}
+    return figures
 
 
 def _agreement(a: Tensor, b: Tensor, null: Null, metric: Tensor) -> tuple[Consistency, Consistency]:
@@ -129,7 +149,7 @@ def _measure_directions(run: Run, pair: Pair, metric: Tensor) -> dict[str, Any]:
         return {}
     first, *others = found
     # Directions are looked up in the other replica's whole union, less stable ones included: for the null likewise.
-    null_pair = Null(null[0].vectors, _union(null[1]), "Gaussian surrogate")
+    null_pair = Null(null[0].vectors, _union(null[1]), GAUSSIAN.title)
     agreement = [consistency(first.vectors, _union(d), null=null_pair, metric="whitened", whitening=metric) for d in others]
     return {
         "count": [len(d) for d in (first, *others)],
@@ -173,7 +193,7 @@ def _examples(run: Run, arm: Arm, rows: ShardFolder, metric: Tensor) -> list[dic
     cards = []
     for latent, row, strength in zip(best.tolist(), index.tolist(), activation.tolist(), strict=True):
         places = [int(place[r]) for r in row if r >= 0]
-        centres = [_token_text(tokens, at) for at in places]
+        centres = [tokens.text_at(at) for at in places]
         cards.append(
             {
                 "index": latent,
@@ -214,15 +234,6 @@ def _contexts(
         row = np.searchsorted(place, span).clip(max=len(place) - 1)
         code = sae.encode(rows.read(row))[:, latent]
         present = place[row] == span  # dropped rows have no activation
-        words = [_token_text(tokens, t) for t in span.tolist()]
+        words = [tokens.text_at(t) for t in span.tolist()]
         contexts.append([(w, float(a) if p else 0.0) for w, a, p in zip(words, code.tolist(), present.tolist(), strict=True)])
     return contexts
-
-
-def _token_text(tokens: Tokens, at: int) -> str:
-    """The characters of a token; empty for one that stands between documents."""
-    document = int(tokens.document.flatten()[at])
-    if document < 0:
-        return ""
-    start, end = int(tokens.start.flatten()[at]), int(tokens.end.flatten()[at])
-    return tokens.documents[document].text[start:end]

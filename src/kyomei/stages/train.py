@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,8 @@ import numpy as np
 from kyomei.config import Recipe
 from kyomei.dictionary.formats import load
 from kyomei.dictionary.sae import SparseAutoencoder
-from kyomei.evidence.controls import GaussianSurrogate
+from kyomei.evidence.controls import GAUSSIAN, Control
 from kyomei.learning.checkpoint import resume_step
-from kyomei.learning.covariance import Whitening
 from kyomei.learning.fit import choose_device, fit, starts_from_resonance
 from kyomei.learning.resonance import Directions, resonate
 from kyomei.runs import Run
@@ -31,13 +30,15 @@ class Arm:
         folder: in the run's folder; replica i is `folder/i`.
         recipe: what is trained.
         replicas: how many.
-        surrogate: whether rows are Gaussian ones with the replica's mean and covariance.
+        control: the null that this arm is; none: it is no null.
+        directions_from: folder of the arm whose directions serve here too; none: its own.
     """
 
     folder: str
     recipe: Recipe
     replicas: int
-    surrogate: bool = False
+    control: Control | None = None
+    directions_from: str | None = None
 
     def path(self, run: Run, replica: int) -> Path:
         return run.path(f"{self.folder}/{replica}")
@@ -50,8 +51,11 @@ class Arm:
 
     def directions(self, run: Run, replica: int) -> Directions | None:
         """The replica's resonant directions; none for a mechanism that starts at random."""
-        path = self.path(run, replica) / "directions.safetensors"
+        path = self.directions_path(run, replica)
         return Directions.load(path) if path.exists() else None
+
+    def directions_path(self, run: Run, replica: int) -> Path:
+        return run.path(f"{self.directions_from or self.folder}/{replica}") / "directions.safetensors"
 
 
 def main_arm(run: Run) -> Arm:
@@ -59,14 +63,30 @@ def main_arm(run: Run) -> Arm:
     return Arm("replicas", run.recipe, run.recipe.source.replicas)
 
 
+def control_arm(arm: Arm, name: str, control: Control) -> Arm:
+    """The same procedure with one thing taken away, two replicas.
+
+    Args:
+        arm: what it is the control of.
+        name: of the arm's mechanism.
+        control: the null. One that needs activations of its own learns from those of the run it is trained in.
+    """
+    recipe = control.recipe(arm.recipe)
+    if control.own_activations:
+        return replace(arm, recipe=recipe)
+    # A frozen dictionary differs from the real one in its rows only: targets come from the same directions.
+    shared = None if control.gaussian else arm.directions_from or arm.folder
+    return Arm(f"controls/{control.name}/{name}", recipe, 2, control, shared)
+
+
 def null_arm(arm: Arm, name: str) -> Arm:
-    """The same procedure on Gaussian surrogates, two replicas; its directions are kept however unstable they are."""
-    return Arm(f"controls/gaussian/{name}", arm.recipe.with_values({"resonance.min_stability": -1}), 2, surrogate=True)
+    """The Gaussian surrogate of an arm."""
+    return control_arm(arm, name, GAUSSIAN)
 
 
-def replica_seed(seed: int, replica: int, *, surrogate: bool = False) -> int:
+def replica_seed(seed: int, replica: int, *, null: bool = False) -> int:
     """Seed of one replica; nulls draw from streams of their own."""
-    return int(np.random.SeedSequence([seed, replica, int(surrogate)]).generate_state(1)[0])
+    return int(np.random.SeedSequence([seed, replica, int(null)]).generate_state(1)[0])
 
 
 def train_arm(run: Run, arm: Arm, watcher: Watcher) -> dict[str, Any]:
@@ -98,20 +118,15 @@ def train_run(run: Run, watcher: Watcher) -> dict[str, Any]:
 def rows_of(run: Run, arm: Arm, replica: int) -> Rows:
     """The rows that a replica of an arm learns from."""
     rows = activations(run, f"replica-{replica}")
-    if not arm.surrogate:
-        return rows
-    white = Whitening.fit(rows)
-    covariance = white.backward @ white.backward
-    seed = replica_seed(arm.recipe.seed, replica, surrogate=True)
-    return GaussianSurrogate(covariance, white.mean, num_rows=rows.num_rows, seed=seed)
+    return rows if arm.control is None else arm.control.rows(rows, replica_seed(arm.recipe.seed, replica, null=True))
 
 
 def _train_replica(run: Run, arm: Arm, replica: int, watcher: Watcher) -> None:
     folder = arm.path(run, replica)
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows_of(run, arm, replica)
-    seed = replica_seed(arm.recipe.seed, replica, surrogate=arm.surrogate)
-    directions = _directions(arm, rows, folder / "directions.safetensors", seed, f"{arm.folder}/{replica}", watcher)
+    seed = replica_seed(arm.recipe.seed, replica, null=arm.control is not None)
+    directions = _directions(arm, rows, arm.directions_path(run, replica), seed, f"{arm.folder}/{replica}", watcher)
     sink = JsonlSink(folder / "events.jsonl", last_step=resume_step(folder))
     try:
         with watcher.progress(f"train {arm.folder}/{replica}") as progress:

@@ -40,7 +40,7 @@ class Watcher:
 
     def note(self, message: str) -> None:
         """Say what is going on."""
-        self.console.print(message, highlight=False, markup=False)
+        self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
