@@ -66,6 +66,54 @@ def test_train_measure_report(run: Path) -> None:
 
 
 @pytest.mark.slow
+def test_certify(tmp_path: Path) -> None:
+    """Own dictionary, a baseline and the random-weights control; the certificate expires when the data changes."""
+    folder = tmp_path / "three"
+    options = [*OPTIONS, "--set", "source.replicas=3", "--set", "train.steps=20"]
+    assert kyomei("train", folder, *options).returncode == 0
+    done = kyomei("certify", folder, "--baseline", "topk", "--random-weights", "--json", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert list(facts["certificates"]) == ["gba", "baseline topk", "random weights"]
+    own = json.loads((folder / "certificate.json").read_text())
+    assert own["width"] == len(own["features"]) == 96 and own["null"]["latents"] > 0
+    assert sum(own["shares"]["count"]["status"].values()) == pytest.approx(1)
+    statuses = {feature["status"] for feature in own["features"]}
+    assert statuses <= {"certified", "split", "merged", "unstable", "dead"}
+    live = max(own["features"], key=lambda feature: feature["activation"])
+    assert len(live["encoder_mcs"]) == 2 and live["tokens"] and set(live["origin"]["r2"]) == {"token", "position", "both"}
+    control = json.loads((folder / "controls/random-weights/manifest.json").read_text())
+    assert control["split"] == json.loads((folder / "manifest.json").read_text())["split"]
+    assert kyomei("certify", folder).returncode == 0
+    assert json.loads((folder / "certificate.json").read_text()) == own  # one that still holds is read back
+    index = folder / "activations/evidence/model.layers.2.mlp/index.json"
+    index.write_text(index.read_text() + "\n")
+    again = kyomei("certify", folder, "--threads", "1")
+    assert again.returncode == 0 and "has expired: activations/evidence" in again.stderr
+    kept = list((folder / "certificates").iterdir())
+    assert len(kept) == 1 and json.loads(kept[0].read_text()) == own
+
+
+@pytest.mark.slow
+def test_two_replicas_are_too_few_to_certify(run: Path) -> None:
+    done = kyomei("certify", run)
+    assert done.returncode == 2 and "at least two other replicas" in done.stderr and "source.replicas" in done.stderr
+    assert kyomei("certify", run, "--baseline", "magic").returncode == 2
+
+
+@pytest.mark.slow
+def test_consistency_is_asked_against_other_nulls(run: Path) -> None:
+    done = kyomei("measure", run, "--null", "frozen-decoder", "--null", "random-weights", "--json", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    against = json.loads(done.stdout)["mechanisms"]["gba"]["against"]
+    assert set(against) == {"frozen-decoder", "random-weights"}
+    for figures in against.values():
+        assert set(figures["whitened"]["mcs_above_0.7"]) == {"value", "null"} and figures["survives"]
+    unknown = kyomei("measure", run, "--null", "shuffled")
+    assert unknown.returncode == 2 and "random-weights" in unknown.stderr
+
+
+@pytest.mark.slow
 def test_same_recipe_and_seed_give_the_same_bytes_even_through_sigterm(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "again"
     process = subprocess.Popen(

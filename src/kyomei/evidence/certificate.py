@@ -1,0 +1,142 @@
+"""The certificate of a dictionary: the status and origin of every feature, what they rest on, and for which data they hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from kyomei.errors import EvidenceError
+from kyomei.evidence.origin import ORIGINS, Origin
+from kyomei.evidence.reproduction import STATUSES, Status, Verdicts
+from kyomei.runs import plain, write_atomic
+
+SCHEMA_VERSION = 1
+STATUS_SHARES, ORIGIN_SHARES = "status", "origin of certified"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is certified, for which data, and on what evidence.
+
+    Attributes:
+        created: when, ISO 8601 in UTC.
+        mechanism: what made the code sparse.
+        site: where in the model the activations come from.
+        model: name of the language model.
+        width: latents of the dictionary.
+        replicas: folders of the dictionary (first) and of the replicas that test it.
+        num_rows: rows, seen by no replica, on which activations were compared.
+        rule: least cosines of encoder and decoder and least correlation that each other replica had to show.
+        null: the null, how many live latents it had, and the share of them that pass the same rule.
+        fidelity: FVU, L0 and share of dead latents of the dictionary on the same rows.
+        shares: by "count", "activation" and "explained variance": the share of each status, and of each origin among
+            certified features.
+        features: for every latent its status, origin and numbers.
+        data: SHA-256 of everything that it is about, by path in the run.
+    """
+
+    created: str
+    mechanism: str
+    site: str
+    model: str
+    width: int
+    replicas: list[str]
+    num_rows: int
+    rule: dict[str, float]
+    null: dict[str, Any]
+    fidelity: dict[str, float]
+    shares: dict[str, dict[str, dict[str, float]]]
+    features: list[dict[str, Any]]
+    data: dict[str, str]
+
+    def having(self, status: Status) -> list[dict[str, Any]]:
+        """The features of a status."""
+        return [feature for feature in self.features if feature["status"] == status]
+
+    @property
+    def certified(self) -> list[int]:
+        """Indices of the certified latents."""
+        return [feature["index"] for feature in self.having("certified")]
+
+    @property
+    def context_mask(self) -> Bool[np.ndarray, " certified"]:
+        """For every certified feature, whether neither token nor position explains it."""
+        kinds = [feature["origin"]["kind"] for feature in self.having("certified")]
+        return np.array([kind == "context-or-unexplained" for kind in kinds], dtype=bool)
+
+    def changed(self, data: Mapping[str, str]) -> list[str]:
+        """Paths whose content is no longer what the certificate is about; it has expired if there are any."""
+        return sorted(path for path in data.keys() | self.data.keys() if data.get(path) != self.data.get(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON, atomically."""
+        write_atomic(path, (json.dumps(plain(self.to_dict()), indent=1, ensure_ascii=False) + "\n").encode())
+
+    @classmethod
+    def read(cls, path: Path) -> Certificate:
+        """Read what `write` wrote.
+
+        Raises:
+            EvidenceError: it is no certificate, or one of a newer schema.
+        """
+        try:
+            values = json.loads(path.read_bytes())
+            version = values.pop("schema_version")
+        except (OSError, ValueError, AttributeError, KeyError) as error:
+            raise EvidenceError("a certificate", f"{path}: {type(error).__name__}", "certify again") from error
+        if version != SCHEMA_VERSION:
+            raise EvidenceError(f"a certificate of schema {SCHEMA_VERSION}", f"{version} in {path}", "update Kyomei")
+        return cls(**values)
+
+    def __str__(self) -> str:
+        counts = {status: len(self.having(status)) for status in STATUSES}
+        shown = ", ".join(f"{count} {status}" for status, count in counts.items())
+        rate = self.null["false_positive_rate"]
+        return (
+            f"{self.mechanism} at {self.site}, width {self.width}: {shown}; "
+            f"{rate:.2%} of {self.null['latents']} latents pass on the {self.null['name']}"
+        )
+
+
+def tally(verdicts: Verdicts, source: Origin, weights: Float64[np.ndarray, " width"]) -> dict[str, dict[str, float]]:
+    """Shares of a total over latents: of each status, and of each origin among the certified ones."""
+    certified = verdicts.mask("certified")
+    kinds = np.array([source.kind(latent) for latent in range(len(certified))])
+    return {
+        STATUS_SHARES: _shares(weights, {status: verdicts.mask(status) for status in STATUSES}),
+        ORIGIN_SHARES: _shares(weights * certified, {name: kinds == name for name in ORIGINS}),
+    }
+
+
+def describe(verdicts: Verdicts, source: Origin, latent: int) -> dict[str, Any]:
+    """Plain figures of one latent; a list has one number for each other replica."""
+    matches = verdicts.matches
+    return {
+        "index": latent,
+        "status": verdicts.status[latent],
+        "frequency": float(verdicts.frequency[latent]),
+        "encoder_mcs": [float(m.encoder[latent]) for m in matches],
+        "decoder_mcs": [float(m.decoder[latent]) for m in matches],
+        "correlation": [float(m.correlation[latent]) for m in matches],
+        "partner": [int(m.partner[latent]) for m in matches],
+        "split_correlation": [float(k.split[latent]) for k in verdicts.kinship],
+        "merged_correlation": [float(k.merged[latent]) for k in verdicts.kinship],
+        "q_value": float(verdicts.q_value[latent]),
+        "origin": source.to_dict(latent),
+    }
+
+
+def _shares(weights: Float64[np.ndarray, " width"], groups: dict[str, Bool[np.ndarray, " width"]]) -> dict[str, float]:
+    """Share of a total that each group of latents holds; all 0 if there is nothing to share."""
+    whole = float(weights.sum())
+    return {name: float(weights[mask].sum()) / whole if whole else 0.0 for name, mask in groups.items()}

@@ -1,0 +1,230 @@
+"""Which latents of a dictionary other replicas have too, and what becomes of those that they have not.
+
+The dictionary is the first replica; the others differ from it in seed and documents and test it. Everything is measured on rows
+that no replica saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from scipy import sparse
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.errors import EvidenceError
+from kyomei.evidence.codes import Moments, encode_rows, firing_counts
+from kyomei.evidence.kinship import Kinship
+from kyomei.learning.covariance import Whitening
+from kyomei.source.shards import Rows
+
+Status = Literal["certified", "split", "merged", "unstable", "dead"]
+STATUSES: tuple[Status, ...] = ("certified", "split", "merged", "unstable", "dead")
+MIN_COSINE = 0.7
+"""Least MCS of encoder and decoder with another replica's, where the null does not ask for more."""
+MIN_CORRELATION = 0.7
+"""Least correlation of a latent's activation with its partner's."""
+NULL_QUANTILE = 0.99
+MAX_ROWS = 200_000
+"""Rows on which activations are compared at most, evenly spread."""
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """Each latent of one dictionary in another: largest cosines in whitened space, and the latent that is its partner.
+
+    Attributes:
+        encoder: MCS of its encoder row [width].
+        decoder: MCS of its decoder row [width].
+        joint: the larger, over the other's latents, of the smaller of both cosines [width].
+        partner: the latent at which `joint` is reached [width].
+        correlation: of its activation with its partner's on unseen rows [width]; 0 where either is silent.
+    """
+
+    encoder: Float64[np.ndarray, " width"]
+    decoder: Float64[np.ndarray, " width"]
+    joint: Float64[np.ndarray, " width"]
+    partner: Int64[np.ndarray, " width"]
+    correlation: Float64[np.ndarray, " width"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a latent must reach in each other replica.
+
+    Attributes:
+        encoder: least MCS of encoders, max(0.7, 99th percentile of the null).
+        decoder: the same of decoders.
+        correlation: least correlation of activations.
+    """
+
+    encoder: float
+    decoder: float
+    correlation: float = MIN_CORRELATION
+
+    @classmethod
+    def above(cls, null: Match) -> Rule:
+        """The rule that a null sets."""
+        bounds = (max(MIN_COSINE, float(np.quantile(values, NULL_QUANTILE))) for values in (null.encoder, null.decoder))
+        return cls(*bounds)
+
+    def passed(self, match: Match) -> Bool[np.ndarray, " width"]:
+        """Latents that meet it in one replica."""
+        enough: np.ndarray = (
+            (match.encoder >= self.encoder) & (match.decoder >= self.decoder) & (match.correlation >= self.correlation)
+        )
+        return enough
+
+
+@dataclass(frozen=True, eq=False)
+class Verdicts:
+    """The status of every latent of a dictionary, with the numbers it rests on.
+
+    Attributes:
+        status: of each latent.
+        matches: one for each other replica.
+        kinship: of each latent to several in another replica; multiple correlations [replicas, width] as split and as merged.
+        q_value: Benjamini–Hochberg q-value of each latent's joint cosine against the null's [width]; 1 for dead ones.
+        frequency: share of the unseen rows in which it is active [width].
+        rule: what was asked.
+        null_false_positives: share of the null's live latents that pass the same rule.
+        num_null: live latents of the null.
+        num_rows: unseen rows used.
+    """
+
+    status: list[Status]
+    matches: list[Match]
+    kinship: list[Kinship]
+    q_value: Float64[np.ndarray, " width"]
+    frequency: Float64[np.ndarray, " width"]
+    rule: Rule
+    null_false_positives: float
+    num_null: int
+    num_rows: int
+
+    def mask(self, status: Status) -> Bool[np.ndarray, " width"]:
+        """Latents of a status."""
+        return np.array([own == status for own in self.status])
+
+    @property
+    def certified_share(self) -> float:
+        """Certified latents among all, dead ones included."""
+        return float(self.mask("certified").mean())
+
+
+def certify_latents(
+    dictionaries: Sequence[SparseAutoencoder],
+    rows: Rows,
+    null: tuple[SparseAutoencoder, SparseAutoencoder],
+    null_rows: Rows,
+    whitening: Whitening | None = None,
+) -> Verdicts:
+    """Test the first dictionary against the others.
+
+    Args:
+        dictionaries: replicas; at least two others beside the first.
+        rows: rows that no replica saw.
+        null: two replicas of the same mechanism and width on data without features.
+        null_rows: rows of the null that its replicas did not see.
+        whitening: of `rows`; none: measured here.
+
+    Raises:
+        EvidenceError: with fewer than three replicas, or dictionaries of different inputs.
+    """
+    first, *others = dictionaries
+    if len(others) < 2:
+        do = "train with source.replicas = 3 or more"
+        raise EvidenceError("a dictionary and at least two other replicas", f"{len(dictionaries)} replica(s)", do)
+    if any(d.dim != rows.dim for d in (*dictionaries, *null)):
+        raise EvidenceError(f"dictionaries of dimension {rows.dim}", "others", "certify on the site they were trained on")
+    space = whitening or Whitening.fit(rows)
+    index = rows_used(rows.num_rows)
+    code = encode_rows(first, rows, index)
+    codes = [encode_rows(other, rows, index) for other in others]
+    matches = [_match(first, other, space, code, z) for other, z in zip(others, codes, strict=True)]
+    kinship = [Kinship.of(code, z) for z in codes]
+    null_match, back = _null_matches(null, null_rows)
+    # The rule comes from the null one way round and is tested the other way, on latents that did not set it.
+    rule = Rule.above(null_match)
+    alive_null = firing_counts(encode_rows(null[1], null_rows, rows_used(null_rows.num_rows))) > 0
+    false = rule.passed(back)[alive_null]
+    firing = firing_counts(code)
+    joint = np.min([match.joint for match in matches], axis=0)
+    p_value = (1 + (null_match.joint[None] >= joint[:, None]).sum(axis=1)) / (1 + len(null_match.joint))
+    return Verdicts(
+        status=_statuses(firing > 0, [rule.passed(match) for match in matches], kinship),
+        matches=matches,
+        kinship=kinship,
+        q_value=np.where(firing > 0, benjamini_hochberg(p_value, firing > 0), 1.0),
+        frequency=firing / len(index),
+        rule=rule,
+        null_false_positives=float(false.mean()) if len(false) else 0.0,
+        num_null=len(false),
+        num_rows=len(index),
+    )
+
+
+def benjamini_hochberg(
+    p_value: Float64[np.ndarray, " n"], tested: Bool[np.ndarray, " n"] | None = None
+) -> Float64[np.ndarray, " n"]:
+    """q-values: the smallest false-discovery rate at which each test is rejected (Benjamini and Hochberg 1995).
+
+    Args:
+        p_value: in (0, 1].
+        tested: which of them are tests; the others get 1. None: all.
+    """
+    q = np.ones(len(p_value))
+    chosen = np.arange(len(p_value)) if tested is None else np.flatnonzero(tested)
+    order = chosen[np.argsort(p_value[chosen], kind="stable")]
+    scaled = p_value[order] * len(order) / np.arange(1, len(order) + 1)
+    q[order] = np.minimum.accumulate(scaled[::-1])[::-1].clip(max=1)
+    return q
+
+
+def _null_matches(null: tuple[SparseAutoencoder, SparseAutoencoder], rows: Rows) -> tuple[Match, Match]:
+    space, index = Whitening.fit(rows), rows_used(rows.num_rows)
+    a, b = null
+    code_a, code_b = encode_rows(a, rows, index), encode_rows(b, rows, index)
+    return _match(a, b, space, code_a, code_b), _match(b, a, space, code_b, code_a)
+
+
+def _match(
+    a: SparseAutoencoder, b: SparseAutoencoder, space: Whitening, code_a: sparse.csr_array, code_b: sparse.csr_array
+) -> Match:
+    """An encoder row e scores e·x = (C^(1/2) e)·z on whitened z; a decoder row d adds C^(−1/2) d to it."""
+    encoders = [_units(sae.encoder, space.backward) for sae in (a, b)]
+    decoders = [_units(sae.decoder, space.forward) for sae in (a, b)]
+    best: list[tuple[Tensor, ...]] = []
+    for e, d in zip(torch.split(encoders[0], 2048), torch.split(decoders[0], 2048), strict=True):
+        by_encoder, by_decoder = e @ encoders[1].T, d @ decoders[1].T
+        both = torch.minimum(by_encoder, by_decoder).max(dim=1)
+        best.append((by_encoder.amax(dim=1), by_decoder.amax(dim=1), both.values, both.indices))
+    encoder, decoder, joint = (torch.cat([part[i] for part in best]).double().numpy() for i in range(3))
+    partner = torch.cat([part[3] for part in best]).numpy()
+    return Match(encoder, decoder, joint, partner, Moments(code_a, code_b).correlation(np.arange(a.width), partner))
+
+
+def _units(rows: Float[Tensor, "width dim"], to: Float[Tensor, "dim dim"]) -> Float[Tensor, "width dim"]:
+    return normalize(rows.detach().cpu().float() @ to, dim=1)
+
+
+def _statuses(
+    alive: Bool[np.ndarray, " width"], passed: list[Bool[np.ndarray, " width"]], kinship: list[Kinship]
+) -> list[Status]:
+    """Certified if each replica has it; otherwise what it is in a replica that lacks it: split before merged."""
+    certified = np.logical_and.reduce(passed)
+    split = np.logical_or.reduce([~own & kin.is_split for own, kin in zip(passed, kinship, strict=True)])
+    merged = np.logical_or.reduce([~own & kin.is_merged for own, kin in zip(passed, kinship, strict=True)])
+    names = np.select([~alive, certified, split, merged], ["dead", "certified", "split", "merged"], "unstable")
+    return names.tolist()  # type: ignore[no-any-return]
+
+
+def rows_used(num_rows: int) -> Int64[np.ndarray, " taken"]:
+    """Row numbers on which activations are compared: all, or as many as `MAX_ROWS` spread evenly."""
+    return np.linspace(0, num_rows - 1, min(MAX_ROWS, num_rows)).astype(np.int64)

@@ -1,0 +1,185 @@
+"""Certificates of a run: of its own dictionary, of baselines by the same rule, and of the same model with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kyomei.errors import RunError
+from kyomei.evidence.certificate import ORIGIN_SHARES, STATUS_SHARES, Certificate, describe, tally
+from kyomei.evidence.codes import encode_rows, explained_by_latent, total
+from kyomei.evidence.controls import GAUSSIAN
+from kyomei.evidence.fidelity import fidelity
+from kyomei.evidence.origin import ORIGINS, origin, share_difference
+from kyomei.evidence.reproduction import STATUSES, certify_latents, rows_used
+from kyomei.learning.covariance import Whitening
+from kyomei.runs import Run, sha256_of
+from kyomei.source.text import Tokens
+from kyomei.stages.baselines import Pair, own_pair, train_baseline
+from kyomei.stages.controls import random_weights_run
+from kyomei.stages.harvest import activations, part_names, site_of
+from kyomei.stages.train import replica_seed, train_run
+from kyomei.stages.watcher import Watcher, watching
+
+FILE = "certificate.json"
+SHARES_BY = ("count", "activation", "explained variance")
+EXPIRED = "certificates"
+"""Folder of certificates whose data or dictionaries have changed since: the reference that a later watch compares with."""
+
+
+def certify(run: Run | Path | str) -> Certificate:
+    """The certificate of a trained run's dictionary, made where there is none that still holds.
+
+    Args:
+        run: a run, or its folder, trained with at least three replicas.
+
+    Raises:
+        RunError: there is no trained run.
+        EvidenceError: it has fewer than three replicas.
+    """
+    run = run if isinstance(run, Run) else Run.open(Path(run))
+    with run.lock(), watching() as watcher:
+        return certify_pair(run, own_pair(run), watcher)
+
+
+def certify_run(run: Run, watcher: Watcher, *, baselines: Sequence[str] = (), random_weights: bool = False) -> dict[str, Any]:
+    """Certify a run's own dictionary, baselines trained beside it, and the same model with random weights.
+
+    Args:
+        run: a trained run.
+        watcher: shows progress.
+        baselines: names of baselines; missing ones are trained first.
+        random_weights: repeat the whole run, harvest included, with random model weights, and compare origins.
+
+    Returns:
+        "certificates" by name, as plain values, and "origin_difference" if the random weights were asked for.
+    """
+    own = certify_pair(run, own_pair(run), watcher)
+    certificates = {own.mechanism: own}
+    for name in baselines:
+        certificates[f"baseline {name}"] = certify_pair(run, train_baseline(run, name, watcher), watcher)
+    facts: dict[str, Any] = {}
+    if random_weights:
+        control = certificates["random weights"] = certify_random_weights(run, watcher)
+        masks = own.context_mask, control.context_mask
+        # Without a certified feature on either side there is no share to compare; what was computed stands all the same.
+        facts["origin_difference"] = share_difference(*masks, seed=run.recipe.seed) if all(map(len, masks)) else None
+    return {"certificates": {name: c.to_dict() for name, c in certificates.items()}, **facts}
+
+
+def certificate_table(facts: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of the summary: a column for each dictionary."""
+    certificates = facts["certificates"].values()
+    cells = [
+        *((status, "count", STATUS_SHARES, status) for status in STATUSES),
+        *((f"certified, by {by}", by, STATUS_SHARES, "certified") for by in SHARES_BY[1:]),
+        *((f"of certified: {name}", "count", ORIGIN_SHARES, name) for name in ORIGINS),
+    ]
+    rows = [(label, *(f"{c['shares'][by][kind][name]:.3f}" for c in certificates)) for label, by, kind, name in cells]
+    rows.append(("pass on the Gaussian null", *(f"{c['null']['false_positive_rate']:.4f}" for c in certificates)))
+    rows += [(label, *(f"{c['fidelity'][key]:.3f}" for c in certificates)) for label, key in (("FVU", "fvu"), ("L0", "l0"))]
+    return ("share of latents", *facts["certificates"]), rows
+
+
+def certify_random_weights(run: Run, watcher: Watcher) -> Certificate:
+    """The certificate of the same procedure on the same text and sites, the model's weights drawn at random."""
+    nested = random_weights_run(run)
+    with nested.lock():
+        train_run(nested, watcher)
+        return certify_pair(nested, own_pair(nested), watcher)
+
+
+def certify_pair(run: Run, pair: Pair, watcher: Watcher) -> Certificate:
+    """The certificate of one mechanism's first dictionary; one that still holds is read back.
+
+    Raises:
+        RunError: a replica or its null is not trained.
+        EvidenceError: there are fewer than three replicas.
+    """
+    _require_trained(run, pair)
+    path = run.path(FILE) if pair.arm.folder == "replicas" else run.path(f"{pair.arm.folder}/{FILE}")
+    data = _identity(run, pair)
+    if path.exists():
+        before = Certificate.read(path)
+        changed = before.changed(data)
+        if not changed:
+            return before
+        watcher.note(f"the certificate of {before.created} has expired: {', '.join(changed)} changed")
+        before.write(path.parent / EXPIRED / f"{before.created.replace(':', '')}.json")
+    watcher.note(f"certify {pair.name}")
+    certificate = _certificate(run, pair, data)
+    certificate.write(path)
+    run.record(path)
+    return certificate
+
+
+def _require_trained(run: Run, pair: Pair) -> None:
+    for arm in (pair.arm, pair.null):
+        missing = [arm.stage(i) for i in range(arm.replicas) if not run.done(arm.stage(i))]
+        if missing:
+            raise RunError("a trained run", f"no '{missing[0]}' in {run.folder}", "run `kyomei train` with --resume first")
+
+
+def _identity(run: Run, pair: Pair) -> dict[str, str]:
+    """Digests of everything the certificate is about: data, dictionaries, nulls."""
+    files = [f"activations/{part}/{site_of(run)}/index.json" for part in part_names(run.recipe)]
+    files += [f"{arm.folder}/{i}/sae.safetensors" for arm in (pair.arm, pair.null) for i in range(arm.replicas)]
+    return {name: sha256_of(run.path(name)) for name in files}
+
+
+def _certificate(run: Run, pair: Pair, data: dict[str, str]) -> Certificate:
+    rows = activations(run, "evidence")
+    dictionaries = [pair.arm.dictionary(run, i) for i in range(pair.arm.replicas)]
+    null = (pair.null.dictionary(run, 0), pair.null.dictionary(run, 1))
+    null_rows = GAUSSIAN.rows(rows, replica_seed(run.recipe.seed, 2, null=True))
+    verdicts = certify_latents(dictionaries, rows, null, null_rows, Whitening.fit(rows))
+    first, index = dictionaries[0], rows_used(rows.num_rows)
+    code = encode_rows(first, rows, index)
+    tokens = Tokens.load(run.path("tokens/evidence"))
+    place = rows.row_tokens()[index]
+    document = tokens.document.flatten().numpy()[place]
+    source = origin(code, tokens.ids.flatten().numpy()[place], place % tokens.context, document)
+    explained = explained_by_latent(first, rows, index).clip(min=0)
+    weights = dict(zip(SHARES_BY, (np.ones(first.width), total(code), explained), strict=True))
+    names = _token_texts(tokens, {token for named in source.top_tokens for token, _ in named})
+    features = [
+        {
+            **describe(verdicts, source, i),
+            "tokens": [[names[token], round(share, 4)] for token, share in source.top_tokens[i]],
+            **{name: float(values[i]) for name, values in weights.items() if name != "count"},
+        }
+        for i in range(first.width)
+    ]
+    figures = fidelity(first, rows)
+    return Certificate(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        mechanism=pair.name,
+        site=site_of(run),
+        model=run.recipe.source.model,
+        width=first.width,
+        replicas=[f"{pair.arm.folder}/{i}" for i in range(pair.arm.replicas)],
+        num_rows=verdicts.num_rows,
+        rule={"encoder": verdicts.rule.encoder, "decoder": verdicts.rule.decoder, "correlation": verdicts.rule.correlation},
+        null={
+            "name": GAUSSIAN.title,
+            "false_positive_rate": verdicts.null_false_positives,
+            "latents": verdicts.num_null,
+        },
+        fidelity={"fvu": figures.fvu, "l0": figures.l0_mean, "dead": figures.dead_share},
+        shares={name: tally(verdicts, source, values) for name, values in weights.items()},
+        features=features,
+        data=data,
+    )
+
+
+def _token_texts(tokens: Tokens, ids: set[int]) -> dict[int, str]:
+    """The characters that each token id stands for, where it first occurs in a document."""
+    flat = tokens.ids.flatten().numpy()
+    inside = np.flatnonzero(tokens.document.flatten().numpy() >= 0)
+    distinct, first = np.unique(flat[inside], return_index=True)
+    where = dict(zip(distinct.tolist(), inside[first].tolist(), strict=True))
+    return {token: tokens.text_at(where[token]) if token in where else f"<{token}>" for token in ids}
