@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from kyomei.dictionary.sae import SparseAutoencoder
     from kyomei.errors import KyomeiError
     from kyomei.evidence.consistency import consistency
+    from kyomei.evidence.premises import Premises, check
     from kyomei.evidence.recovery import recovery
     from kyomei.learning.fit import fit
     from kyomei.learning.resonance import Directions, resonate
     from kyomei.source.planted import Planted
     from kyomei.source.shards import open_rows
+    from kyomei.stages.certify import certify
 
 __version__ = "0.1.0"
 
@@ -26,9 +28,12 @@ __all__ = [
     "Directions",
     "KyomeiError",
     "Planted",
+    "Premises",
     "Recipe",
     "SparseAutoencoder",
     "__version__",
+    "certify",
+    "check",
     "consistency",
     "fit",
     "load",
@@ -41,8 +46,11 @@ _MODULES = {
     "Directions": "kyomei.learning.resonance",
     "KyomeiError": "kyomei.errors",
     "Planted": "kyomei.source.planted",
+    "Premises": "kyomei.evidence.premises",
     "Recipe": "kyomei.config",
     "SparseAutoencoder": "kyomei.dictionary.sae",
+    "certify": "kyomei.stages.certify",
+    "check": "kyomei.evidence.premises",
     "consistency": "kyomei.evidence.consistency",
     "fit": "kyomei.learning.fit",
     "load": "kyomei.dictionary.formats",

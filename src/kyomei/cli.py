@@ -19,6 +19,7 @@ from kyomei.errors import Interrupted, KyomeiError, RecipeError
 
 if TYPE_CHECKING:
     from kyomei.config import Recipe
+    from kyomei.evidence.premises import Premises
     from kyomei.runs import Run
     from kyomei.stages.watcher import Watcher
 
@@ -114,6 +115,43 @@ def harvest_command(
         _print(facts, as_json, f"{facts['site']}, {facts['dim']} wide", ("part", "rows", "dropped"), rows)
 
 
+@app.command("check")
+def check_command(
+    source: Annotated[Path, typer.Argument(help="Folder of shards, .npy or .safetensors file, or run.", show_default=False)],
+    recipe: RecipeFile = None,
+    model: ModelName = None,
+    text: Text = None,
+    site: Sites = None,
+    tokens: NumTokens = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    device: Device = None,
+    threads: Threads = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Are the premises of feature recovery met on these activations, and what share of the features would be found?
+
+    With --model, --text, --site, --tokens, --recipe or --set, SOURCE is a new run to harvest into.
+    """
+    harvested = {"source.model": model, "source.text": text, "source.sites": site, "source.num_tokens": tokens}
+    with _verb(threads) as watcher:
+        from kyomei.stages.check import check_rows, check_run, open_source
+
+        is_new = recipe is not None or settings or resume or any(value not in (None, []) for value in harvested.values())
+        if is_new or (source / "manifest.json").exists():
+            from kyomei.runs import Run
+
+            options = {**harvested, "seed": seed, "device": device}
+            run = _create(source, recipe, settings, options, resume, overwrite) if is_new else Run.open(source)
+            with run.lock():
+                premises = check_run(run, watcher, seed=seed, device=device)
+        else:
+            premises = check_rows(open_source(source), watcher, seed=seed or 0, device=device or "auto")
+        _show_premises(premises, as_json)
+
+
 @app.command("train")
 def train_command(
     folder: RunFolder,
@@ -148,7 +186,20 @@ def train_command(
 
 
 @app.command("measure")
-def measure_command(folder: RunFolder, threads: Threads = None, as_json: AsJson = False) -> None:
+def measure_command(
+    folder: RunFolder,
+    null: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--null",
+            help="A further null beside every consistency figure; repeatable: "
+            "random-weights, frozen-decoder, soft-frozen-decoder, frozen-encoder.",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
     """Every number of a trained run beside its null, on documents that no replica saw."""
     with _verb(threads) as watcher:
         from kyomei.runs import Run
@@ -156,8 +207,40 @@ def measure_command(folder: RunFolder, threads: Threads = None, as_json: AsJson 
 
         run = Run.open(folder)
         with run.lock():
-            measure_run(run, watcher)
+            measure_run(run, watcher, null or ())
             _show_evidence(run, as_json)
+
+
+@app.command("certify")
+def certify_command(
+    folder: RunFolder,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option("--baseline", help="Also train and certify topk, batchtopk, l1 or ba; repeatable.", show_default=False),
+    ] = None,
+    random_weights: Annotated[
+        bool,
+        typer.Option("--random-weights", help="Also repeat the run with random model weights and compare origins."),
+    ] = False,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which features of a trained run's dictionary other replicas confirm, and where they come from."""
+    with _verb(threads) as watcher:
+        from kyomei.runs import Run
+        from kyomei.stages.certify import certificate_table, certify_run
+
+        run = Run.open(folder)
+        with run.lock():
+            facts = certify_run(run, watcher, baselines=baseline or (), random_weights=random_weights)
+        header, rows = certificate_table(facts)
+        _print(facts, as_json, f"{folder}: features by status, and origin of the certified ones", header, rows)
+        if random_weights and not as_json:
+            found = facts["origin_difference"]
+            shown = "no certified feature on one side" if found is None else "{difference:.3f} (95 % {low:.3f} to {high:.3f})"
+            watcher.note(
+                "context or unexplained among certified features, trained minus random weights: " + shown.format(**found or {})
+            )
 
 
 @app.command("report")
@@ -203,6 +286,51 @@ def planted_command(
         header = ("vectors", "count", "FRR 0.8", "FRR 0.9", "within 0.9", "MCC")
         title = f"{features} features in {dim} dimensions; estimated {facts['n_features']} {facts['interval']}"
         _print(facts, as_json, title, header, shown)
+
+
+@app.command("reproduce")
+def reproduce_command(
+    name: Annotated[str | None, typer.Argument(help="Experiment; without one they are listed.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder.", show_default="runs/reproduce/NAME")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds.", show_default="the experiment's own")] = None,
+    full: Annotated[bool, typer.Option("--full", help="The long version.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, one cell each at a time.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each.")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Measure finished cells anew.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """One of the paper's experiments, measured again: table.md, result.json and figure.svg.
+
+    A stopped one goes on where it was: finished cells are kept.
+    """
+    with _verb(threads) as watcher:
+        from kyomei.stages.reproduce import EXPERIMENTS, experiment_named, reproduce
+
+        if name is None:
+            listed = {experiment.name: experiment.title for experiment in EXPERIMENTS.values()}
+            _print(listed, as_json, "experiments", ("name", "what is measured"), list(listed.items()))
+            return
+        experiment, folder = experiment_named(name), out or Path("runs/reproduce") / name
+        options = [*(["--seeds", str(seeds)] if seeds else []), *(["--full"] if full else [])]
+        command = shlex.join(["kyomei", "reproduce", name, *options])
+        summary, result = reproduce(
+            experiment,
+            folder,
+            experiment.cells(seeds, full),
+            watcher,
+            command=command,
+            workers=workers,
+            threads=threads,
+            overwrite=overwrite,
+        )
+        if as_json:
+            _print(result, True, "", (), ())
+            return
+        watcher.note(f"paper: {experiment.paper}")
+        for table in summary.tables:
+            _print(None, False, table.title, table.header, table.rows)
+        for line in (*summary.notes, f"files: {folder}"):
+            watcher.note(line)
 
 
 def main() -> None:
@@ -293,6 +421,16 @@ def _show_evidence(run: Run, as_json: bool) -> None:
         for row in evidence_rows(evidence)
     ]
     _print(evidence, as_json, str(run.folder), ("figure", "value", "over replicas", "null"), rows)
+
+
+def _show_premises(premises: Premises, as_json: bool) -> None:
+    rows = [(premise.name, premise.status, premise.figures) for premise in premises.table]
+    title = f"premises: {premises.verdict}; expected share of features recovered (cosine 0.9): {premises.expected}"
+    _print(premises.to_dict(), as_json, title, ("premise", "status", "estimate"), rows)
+    if not as_json:
+        for premise in premises.table:
+            advice = "" if premise.status == "met" else f" → {premise.advice}"
+            typer.echo(f"{premise.name}: {premise.meaning}{advice}")
 
 
 def _print(facts: Any, as_json: bool, title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from kyomei.errors import RecipeError
-from kyomei.source.planted import COEFFICIENT_RANGE, HIGHEST_FREQUENCY, Planted
+from kyomei.source.planted import CHILD_SHARE, COEFFICIENT_RANGE, HIGHEST_FREQUENCY, Planted
 
 ROWS = 60_000
 
@@ -35,6 +35,7 @@ LAWS: list[dict[str, Any]] = [
     {"active": (4, 7), "co_occurrence": 0.5},
     {"active": 1},
     {"active": 1, "frequency": "zipf"},
+    {"active": (2, 5), "hierarchy": (3, 2), "coefficient": "uniform"},
 ]
 
 
@@ -153,6 +154,36 @@ def test_without_co_occurrence_partners_are_strangers() -> None:
     assert np.abs(partner_rates(present) - 3 / 63).max() < 0.025
 
 
+@pytest.mark.parametrize(
+    ("n_features", "active", "hierarchy", "frequency"),
+    [(64, 3, (3, 2), "uniform"), (70, (1, 3), (2, 3), "uniform"), (60, 3, (4, 2), "zipf"), (16, 2, (1, 2), "uniform")],
+)
+def test_a_child_occurs_only_with_its_parent(n_features: int, active: Any, hierarchy: Any, frequency: Any) -> None:
+    planted = Planted(n_features, 8, active, seed=1, hierarchy=hierarchy, frequency=frequency)
+    present, parents = support(planted.sample(ROWS, seed=2)[1]), planted.parents
+    roots = np.flatnonzero(parents < 0)
+    assert len(roots) == planted.n_trees == n_features // planted.tree_size
+    children = np.flatnonzero(parents >= 0)
+    assert not (present[:, children] & ~present[:, parents[children]]).any(), "P(parent | child) = 1"
+    siblings = np.zeros((n_features, n_features))
+    siblings[parents[children], children] = 1
+    assert (siblings.sum(1)[present.any(0) & (siblings.sum(1) > 0)] == hierarchy[0]).all()
+    brought = present.astype(np.int64) @ siblings.T
+    assert brought.max() == 1, "siblings exclude one another"
+    inner = siblings.sum(1) > 0
+    given = brought.sum(0)[inner] / present.sum(0)[inner]
+    assert (np.abs(given - CHILD_SHARE) < 6 * np.sqrt(0.16 / present.sum(0)[inner])).all()
+    assert abs(present[:, roots].sum(1).mean() - np.mean(active)) < 0.05
+    seen, expected = present.mean(0), planted.frequencies
+    assert (np.abs(seen - expected) < 6 * np.sqrt(expected / ROWS)).all()
+
+
+def test_without_a_hierarchy_no_feature_has_a_parent() -> None:
+    planted = Planted(10, 4, 2)
+    assert (planted.parents == -1).all()
+    assert (planted.tree_size, planted.n_trees) == (1, 10)
+
+
 def test_constant_coefficients_are_equal_and_uniform_ones_fill_their_range() -> None:
     _, equal = Planted(64, 8, 4).sample(1000, seed=0)
     torch.testing.assert_close(equal.values(), torch.full_like(equal.values(), 0.5))
@@ -234,6 +265,10 @@ def test_rows_beyond_one_chunk_differ_from_those_in_the_first() -> None:
         ({"active": 40, "co_occurrence": 0.1}, "Expected active of at most half of n_features"),
         ({"active": 1, "co_occurrence": 0.1}, "Expected co_occurrence of at most 0 with active=1. Found 0.1"),
         ({"active": 3, "co_occurrence": 0.8}, "Expected co_occurrence of at most 0.667 with active=3"),
+        ({"hierarchy": (4, 2)}, r"Expected n_features in whole trees of 5\. Found 64"),
+        ({"hierarchy": (3, 1)}, "Expected levels of the hierarchy as a whole number of at least 2. Found 1"),
+        ({"hierarchy": (3, 2), "active": 17}, r"Expected active of at most the number of trees \(16\)\. Found active=17"),
+        ({"hierarchy": (3, 2), "co_occurrence": 0.1}, "Expected a hierarchy or a co_occurrence. Found both"),
         ({"active": 60, "frequency": "zipf"}, "Expected active well below n_features with a zipf frequency"),
         ({"active": 1, "frequency": "zipf", "co_occurrence": 0.5}, "Expected active of at least 2 with zipf"),
     ],

@@ -22,6 +22,8 @@ HIGHEST_FREQUENCY = 0.9
 """Zipf frequencies are cut here; what is cut goes to the other features, so that the mean number of active ones holds."""
 COEFFICIENT_RANGE = (0.5, 1.5)
 """Range of "uniform" coefficients before a row is normalised: none vanishes (premise H2, balance)."""
+CHILD_SHARE = 0.8
+"""Probability that a present parent brings one of its children, each equally likely."""
 
 Frequency = Literal["uniform", "zipf"]
 Coefficient = Literal["constant", "uniform"]
@@ -78,6 +80,10 @@ class Planted:
         co_occurrence: ρ₂ of premise H3. Features 2j and 2j + 1 are partners, equally frequent, and each is present with this
             probability when the other is; None: features know nothing of each other. Where ρ₂ is small, chance meetings of
             features that are not partners may exceed it.
+        hierarchy: (children, levels): features form trees of that many levels, numbered level by level, in which every parent
+            has that many children. A present parent brings one child with probability 0.8, and a child never occurs without
+            its parent. `active` then counts the trees that a row enters, and `frequency` is the law of the roots; None: no
+            trees.
         superposition: features are "gaussian" (independent random directions) or "orthogonal" (needs n_features ≤ dim).
 
     Raises:
@@ -92,6 +98,7 @@ class Planted:
     coefficient: Coefficient = "constant"
     noise: float = 0.0
     co_occurrence: float | None = None
+    hierarchy: tuple[int, int] | None = None
     superposition: Superposition = "gaussian"
 
     def __post_init__(self) -> None:
@@ -117,7 +124,22 @@ class Planted:
                 f"n_features={self.n_features}",
                 'lower n_features, raise dim or choose superposition="gaussian"',
             )
+        self._refuse_impossible_trees()
         self._refuse_impossible_law()
+
+    def _refuse_impossible_trees(self) -> None:
+        if self.hierarchy is None:
+            return
+        for name, number, lowest in zip(("children", "levels"), self.hierarchy, (1, 2), strict=True):
+            _refuse_non_integer(f"{name} of the hierarchy", number, lowest)
+        if self.co_occurrence is not None:
+            raise RecipeError("a hierarchy or a co_occurrence", "both", "plant one of them")
+        if self.n_features % self.tree_size:
+            expected = f"n_features in whole trees of {self.tree_size}"
+            raise RecipeError(expected, str(self.n_features), f"give a multiple of {self.tree_size}")
+        if max(self.sparsities) > self.n_trees:
+            found = f"active={max(self.sparsities)}"
+            raise RecipeError(f"active of at most the number of trees ({self.n_trees})", found, "lower active or add features")
 
     def _refuse_impossible_law(self) -> None:
         most = max(self.sparsities)
@@ -140,6 +162,24 @@ class Planted:
         """The numbers of active features that rows have, in equal shares."""
         return tuple(self.active) if isinstance(self.active, tuple | list) else (self.active,)
 
+    @property
+    def tree_size(self) -> int:
+        """Features in a tree; 1 without a hierarchy."""
+        return 1 if self.hierarchy is None else sum(self.hierarchy[0] ** level for level in range(self.hierarchy[1]))
+
+    @property
+    def n_trees(self) -> int:
+        """Trees that the features form; as many as features without a hierarchy."""
+        return self.n_features // self.tree_size
+
+    @cached_property
+    def parents(self) -> Ints:
+        """The parent of every feature, −1 for a root: int64 [n_features]."""
+        children, levels = self.hierarchy or (1, 1)
+        starts = np.cumsum([0] + [self.n_trees * children**level for level in range(levels)])
+        above = [starts[level - 1] + np.arange(starts[level + 1] - starts[level]) // children for level in range(1, levels)]
+        return np.concatenate([np.full(self.n_trees, -1), *above]).astype(np.int64)
+
     @cached_property
     def features(self) -> Float[Tensor, "n_features dim"]:
         """The true features V: float32, unit rows."""
@@ -155,9 +195,19 @@ class Planted:
     def frequencies(self) -> Floats:
         """The occurrence frequency f of every feature, the share of rows in which it is active: float64 [n_features]."""
         if self.frequency == "uniform":
-            return np.full(self.n_features, np.mean(self.sparsities) / self.n_features)
-        units = np.mean([self._zipf_units(number) for number in self.sparsities], axis=0)
-        return units if self.co_occurrence is None else np.repeat(units * (1 + self._both_share) / 2, 2)
+            units = np.full(self.n_trees, np.mean(self.sparsities) / self.n_trees)
+        else:
+            units = np.mean([self._zipf_units(number) for number in self.sparsities], axis=0)
+            if self.co_occurrence is not None:
+                return np.repeat(units * (1 + self._both_share) / 2, 2)
+        return self._down_the_trees(units)
+
+    def _down_the_trees(self, roots: Floats) -> Floats:
+        """Frequencies of all features from those of the roots."""
+        parts, (children, levels) = [roots], self.hierarchy or (1, 1)
+        for _ in range(1, levels):
+            parts.append(np.repeat(parts[-1] * CHILD_SHARE / children, children))
+        return np.concatenate(parts)
 
     def sample(self, rows: int, seed: int) -> tuple[Float[Tensor, "rows dim"], Float[Tensor, "rows n_features"]]:
         """Draw rows: a pure function of `seed`, the number of rows and this law.
@@ -223,17 +273,26 @@ class Planted:
             row, unit = _independent(rng, rows, self._zipf_units(active))
             sizes = None
         elif self.co_occurrence is None:
-            chosen = _distinct(rng, rows, self.n_features, active)
-            return np.repeat(np.arange(rows), active), chosen.ravel()
+            row, unit = np.repeat(np.arange(rows), active), _distinct(rng, rows, self.n_trees, active).ravel()
         else:
             sizes = _sizes_to(rng, rows, active, self._both_share)
             row, unit = np.repeat(np.arange(rows), active), _distinct(rng, rows, self.n_features // 2, active).ravel()
         if self.co_occurrence is None:
-            return row, unit
+            return self._descend(rng, row, unit)
         size = 1 + (rng.random(len(unit)) < self._both_share) if sizes is None else sizes.ravel()
         side = rng.integers(2, size=len(unit))
         one, two = size >= 1, size == 2
         return np.concatenate([row[one], row[two]]), np.concatenate([(2 * unit + side)[one], (2 * unit + 1 - side)[two]])
+
+    def _descend(self, rng: np.random.Generator, row: Ints, feature: Ints) -> tuple[Ints, Ints]:
+        """The roots' entries and, level by level, those of the children that they bring."""
+        rows, features, (children, levels) = [row], [feature], self.hierarchy or (1, 1)
+        for level in range(1, levels):
+            brings = rng.random(len(row)) < CHILD_SHARE
+            row, feature = row[brings], feature[brings] * children + rng.integers(children, size=int(brings.sum()))
+            rows.append(row)
+            features.append(feature + self.n_trees * sum(children**above for above in range(level)))
+        return np.concatenate(rows), np.concatenate(features)
 
     @cached_property
     def _both_share(self) -> float:
@@ -262,7 +321,7 @@ class Planted:
 
     def _zipf_units(self, active: int) -> Floats:
         """Probability that each unit (a feature, or a pair of partners) is chosen, for rows of `active` features on average."""
-        weights: Floats = np.arange(1, self.n_features + 1, dtype=np.float64) ** -ZIPF_EXPONENT
+        weights: Floats = np.arange(1, self.n_trees + 1, dtype=np.float64) ** -ZIPF_EXPONENT
         total: float = active
         if self.co_occurrence is not None:
             weights = weights.reshape(-1, 2).mean(axis=1)

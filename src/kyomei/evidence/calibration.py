@@ -1,0 +1,220 @@
+"""From the statistics of a quick search to the share of features that it recovered, calibrated on planted data.
+
+The model is an additive logit in which every statistic acts in one direction only, by a piecewise linear function with a few
+knots, fitted as a fractional logit (Papke and Wooldridge, 1996) with a ridge penalty. It knows planted data only, and only the
+range that it was fitted on; beyond it says nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import minimize  # type: ignore[import-untyped, unused-ignore]
+from scipy.special import expit  # type: ignore[import-untyped, unused-ignore]
+
+from kyomei.errors import EvidenceError
+from kyomei.evidence.structure import Structure
+
+ALGORITHM, VERSION = "monotone additive fractional logit", 1
+FILE = "calibrator.json"
+RIDGE = 0.01
+KNOTS = (0.0, 0.25, 0.5, 0.75)
+"""Quantiles of a statistic, over the data of the fit, between which it has one slope."""
+MARGIN = 0.05
+"""A statistic is within the trained range if it exceeds its ends by no more than this share of the range."""
+GROUPS = (0.1, 0.5, 0.9)
+"""Predictions are grouped at these values; each group has residual quantiles of its own."""
+COVERAGE = 0.9
+
+Array = Float[np.ndarray, "..."]
+
+
+def recaptured(structure: Structure) -> float:
+    """Share of the features that at least one half found, if the halves are two independent captures (Lincoln, Petersen)."""
+    first, second, both = structure.captures
+    if not both:
+        return 0.0
+    in_second, in_first = both / first, both / second
+    return in_first + in_second - in_first * in_second
+
+
+def statistics(structure: Structure) -> dict[str, float]:
+    """What the calibrator reads, each oriented so that more of it means more recovery.
+
+    basin_share: random starts that fell to a stable direction; dense rows and noise leave them nowhere to fall to.
+    recaptured: features that a half found and the other found again; few rows and rare features lower it.
+    precise_share: features found again with little noise.
+    undivided: −log of the variance along the leading axis among a feature's rows; partners and parents raise that variance.
+    incoherence: −log of the largest cosine between features over that of random directions; shared parents raise it.
+    siblings: the same for the tenth of the features that have the most distant neighbour.
+    evenness: −log of the ratio of frequent to rare occurrence; rare features are the ones not found.
+    """
+    s = structure
+    chance = max(s.chance_coherence, 0.05)
+    return {
+        "basin_share": s.basin_share,
+        "recaptured": recaptured(s),
+        "precise_share": s.precise_share,
+        "undivided": -math.log(max(s.split.median, 1.0)),
+        "incoherence": -math.log(max(s.coherence.median / chance, 1.0)),
+        "siblings": -math.log(max(s.coherence.low / chance, 0.5)),
+        "together": -s.apart,
+        "uncrowded": -math.log(max(s.active.median, 1.0) / s.dim),
+        "companions": -math.log(max(s.partner.median / max(s.chance_partner, 0.01), 1.0)),
+        "evenness": -math.log(max(s.occurrence.high, 1e-6) / max(s.occurrence.low, 1e-6)),
+    }
+
+
+class ExpectedRecovery(NamedTuple):
+    """Expected FRR(0.9) and the interval that holds it in nine left-out regimes of ten."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """A fitted model, as it is kept in calibrator.json.
+
+    Attributes:
+        names: the statistics, in the order of everything below.
+        knots: for each statistic, where its slope may change, in rising order.
+        slopes: for each statistic, its slope from each knot to the next one; none is negative.
+        intercept: of the logit.
+        ranges: smallest and largest value of each statistic in the data of the fit.
+        residuals: for each group of predictions, the quantiles of truth − prediction on left-out families.
+        data_sha256: of the file that it was fitted on.
+        num_regimes: lines of that file.
+    """
+
+    names: tuple[str, ...]
+    knots: tuple[tuple[float, ...], ...]
+    slopes: tuple[tuple[float, ...], ...]
+    intercept: float
+    ranges: tuple[tuple[float, float], ...]
+    residuals: tuple[tuple[float, float], ...] = ()
+    data_sha256: str = ""
+    num_regimes: int = 0
+
+    def predict(self, table: Float[np.ndarray, "regimes names"]) -> Float[np.ndarray, " regimes"]:
+        """Expected FRR(0.9) of every row of statistics."""
+        slopes = np.concatenate([np.asarray(part) for part in self.slopes])
+        predicted: Array = expit(self.intercept + _basis(np.asarray(table, dtype=float), self.knots) @ slopes)
+        return predicted
+
+    def outside(self, values: dict[str, float]) -> list[str]:
+        """Names of the statistics that lie beyond the trained range."""
+        found = []
+        for name, (low, high) in zip(self.names, self.ranges, strict=True):
+            margin = MARGIN * (high - low)
+            if not low - margin <= values[name] <= high + margin:
+                found.append(name)
+        return found
+
+    def expected(self, structure: Structure) -> ExpectedRecovery | None:
+        """Expected FRR(0.9) of the search that measured `structure`; none outside the trained range."""
+        values = statistics(structure)
+        if self.outside(values):
+            return None
+        value = float(self.predict(np.array([[values[name] for name in self.names]]))[0])
+        low, high = self.residuals[int(np.searchsorted(GROUPS, value))]
+        return ExpectedRecovery(value, min(value, max(0.0, value + low)), max(value, min(1.0, value + high)))
+
+    def to_json(self) -> str:
+        """The content of calibrator.json."""
+        return json.dumps({"algorithm": ALGORITHM, "version": VERSION, **asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Calibrator:
+        """Read what `to_json` wrote.
+
+        Raises:
+            EvidenceError: it is of another algorithm or version.
+        """
+        values: dict[str, Any] = json.loads(text)
+        kind = (values.pop("algorithm", None), values.pop("version", None))
+        if kind != (ALGORITHM, VERSION):
+            found = " ".join(map(str, kind))
+            raise EvidenceError(f"a calibrator of {ALGORITHM} {VERSION}", found, "fit it again with bench/calibration.py")
+        return cls(**{name: _tuples(value) for name, value in values.items()})
+
+
+@cache
+def shipped() -> Calibrator:
+    """The calibrator in the package."""
+    return Calibrator.from_json(resources.files("kyomei.evidence").joinpath(FILE).read_text(encoding="utf-8"))
+
+
+def fit(table: Float[np.ndarray, "regimes names"], truth: Float[np.ndarray, " regimes"], names: tuple[str, ...]) -> Calibrator:
+    """Fit slopes by penalised fractional logit; no slope may be negative.
+
+    Args:
+        table: one row of statistics for each regime.
+        truth: FRR(0.9), in [0, 1].
+        names: of the columns.
+
+    Returns:
+        A calibrator without residuals; `with_residuals` adds them.
+    """
+    table = np.asarray(table, dtype=float)
+    knots = tuple(tuple(np.unique(np.quantile(column, KNOTS)).tolist()) for column in table.T)
+    basis = _basis(table, knots)
+    scale = np.maximum(basis.std(axis=0), 1e-9)
+    design = np.column_stack([np.ones(len(basis)), basis / scale])
+
+    def loss(weights: Array) -> tuple[float, Array]:
+        linear = design @ weights
+        value = float(np.mean(np.logaddexp(0, linear) - truth * linear) + RIDGE * np.sum(weights[1:] ** 2) / 2)
+        gradient = design.T @ (expit(linear) - truth) / len(truth)
+        gradient[1:] += RIDGE * weights[1:]
+        return value, gradient
+
+    bounds = [(None, None)] + [(0, None)] * basis.shape[1]
+    weights = minimize(loss, np.zeros(design.shape[1]), jac=True, bounds=bounds, method="L-BFGS-B").x
+    slopes, parts = (weights[1:] / scale).tolist(), []
+    for places in knots:
+        parts.append(tuple(slopes[: len(places)]))
+        slopes = slopes[len(places) :]
+    ranges = tuple((float(column.min()), float(column.max())) for column in table.T)
+    return Calibrator(names, knots, tuple(parts), float(weights[0]), ranges)
+
+
+def residual_quantiles(
+    predicted: Float[np.ndarray, " regimes"], truth: Float[np.ndarray, " regimes"]
+) -> tuple[tuple[float, float], ...]:
+    """Lower and upper quantile of truth − predicted for each group of predictions, from regimes that the model did not see.
+
+    Split conformal, on each side: of m residuals the ⌈(m + 1) q⌉-th is taken (Vovk et al., 2005), the outermost where there is
+    none.
+    """
+    group, quantiles = np.searchsorted(GROUPS, predicted), []
+    for number in range(len(GROUPS) + 1):
+        residuals = np.sort((truth - predicted)[group == number])
+        place = math.ceil((len(residuals) + 1) * (1 + COVERAGE) / 2) - 1
+        upper = min(place, len(residuals) - 1)
+        lower = len(residuals) - 1 - upper
+        quantiles.append((float(residuals[lower]), float(residuals[upper])) if len(residuals) else (-1.0, 1.0))
+    return tuple(quantiles)
+
+
+def _basis(
+    table: Float[np.ndarray, "regimes names"], knots: tuple[tuple[float, ...], ...]
+) -> Float[np.ndarray, "regimes terms"]:
+    """How far each value has come from each knot towards the next one; the last one has none after it."""
+    parts = []
+    for column, places in zip(table.T, knots, strict=True):
+        lengths = np.append(np.diff(places), np.inf)
+        parts.append(np.clip(column[:, None] - np.asarray(places), 0, lengths))
+    return np.concatenate(parts, axis=1)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

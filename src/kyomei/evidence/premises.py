@@ -1,0 +1,330 @@
+"""Are the premises of recovery met on these rows, and what share of their features would be found? (`kyomei check`)
+
+The premises are those of arXiv:2506.14002: a sparse non-negative mixture of features, decomposable data (H1 row sparsity,
+H2 balance, H3 low co-occurrence, V1 incoherence), and enough rows. They are measured by a quick search; the bounds below are
+where recovery falls off on planted data, and the expected recovery is calibrated on such data (docs/results.md).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Shaped
+from torch import Tensor
+
+from kyomei.evidence.calibration import Calibrator, recaptured, shipped, statistics
+from kyomei.evidence.structure import Progress, Structure, search
+from kyomei.source.shards import Rows
+
+Status = Literal["met", "not met", "unknown"]
+Verdict = Literal["met", "partly", "not met"]
+
+MIN_REPRODUCED = 5
+"""Reproduced directions, of both halves together, below which nothing else is said."""
+GOOD, POOR = 0.9, 0.5
+"""Expected recovery from which the verdict is "met", and below which it is "not met"."""
+EVEN_OCCURRENCE = 5.0
+"""Frequent over rare occurrence, nine deciles apart."""
+LOST_STARTS, FALLEN_STARTS = 0.2, 0.5
+"""Share of random starts that end in a stable direction: below the first rows are too dense, from the second sparse."""
+DIVIDED = 1.5
+"""Variance along one axis of a feature's rows, over noise, from which the feature counts as several."""
+TWICE_CHANCE = 2.0
+UNBALANCED = 0.8
+COHERENT = 1.25
+"""Median cosine of nearest features over that of random directions."""
+CHILDREN = 0.15
+SIBLINGS = 1.0
+"""Cosine of nearest features that all but a tenth exceed, over the median of random directions."""
+FAITHFUL = 0.9
+"""Cosine with the true feature for which rows are counted."""
+SIGMA = 1.96
+
+
+@dataclass(frozen=True)
+class Premise:
+    """One premise.
+
+    Attributes:
+        name: what is asked.
+        status: "met", "not met", or "unknown" where the search says too little.
+        estimate: the number that it rests on.
+        interval: a lower and an upper value of it; `meaning` says of what.
+        meaning: what the numbers say, for someone new to the subject.
+        advice: what to do about it.
+    """
+
+    name: str
+    status: Status
+    estimate: float
+    interval: tuple[float, float]
+    meaning: str
+    advice: str
+
+    @property
+    def figures(self) -> str:
+        """Estimate and interval in short."""
+        return "–" if math.isnan(self.estimate) else "{:.3g} ({:.3g}–{:.3g})".format(self.estimate, *self.interval)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; null where there was nothing to measure."""
+        low, high = (None if math.isnan(value) else value for value in self.interval)
+        estimate = None if math.isnan(self.estimate) else self.estimate
+        return {**vars(self), "estimate": estimate, "interval": [low, high]}
+
+
+@dataclass(frozen=True, repr=False)
+class Premises:
+    """What `check` found.
+
+    Attributes:
+        verdict: "met", "partly" or "not met", for all premises together.
+        expected_frr: share of the true features expected within cosine 0.9 of a direction that this check's search found; none:
+            unknown, because the data lie outside what the calibration was fitted on or have no sparse structure.
+        interval: of the expected share, from planted data of kinds that the calibration had not seen.
+        table: the premises.
+        statistics: the numbers that all of it rests on.
+    """
+
+    verdict: Verdict
+    expected_frr: float | None
+    interval: tuple[float, float] | None
+    table: tuple[Premise, ...]
+    statistics: dict[str, Any]
+
+    def __getitem__(self, name: str) -> Premise:
+        """The premise of that name."""
+        return {premise.name: premise for premise in self.table}[name]
+
+    @property
+    def expected(self) -> str:
+        """The expected recovery in words."""
+        if self.expected_frr is None or self.interval is None:
+            return f"unknown ({self.statistics['why_unknown']})"
+        return f"{self.expected_frr:.2f} ({self.interval[0]:.2f}–{self.interval[1]:.2f})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "verdict": self.verdict,
+            "expected_frr": self.expected_frr,
+            "interval": None if self.interval is None else list(self.interval),
+            "premises": [premise.to_dict() for premise in self.table],
+            "statistics": self.statistics,
+        }
+
+    def __str__(self) -> str:
+        lines = [f"Premises: {self.verdict}. Expected share of features recovered (cosine 0.9): {self.expected}."]
+        width = max(len(premise.name) for premise in self.table)
+        for p in self.table:
+            lines.append(f"  {p.name:<{width}}  {p.status:<7}  {p.figures:<22} {p.meaning}")
+            if p.status != "met":
+                lines.append(f"  {'':<{width}}  → {p.advice}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def check(
+    x: Shaped[Tensor, "rows dim"] | Shaped[np.ndarray, "rows dim"] | str | Path | Rows,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Premises:
+    """Say whether recovery theory applies to activations, and what share of their features a search would find.
+
+    Two disjoint halves of the rows are searched quickly, and so are two Gaussian surrogates of the same covariance.
+
+    Args:
+        x: activations [rows, dim], a folder of shards, or rows; at least 2,000 rows and 5 a dimension.
+        seed: of every random draw.
+        device: where the search runs.
+        progress: called with (steps done, steps in all).
+
+    Raises:
+        DataError: too few rows, constant columns, non-finite values.
+
+    Source: arXiv:2506.14002, §3 and §6 (premises); the calibration is ours.
+    """
+    return judge(search(x, seed=seed, device=device, progress=progress).structure, shipped())
+
+
+def judge(structure: Structure, calibrator: Calibrator) -> Premises:
+    """The premises and the verdict from what a search measured."""
+    structured = _sparse_structure(structure)
+    rest = (
+        _number_of_features,
+        _occurrence,
+        _sparsity,
+        _co_occurrence,
+        _balance,
+        _incoherence,
+        _hierarchy,
+        _rows_needed,
+    )
+    table = (structured, *(premise(structure) for premise in rest))
+    values = statistics(structure)
+    figures: dict[str, Any] = {**structure.to_dict(), "calibrated_on": values}
+    expected = None
+    if structured.status != "met":
+        table = (structured, *(_without_structure(premise.name) for premise in table[1:]))
+        figures["why_unknown"] = "no sparse structure was found"
+    else:
+        expected = calibrator.expected(structure)
+        if expected is None:
+            figures["why_unknown"] = f"beyond the calibration in {', '.join(calibrator.outside(values))}"
+    interval = None if expected is None else (expected.low, expected.high)
+    value = None if expected is None else expected.value
+    return Premises(_verdict(table, value), value, interval, table, figures)
+
+
+def _verdict(table: tuple[Premise, ...], expected: float | None) -> Verdict:
+    """From the calibrated recovery where it is known: a premise of the theory may fail and recovery succeed."""
+    failed = [premise for premise in table if premise.status == "not met"]
+    if table[0].status != "met" or (expected is not None and expected < POOR):
+        return "not met"
+    if (expected is not None and expected >= GOOD) or (expected is None and not failed):
+        return "met"
+    return "partly"
+
+
+def _without_structure(name: str) -> Premise:
+    meaning = "Nothing to measure it on: no sparse structure was found."
+    return Premise(name, "unknown", math.nan, (math.nan, math.nan), meaning, "see sparse structure")
+
+
+def _premise(
+    name: str, estimate: float, interval: tuple[float, float], meaning: str, advice: str, *, met: bool, not_met: bool
+) -> Premise:
+    """Advice is for a premise that is not met or unknown."""
+    status: Status = "not met" if not_met else "met" if met else "unknown"
+    return Premise(name, status, estimate, interval, meaning, "nothing to do" if status == "met" else advice)
+
+
+def _sparse_structure(s: Structure) -> Premise:
+    """Against the Gaussian surrogates run through the same search."""
+    low, high = _wilson(s.reproduced, sum(s.found))
+    _, null_high = _wilson(s.null_reproduced, max(1, round(s.null_reproduced * sum(s.candidates)) + 100))
+    met = s.num_reproduced >= MIN_REPRODUCED and s.features >= 2 and low > null_high
+    meaning = (
+        f"{s.reproduced:.0%} of the {sum(s.found)} stable directions of two disjoint halves were found again by the other half "
+        f"(cosine above {s.null_level:.2f}); on Gaussian rows of the same covariance {s.null_reproduced:.1%}."
+    )
+    advice = "do not read features off these rows: harvest more tokens, or try another layer or site"
+    return _premise("sparse structure", s.reproduced, (low, high), meaning, advice, met=met, not_met=not met)
+
+
+def _number_of_features(s: Structure) -> Premise:
+    """Capture and recapture: both halves' searches are independent draws of features (Chapman, 1951)."""
+    estimate, low, high = n_features(s)
+    meaning = (
+        f"About {estimate:.0f} features in {s.dim} dimensions, {estimate / s.dim:.1f} for each ({s.features} found, "
+        f"{s.captures[2]} by both halves; {s.distinct - s.features} mixtures of features left out)."
+    )
+    # d > √n: light superposition, where the theory's band of frequencies is wide.
+    met = s.dim**2 > high
+    advice = "superposition is heavy: use a site with more dimensions"
+    return _premise("number of features", estimate, (low, high), meaning, advice, met=met, not_met=s.dim**2 < low)
+
+
+def n_features(s: Structure) -> tuple[float, float, float]:
+    """Estimated number of features, with a 95 % interval; at least as many as were found."""
+    first, second, both = s.captures
+    estimate = (first + 1) * (second + 1) / (both + 1) - 1
+    variance = (first + 1) * (second + 1) * (first - both) * (second - both) / ((both + 1) ** 2 * (both + 2))
+    reach = SIGMA * math.sqrt(max(0.0, variance))
+    return max(s.features, estimate), max(s.features, estimate - reach), max(s.features, estimate + reach)
+
+
+def _occurrence(s: Structure) -> Premise:
+    low, median, high = s.occurrence
+    ratio = high / max(low, 1e-9)
+    meaning = (
+        f"Half of the features occur in more than {median:.2%} of the rows; eight in ten lie between {low:.2%} and {high:.2%}."
+    )
+    advice = "expect rare features to be missed: harvest more tokens, and read the recovery as one of the frequent features"
+    even = ratio <= EVEN_OCCURRENCE
+    return _premise("occurrence spectrum", median, (low, high), meaning, advice, met=even, not_met=not even)
+
+
+def _sparsity(s: Structure) -> Premise:
+    low, median, high = s.active
+    meaning = (
+        f"{median:.0f} features are clearly active in the usual row ({low:.0f}–{high:.0f} in eight rows of ten), in {s.dim} "
+        f"dimensions; {s.basin_share:.0%} of random starts were drawn to a feature."
+    )
+    advice = (
+        "rows are dense or noisy: try another layer, or a site before features are summed, such as an MLP's or a head's output"
+    )
+    met = s.basin_share >= FALLEN_STARTS and median <= s.dim / 2
+    return _premise("sparsity per row", median, (low, high), meaning, advice, met=met, not_met=s.basin_share < LOST_STARTS)
+
+
+def _co_occurrence(s: Structure) -> Premise:
+    """ρ₂ of H3, and what it does: one direction stands for several features that come together."""
+    low, median, high = s.partner
+    together = median > TWICE_CHANCE * max(s.chance_partner, s.features**-0.5)
+    divided = s.split.median > DIVIDED
+    meaning = (
+        f"Given a feature, its most frequent companion is there in {median:.0%} of the rows (by chance "
+        f"{s.chance_partner:.0%}); rows of one feature vary {s.split.median:.1f} times as much along one axis as noise would."
+    )
+    advice = "features that come together are found as one: read such directions as groups, and harvest more varied text"
+    return _premise("co-occurrence", median, (low, high), meaning, advice, met=True, not_met=together or divided)
+
+
+def _balance(s: Structure) -> Premise:
+    low, median, high = s.balance
+    meaning = f"A feature's active scores vary by {median:.0%} of their mean ({low:.0%}–{high:.0%} in eight features of ten)."
+    advice = "weak occurrences will be missed: lower thresholds after training, and do not read absence from a zero"
+    balanced = median <= UNBALANCED
+    return _premise("balance", median, (low, high), meaning, advice, met=balanced, not_met=not balanced)
+
+
+def _incoherence(s: Structure) -> Premise:
+    low, median, high = s.coherence
+    coherent = median > COHERENT * s.chance_coherence
+    meaning = (
+        f"A feature's nearest other one is at cosine {median:.2f}; among as many random directions at {s.chance_coherence:.2f}."
+    )
+    advice = "near features will be confused with one another: read them together, or use a site with more dimensions"
+    return _premise("incoherence", median, (low, high), meaning, advice, met=not coherent, not_met=coherent)
+
+
+def _hierarchy(s: Structure) -> Premise:
+    low, high = _wilson(s.child_share, s.features)
+    siblings = s.coherence.low > SIBLINGS * s.chance_coherence
+    meaning = (
+        f"{s.child_share:.0%} of the features nearly always come with another, more frequent one that often comes without them"
+        + ("; nearly all features point partly the same way as another, as children of one parent do." if siblings else ".")
+    )
+    advice = "a child is found together with its parent: read such directions as 'parent and child', not as one concept"
+    found = s.child_share > CHILDREN or siblings
+    return _premise("hierarchy", s.child_share, (low, high), meaning, advice, met=True, not_met=found)
+
+
+def _rows_needed(s: Structure) -> Premise:
+    """Two halves with independent errors of tan² = e agree at a cosine of 1/(1 + e), and e falls as 1/rows."""
+    allowed = 1 / FAITHFUL**2 - 1
+    most, usual = (s.sampled_rows * (1 / max(a, 1e-3) - 1) / allowed for a in (s.agreement.low, s.agreement.median))
+    enough = most <= s.num_rows and recaptured(s) >= POOR
+    meaning = (
+        f"For nine in ten of the features that were found, about {most:,.0f} rows give a direction within cosine {FAITHFUL:g} "
+        f"({usual:,.0f} for half of them); there are {s.num_rows:,}. Features that were not found need more."
+    )
+    advice = "harvest more tokens"
+    return _premise("rows needed", most, (usual, most), meaning, advice, met=enough, not_met=not enough)
+
+
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share of `count` (Wilson, 1927)."""
+    if count < 1:
+        return 0.0, 1.0
+    centre = (share + SIGMA**2 / (2 * count)) / (1 + SIGMA**2 / count)
+    reach = SIGMA / (1 + SIGMA**2 / count) * math.sqrt(share * (1 - share) / count + SIGMA**2 / (4 * count**2))
+    return max(0.0, centre - reach), min(1.0, centre + reach)

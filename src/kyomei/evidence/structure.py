@@ -1,0 +1,430 @@
+"""What a quick search says about the sparse structure of rows: two disjoint halves, searched apart, and Gaussian nulls.
+
+What both halves find is structure; how much of it both find says how much neither saw; and what the found directions do on rows
+held out from both says which premises of the theory hold (arXiv:2506.14002, decomposable data: H1–H3, V1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from numpy.typing import NDArray
+from scipy.optimize import nnls  # type: ignore[import-untyped, unused-ignore]
+from scipy.special import betaincinv  # type: ignore[import-untyped, unused-ignore]
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from kyomei.config import ResonanceRecipe
+from kyomei.errors import DataError
+from kyomei.evidence.controls import GaussianSurrogate
+from kyomei.learning.covariance import Whitening
+from kyomei.learning.occurrence import estimate_occurrence
+from kyomei.learning.resonance import Directions, distinct, resonate
+from kyomei.source.shards import Rows, TensorRows, open_rows
+
+QUICK = ResonanceRecipe(neurons=512, steps=8, batch_rows=8192, frequencies=(0.002, 0.01, 0.03))
+"""The search that every check makes, whatever the data: the calibration holds for this one only."""
+NULL_NEURONS = 256
+HALF_SHARE = 0.45
+HALF_ROWS, HELD_OUT_ROWS, SPREAD_ROWS = 50_000, 16_384, 32_768
+MIN_ROWS, MIN_ROWS_PER_DIM = 2000, 5
+CLEAR_ROWS = 20
+"""A frequency is tried if at least this many rows of a half clear its threshold."""
+REPRODUCED, SAME, PRECISE = 0.7, 0.85, 0.9
+"""Cosines in whitened space: found again at all, the same direction, and the same direction with little noise."""
+MIXTURE_COSINE, MIXTURE_PARTS, LEAST_PART = 0.92, 3, 0.2
+"""A direction this near to a positive sum of at most so many others, each with this weight or more, is their mixture."""
+TOGETHER = 0.6
+"""Relative score of a mixture's second part from which both parts are there."""
+SPLIT_DIRECTIONS, SPLIT_ROWS = 96, 4000
+PARENT, NOT_PARENT = 0.6, 0.5
+"""P(parent | child) is above the first and P(child | parent) below the second in a parent-child pair."""
+
+Progress = Callable[[int, int], None]
+
+
+class Spread(NamedTuple):
+    """Tenth percentile, median and ninetieth percentile."""
+
+    low: float
+    median: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Plain numbers about rows; shares lie in [0, 1], cosines in whitened space unless said otherwise.
+
+    Attributes:
+        num_rows: rows there are.
+        sampled_rows: rows in one half's search.
+        dim: their dimension.
+        found: stable directions of each half.
+        candidates: distinct directions of each half, unstable ones included.
+        basin_share: share of random starts that ended in a stable direction.
+        reproduced: share of the stable directions found again, anywhere in the other half's union, above the null's level.
+        num_reproduced: how many of them, of both halves together, with repetitions.
+        null_level: cosine above which "found again" counts: 0.7, or the null's 99th percentile where that is more.
+        null_reproduced: the same share on Gaussian surrogates, all of whose directions are kept.
+        null_stable: share of the surrogates' directions that are stable.
+        distinct: reproduced directions, each once.
+        features: of these, the ones that are no mixture of others.
+        captures: features that the first half, the second half and both found as stable directions.
+        precise_share: share of the features found again at a cosine above 0.9.
+        agreement: cosine at which a feature was found again.
+        occurrence: estimated share of rows in which a feature occurs, on held-out rows.
+        active: features active in a held-out row.
+        partner: largest P(j | i) over the other features j, for each feature i.
+        chance_partner: median of what independent features would have there.
+        child_share: share of the features that are a child of another.
+        apart: mixtures whose parts are not active together in its own rows, over the number of features: a parent is near the
+            sum of its children, and yet only one of them comes with it.
+        split: the largest variance among the rows of one feature over that of noise; 1 is one feature, more is several in one.
+        balance: coefficient of variation of a feature's active scores.
+        coherence: largest cosine of a feature with another, in input space.
+        chance_coherence: median of what as many random directions would have there.
+    """
+
+    num_rows: int
+    sampled_rows: int
+    dim: int
+    found: tuple[int, int]
+    candidates: tuple[int, int]
+    basin_share: float
+    reproduced: float
+    num_reproduced: int
+    null_level: float
+    null_reproduced: float
+    null_stable: float
+    distinct: int
+    features: int
+    captures: tuple[int, int, int]
+    precise_share: float
+    agreement: Spread
+    occurrence: Spread
+    active: Spread
+    partner: Spread
+    chance_partner: float
+    child_share: float
+    apart: float
+    split: Spread
+    balance: Spread
+    coherence: Spread
+    chance_coherence: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; a spread is a list of its three numbers."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Structure:
+        """What `to_dict` gave."""
+        spreads = {name for name, kind in cls.__annotations__.items() if kind == "Spread"}
+        fields: dict[str, Any] = {}
+        for name, value in values.items():
+            fields[name] = Spread(*value) if name in spreads else tuple(value) if isinstance(value, list) else value
+        return cls(**fields)
+
+
+class Searched(NamedTuple):
+    """What `search` leaves: the structure, and the directions of both halves for those who know the truth."""
+
+    structure: Structure
+    halves: tuple[Directions, Directions]
+
+
+class _Sample(NamedTuple):
+    """Two halves and the rows held out from both, in memory, rows spread over all of them, and the whitening of all rows."""
+
+    halves: tuple[TensorRows, TensorRows]
+    held_out: Tensor
+    spread: Tensor
+    white: Whitening
+
+
+def search(
+    x: Shaped[Tensor, "rows dim"] | Shaped[np.ndarray, "rows dim"] | str | Path | Rows,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    null: bool = True,
+    progress: Progress | None = None,
+) -> Searched:
+    """Search two disjoint halves of the rows, and their Gaussian surrogates, and measure what was found.
+
+    Args:
+        x: activations [rows, dim], a folder of shards, or rows. The halves are the first and the second 45 % of them, in order;
+            at most 50,000 rows of each are searched.
+        seed: of every draw; the halves' searches use different streams of it.
+        device: where the search runs.
+        null: whether the surrogates are searched; without them their figures are 0 and the null's level stays at 0.7.
+        progress: called with (steps done, steps in all).
+
+    Raises:
+        DataError: too few rows, constant columns, non-finite values.
+    """
+    rows = open_rows(x)
+    sample = _sample(rows, seed)
+    num_searched = sample.halves[0].num_rows
+    frequencies = tuple(p for p in QUICK.frequencies if p * num_searched >= CLEAR_ROWS) or QUICK.frequencies[-1:]
+    recipe = QUICK.model_copy(update={"frequencies": frequencies})
+    seeds = [int(word) for word in np.random.SeedSequence(seed).generate_state(4)]
+    jobs: list[tuple[Rows, ResonanceRecipe]] = [(half, recipe) for half in sample.halves]
+    if null:
+        keep_all = recipe.model_copy(update={"neurons": NULL_NEURONS, "min_stability": -1.0})
+        jobs += [(_surrogate(sample.white, num_searched, stream), keep_all) for stream in seeds[2:]]
+    found = []
+    for number, (part, chosen) in enumerate(jobs):
+        step = _shifted(progress, number * len(frequencies), len(jobs) * len(frequencies))
+        found.append(resonate(part, seed=seeds[number], recipe=chosen, device=device, progress=step))
+    halves = (found[0], found[1])
+    starts = 2 * recipe.neurons * len(frequencies)
+    again = _found_again(halves, sample.white.forward)
+    measured = {
+        "num_rows": rows.num_rows,
+        "sampled_rows": num_searched,
+        "dim": rows.dim,
+        "found": (len(halves[0]), len(halves[1])),
+        "candidates": (len(halves[0].candidates), len(halves[1].candidates)),
+        "basin_share": float(again.support.sum()) / starts,
+        **_beside_null(again.cosine, tuple(found[2:]), sample.white.forward, recipe.min_stability),
+        **_features(again, halves, sample),
+    }
+    return Searched(Structure(**measured), halves)
+
+
+def _sample(rows: Rows, seed: int) -> _Sample:
+    least = max(MIN_ROWS, MIN_ROWS_PER_DIM * rows.dim)
+    if rows.num_rows < least:
+        found = f"{rows.num_rows:,} rows"
+        raise DataError(f"at least {least:,} rows for {rows.dim} dimensions", found, "harvest more tokens")
+    white = Whitening.fit(rows)
+    rng = np.random.default_rng([seed, 0])
+    borders = [0, *(int(share * rows.num_rows) for share in (HALF_SHARE, 2 * HALF_SHARE)), rows.num_rows]
+    parts = []
+    for first, last, most in zip(borders, borders[1:], (HALF_ROWS, HALF_ROWS, HELD_OUT_ROWS), strict=False):
+        index = np.arange(first, last)
+        if len(index) > most:
+            index = np.sort(rng.choice(index, size=most, replace=False))
+        parts.append(rows.read(index).cpu())
+    spread = torch.cat(parts)
+    spread = spread[:: math.ceil(len(spread) / SPREAD_ROWS)]
+    return _Sample((TensorRows(parts[0]), TensorRows(parts[1])), parts[2], spread, white)
+
+
+def _surrogate(white: Whitening, num_rows: int, seed: int) -> TensorRows:
+    drawn = GaussianSurrogate(white.backward @ white.backward, white.mean, num_rows=num_rows, seed=seed)
+    return TensorRows(drawn.read(np.arange(num_rows)))
+
+
+def _shifted(progress: Progress | None, done_before: int, total: int) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done, _: progress(done_before + done, total)
+
+
+class _Again(NamedTuple):
+    """Stable directions of both halves, the first half's first, in the space whitened on all rows.
+
+    own: which half; cosine: the largest with the other half's union, unstable directions included.
+    """
+
+    w: Float[Tensor, "k dim"]
+    own: Int[Tensor, " k"]
+    cosine: Float[Tensor, " k"]
+    support: Int[Tensor, " k"]
+
+
+def _found_again(halves: tuple[Directions, Directions], metric: Float[Tensor, "dim dim"]) -> _Again:
+    stable = [normalize(half.vectors @ metric, dim=1) for half in halves]
+    cosines = [_nearest(stable[i], _union(halves[1 - i], metric)) for i in (0, 1)]
+    own = torch.cat([torch.full((len(w),), i) for i, w in enumerate(stable)])
+    return _Again(torch.cat(stable), own, torch.cat(cosines), torch.cat([half.support for half in halves]))
+
+
+def _union(directions: Directions, metric: Float[Tensor, "dim dim"]) -> Float[Tensor, "c dim"]:
+    return normalize(directions.candidates @ directions.whitening.backward @ metric, dim=1)
+
+
+def _nearest(w: Float[Tensor, "k dim"], others: Float[Tensor, "l dim"]) -> Float[Tensor, " k"]:
+    """Largest cosine of each row; 0 where there are none to compare with."""
+    return (w @ others.T).amax(dim=1) if len(w) and len(others) else w.new_zeros(len(w))
+
+
+def _beside_null(
+    cosine: Float[Tensor, " k"], nulls: tuple[Directions, ...], metric: Float[Tensor, "dim dim"], min_stability: float
+) -> dict[str, Any]:
+    """Directions found again beside those of the Gaussian surrogates."""
+    level, null_reproduced, null_stable = REPRODUCED, 0.0, 0.0
+    if nulls:
+        null_cosine = _nearest(normalize(nulls[0].vectors @ metric, dim=1), _union(nulls[1], metric))
+        level = max(REPRODUCED, float(null_cosine.quantile(0.99)))
+        null_reproduced = float((null_cosine > level).double().mean())
+        null_stable = float((torch.cat([null.stability for null in nulls]) >= min_stability).double().mean())
+    above = int((cosine > level).sum())
+    return {
+        "reproduced": above / max(1, len(cosine)),
+        "num_reproduced": above,
+        "null_level": level,
+        "null_reproduced": null_reproduced,
+        "null_stable": null_stable,
+    }
+
+
+def _features(again: _Again, halves: tuple[Directions, Directions], sample: _Sample) -> dict[str, Any]:
+    """The reproduced directions that are no mixtures, and what they do on held-out rows."""
+    metric = sample.white.forward
+    chosen = (again.cosine > REPRODUCED).nonzero().flatten()
+    chosen = chosen[again.support[chosen].argsort(descending=True, stable=True)]
+    chosen = chosen[distinct(again.w[chosen], SAME)]
+    vectors = normalize(again.w[chosen] @ sample.white.backward, dim=1)
+    parts = mixtures(vectors, again.support[chosen])
+    kept = torch.tensor([number for number in range(len(chosen)) if number not in parts], dtype=torch.long)
+    w, vectors = again.w[chosen[kept]], vectors[kept]
+    z = sample.white.whiten(sample.spread)
+    in_half = [_nearest(w, again.w[again.own == i]) > SAME for i in (0, 1)]
+    counts = (int(in_half[0].sum()), int(in_half[1].sum()), int((in_half[0] & in_half[1]).sum()))
+    # In its own half a direction is itself: the smaller of the two cosines is the one with the other half.
+    agreement = torch.minimum(*(_nearest(w, _union(half, metric)) for half in halves))
+    return {
+        "distinct": len(chosen),
+        "features": len(w),
+        "captures": counts,
+        "precise_share": float((agreement > PRECISE).double().mean()) if len(w) else 0.0,
+        "agreement": _spread(agreement),
+        **_geometry(vectors),
+        "apart": _num_apart(z, again.w[chosen], parts) / max(1, len(w)),
+        "split": _splits(z, w),
+        **_behaviour(sample.white.whiten(sample.held_out), w),
+    }
+
+
+def mixtures(vectors: Float[Tensor, "k dim"], support: Int[Tensor, " k"]) -> dict[int, list[int]]:
+    """Directions that are a positive sum of a few others, each with the others' numbers; the least supported are asked first.
+
+    Few features make few combinations of active ones, and each combination is then an exact cluster of rows that is found as
+    if it were a feature; but it is a sum of features, and the features are no positive sums of it.
+    """
+    rows, found = vectors.double().numpy(), {}
+    left = np.ones(len(rows), dtype=bool)
+    for i in support.argsort(stable=True).tolist():
+        left[i] = False
+        others = np.flatnonzero(left)
+        parts = _parts(rows[i], rows[others])
+        if parts:
+            found[i] = others[parts].tolist()
+        else:
+            left[i] = True
+    return found
+
+
+def _parts(target: NDArray[np.float64], others: NDArray[np.float64]) -> list[int]:
+    """Non-negative orthogonal matching pursuit of a unit vector with unit rows, a few steps; empty if they do not reach it."""
+    chosen: list[int] = []
+    rest = target
+    for _ in range(min(MIXTURE_PARTS, len(others))):
+        best = int((others @ rest).argmax())
+        if best in chosen or others[best] @ rest <= 0:
+            break
+        chosen.append(best)
+        weights, _ = nnls(others[chosen].T, target)
+        rest = target - weights @ others[chosen]
+        heavy = [part for part, weight in zip(chosen, weights, strict=True) if weight >= LEAST_PART]
+        if len(heavy) > 1 and 1 - rest @ rest >= MIXTURE_COSINE**2:
+            return heavy
+    return []
+
+
+def _num_apart(z: Float[Tensor, "rows dim"], w: Float[Tensor, "k dim"], parts: dict[int, list[int]]) -> int:
+    """Mixtures in whose strongest rows the second strongest part is weak, measured by that part's own strongest rows."""
+    count = min(len(z), max(10, min(100, len(z) // 500)))
+    apart = 0
+    for mixture, own in parts.items():
+        scores = z @ w[[mixture, *own]].T
+        strongest = scores.topk(count, dim=0)
+        beside = scores[strongest.indices[:, 0], 1:] / strongest.values[:, 1:].mean(dim=0)
+        apart += float(beside.topk(2, dim=1).values[:, 1].mean()) < TOGETHER
+    return apart
+
+
+def _geometry(vectors: Float[Tensor, "k dim"]) -> dict[str, Any]:
+    """Largest cosines between features in input space, and what as many random directions would have."""
+    count, dim = vectors.shape
+    if count < 2:
+        return {"coherence": Spread(0.0, 0.0, 0.0), "chance_coherence": 0.0}
+    cosines = (vectors @ vectors.T).fill_diagonal_(-1).amax(dim=1)
+    # P(cos > t) = I_{1−t²}((d − 1)/2, 1/2) / 2 for random unit vectors; t is where the largest of count − 1 has its median.
+    above = -math.expm1(math.log(0.5) / (count - 1))
+    chance = math.sqrt(1 - betaincinv((dim - 1) / 2, 0.5, min(1.0, 2 * above)))
+    return {"coherence": _spread(cosines), "chance_coherence": chance}
+
+
+def _behaviour(z: Float[Tensor, "rows dim"], w: Float[Tensor, "k dim"]) -> dict[str, Any]:
+    """Occurrence, sparsity, co-occurrence, balance and inner structure of the features on held-out whitened rows."""
+    none = Spread(0.0, 0.0, 0.0)
+    if len(w) < 2:
+        names = ("occurrence", "active", "partner", "balance")
+        return {**dict.fromkeys(names, none), "chance_partner": 0.0, "child_share": 0.0}
+    frequency = estimate_occurrence(lambda: iter([z]), w)
+    scores = z @ w.T
+    counts = (frequency * len(z)).round().long().clamp(2, len(z))
+    ordered = scores.sort(dim=0, descending=True).values
+    active = scores >= ordered.gather(0, counts[None] - 1)
+    there = active.float()
+    given = ((there.T @ there) / there.sum(dim=0)[:, None]).fill_diagonal_(0)  # P(column | row)
+    is_child = (given > PARENT) & (given.T < NOT_PARENT) & (frequency[None] > 1.5 * frequency[:, None])
+    mean = (scores * there).sum(dim=0) / counts
+    variance = ((scores - mean) ** 2 * there).sum(dim=0) / counts
+    return {
+        "occurrence": _spread(frequency),
+        "active": _spread(there.sum(dim=1)),
+        "partner": _spread(given.amax(dim=1)),
+        "chance_partner": _chance_partner(frequency, counts),
+        "child_share": float(is_child.any(dim=1).double().mean()),
+        "balance": _spread(variance.sqrt() / mean.abs().clamp_min(1e-6)),
+    }
+
+
+def _chance_partner(frequency: Float[Tensor, " k"], counts: Int[Tensor, " k"]) -> float:
+    """Median over features of the largest P(j | i) of independent others: the mean, plus a normal's largest of k draws."""
+    reach = math.sqrt(2 * math.log(max(2, len(frequency))))
+    spread = (frequency * (1 - frequency))[None].sqrt() / counts[:, None].double().sqrt()
+    chance = (frequency[None] + reach * spread).fill_diagonal_(0).amax(dim=1)
+    return float(chance.clamp_max(1).median())
+
+
+def _splits(z: Float[Tensor, "rows dim"], w: Float[Tensor, "k dim"]) -> Spread:
+    """Largest eigenvalue of the rows of one feature, apart from it, over that of as many rows of noise.
+
+    Rows of one feature differ by the other features, which point everywhere; rows of several features that one direction
+    stands for, such as two partners or a parent and its children, differ along few axes. Twice as many rows as those with the
+    feature are looked at, so that those with one of two partners are among them.
+    """
+    if len(w) == 0:
+        return Spread(0.0, 0.0, 0.0)
+    w = w[torch.linspace(0, len(w) - 1, min(SPLIT_DIRECTIONS, len(w))).long()]
+    frequency = estimate_occurrence(lambda: iter([z]), w)
+    values = []
+    for direction, share in zip(w, frequency.tolist(), strict=True):
+        count = min(len(z), max(60, min(SPLIT_ROWS, round(2 * share * len(z)))))
+        scores, index = (z @ direction).topk(count)
+        rest = z[index] - scores[:, None] * direction
+        rest = rest - rest.mean(dim=0)
+        eigenvalues = torch.linalg.eigvalsh(rest.T @ rest / count)
+        edge = (1 + math.sqrt(z.shape[1] / count)) ** 2  # Marchenko and Pastur (1967)
+        values.append(eigenvalues[-1] / eigenvalues.mean().clamp_min(1e-6) / edge)
+    return _spread(torch.stack(values))
+
+
+def _spread(values: Float[Tensor, " k"]) -> Spread:
+    if len(values) == 0:
+        return Spread(0.0, 0.0, 0.0)
+    low, median, high = values.double().quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
+    return Spread(low, median, high)

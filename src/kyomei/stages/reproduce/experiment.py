@@ -1,0 +1,249 @@
+"""An experiment: independent cells measured one by one, kept as they finish, then summed up as tables and a figure."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from importlib import metadata
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kyomei import __version__
+from kyomei.errors import Interrupted, RecipeError
+from kyomei.runs import plain, write_atomic
+from kyomei.stages.watcher import Watcher
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Cell = dict[str, Any]
+"""Everything a measurement depends on, in plain values, its seed included."""
+Record = dict[str, Any]
+"""A cell and, beside its settings, what was measured there."""
+
+CELLS, TABLE, RESULT, FIGURE = "cells.jsonl", "table.md", "result.json", "figure.svg"
+_DRAWING: Any = {"svg.hashsalt": "kyomei", "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of text.
+
+    Attributes:
+        title: what it shows.
+        header: name of each column.
+        rows: one tuple of cells a row.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        """The table with its title above."""
+        lines = (self.header, ("---",) * len(self.header), *self.rows)
+        return f"{self.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What all cells together say.
+
+    Attributes:
+        tables: the figures, the paper's beside ours.
+        draw: draws them.
+        facts: tests, slopes and edges in plain numbers.
+        notes: sentences below the tables.
+    """
+
+    tables: tuple[Table, ...]
+    draw: Callable[[Figure], None]
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One claim of the paper, measured again.
+
+    Attributes:
+        name: what `kyomei reproduce` calls it.
+        title: what is varied and what is measured.
+        paper: what the paper says.
+        cells: all cells, from a number of seeds (none: the experiment's own) and whether to take the long version.
+        measure: one cell's figures; a function of the cell alone.
+        summarise: tables and figure from all records.
+    """
+
+    name: str
+    title: str
+    paper: str
+    cells: Callable[[int | None, bool], list[Cell]]
+    measure: Callable[[Cell], dict[str, Any]]
+    summarise: Callable[[list[Record]], Summary]
+
+
+def reproduce(
+    experiment: Experiment,
+    folder: Path,
+    cells: list[Cell],
+    watcher: Watcher,
+    *,
+    command: str = "",
+    workers: int = 1,
+    threads: int = 1,
+    overwrite: bool = False,
+) -> tuple[Summary, dict[str, Any]]:
+    """Measure what is missing, then write table.md, result.json and figure.svg.
+
+    Args:
+        experiment: what to measure.
+        folder: where its files go; cells that are finished there are not measured again.
+        cells: the cells asked for.
+        watcher: shows progress and says when to stop.
+        command: the command line, for table.md.
+        workers: processes, one cell each at a time.
+        threads: CPU threads of each.
+        overwrite: measure every cell anew.
+
+    Returns:
+        The summary, and what result.json holds.
+
+    Raises:
+        RecipeError: there are no workers or no threads.
+        Interrupted: stopped by a signal; finished cells are kept.
+    """
+    if workers < 1 or threads < 1:
+        raise RecipeError("at least one worker and one thread", f"{workers} and {threads}", "correct them")
+    if overwrite and folder.exists():
+        for name in (CELLS, TABLE, RESULT, FIGURE):
+            (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    finished = _finished(folder / CELLS)
+    missing = [cell for cell in cells if _key(cell) not in finished]
+    if finished and len(missing) < len(cells):
+        watcher.note(f"{len(cells) - len(missing)} of {len(cells)} cells are there")
+    with watcher.progress(experiment.name) as progress:
+        progress(len(cells) - len(missing), len(cells))
+        for done, (cell, figures) in enumerate(_measured(experiment, missing, watcher, workers, threads), 1):
+            finished[_key(cell)] = {**cell, **figures}
+            _append(folder / CELLS, {"cell": cell, "figures": figures})
+            progress(len(cells) - len(missing) + done, len(cells))
+    records = [finished[_key(cell)] for cell in cells]
+    summary = experiment.summarise(records)
+    result = _result(experiment, summary, records, command)
+    _write(folder, experiment, summary, result)
+    return summary, result
+
+
+def _measured(
+    experiment: Experiment, cells: list[Cell], watcher: Watcher, workers: int, threads: int
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Each cell and its figures as they finish."""
+    if workers == 1 or len(cells) < 2:
+        torch.set_num_threads(threads)
+        for cell in cells:
+            _leave_if_asked(watcher)
+            yield cell, plain(experiment.measure(cell))
+        return
+    # Spawned, not forked: a fork of a process whose torch has started threads may hang.
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (threads,)) as pool:
+        waiting = iter(cells)
+        running = {pool.submit(experiment.measure, cell): cell for _, cell in zip(range(workers), waiting, strict=False)}
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                cell = running.pop(future)
+                yield cell, plain(future.result())
+                following = None if watcher.stop() else next(waiting, None)
+                if following is not None:
+                    running[pool.submit(experiment.measure, following)] = following
+    if next(waiting, None) is not None:
+        _leave_if_asked(watcher)
+
+
+def _begin_worker(threads: int) -> None:
+    # Ctrl-C reaches the whole process group: a worker finishes its cell, the parent keeps it and leaves.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+
+
+def _leave_if_asked(watcher: Watcher) -> None:
+    if watcher.stop():
+        raise Interrupted("all cells", "a signal to stop", "run the same command again: finished cells are kept")
+
+
+def _key(cell: Cell) -> str:
+    return json.dumps(plain(cell), sort_keys=True)
+
+
+def _finished(path: Path) -> dict[str, Record]:
+    """The records of an earlier call; a line that a crash cut short is left out and its cell measured again."""
+    records = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        records[_key(entry["cell"])] = {**entry["cell"], **entry["figures"]}
+    return records
+
+
+def _append(path: Path, entry: dict[str, Any]) -> None:
+    with open(path, "a+b") as file:
+        # After a cut line, begin a new one.
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(plain(entry), ensure_ascii=False).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _result(experiment: Experiment, summary: Summary, records: list[Record], command: str) -> dict[str, Any]:
+    packages = ("torch", "numpy", "scipy", "matplotlib")
+    return {
+        "name": experiment.name,
+        "title": experiment.title,
+        "paper": experiment.paper,
+        "command": command,
+        "versions": {"kyomei": __version__, **{name: metadata.version(name) for name in packages}},
+        "facts": plain(summary.facts),
+        "notes": list(summary.notes),
+        "tables": [{"title": t.title, "header": t.header, "rows": t.rows} for t in summary.tables],
+        "runs": plain(records),
+    }
+
+
+def _write(folder: Path, experiment: Experiment, summary: Summary, result: dict[str, Any]) -> None:
+    head = f"# {experiment.title}\n\nPaper: {experiment.paper}\n"
+    command = f"\n    {result['command']}\n" if result["command"] else ""
+    tables = "".join(f"\n{table.markdown()}" for table in summary.tables)
+    notes = "".join(f"\n{note}\n" for note in summary.notes)
+    write_atomic(folder / TABLE, f"{head}{command}{tables}{notes}".encode())
+    write_atomic(folder / RESULT, (json.dumps(result, ensure_ascii=False, indent=1) + "\n").encode())
+    write_atomic(folder / FIGURE, drawn(summary.draw))
+
+
+def drawn(draw: Callable[[Figure], None]) -> bytes:
+    """An SVG file; the same drawing gives the same bytes."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_DRAWING):
+        figure = Figure(figsize=(9, 4.5), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure)
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
