@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from kyomei.errors import RecipeError
-from kyomei.stages.reproduce import co_occurrence, imbalanced, resonance_map, robustness, splitting, tuning, width
+from kyomei.stages.reproduce import (
+    co_occurrence,
+    imbalanced,
+    language_models,
+    resonance_map,
+    robustness,
+    splitting,
+    tuning,
+    width,
+)
 from kyomei.stages.reproduce.experiment import Experiment, reproduce
 
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
-    for module in (imbalanced, resonance_map, co_occurrence, width, robustness, tuning, splitting)
+    for module in (imbalanced, resonance_map, co_occurrence, width, robustness, tuning, splitting, language_models)
 }
 
 __all__ = ["EXPERIMENTS", "Experiment", "experiment_named", "reproduce"]
