@@ -152,7 +152,7 @@ def _mechanism_rows(name: str, figures: dict[str, Any]) -> list[EvidenceRow]:
             values = [s["value"] for s in shares]
             rows.append(
                 EvidenceRow(
-                    f"{name}: latents with MCS > 0.7",
+                    f"{name}: latents with MCS > 0.7 ({metric})",
                     fmean(values),
                     _range(values),
                     shares[0]["null"],
