@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,14 +103,15 @@ def test_two_replicas_are_too_few_to_certify(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_consistency_is_asked_against_other_nulls(run: Path) -> None:
-    done = kyomei("measure", run, "--null", "frozen-decoder", "--null", "random-weights", "--json", "--threads", "1")
+def test_consistency_is_asked_against_other_nulls(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "copy")
+    done = kyomei("measure", folder, "--null", "frozen-decoder", "--null", "random-weights", "--json", "--threads", "1")
     assert done.returncode == 0, done.stderr
     against = json.loads(done.stdout)["mechanisms"]["gba"]["against"]
     assert set(against) == {"frozen-decoder", "random-weights"}
     for figures in against.values():
         assert set(figures["whitened"]["mcs_above_0.7"]) == {"value", "null"} and figures["survives"]
-    unknown = kyomei("measure", run, "--null", "shuffled")
+    unknown = kyomei("measure", folder, "--null", "shuffled")
     assert unknown.returncode == 2 and "random-weights" in unknown.stderr
 
 
