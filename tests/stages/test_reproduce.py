@@ -56,6 +56,8 @@ def tiny_cells(experiment: Experiment) -> list[Cell]:
         return [small(c) for c in cells if c["planted"]["noise"] in (0, 0.5)]
     if experiment.name == "splitting":
         return [{**small(c), "width": c["width"] // 4} for c in cells]
+    if experiment.name == "certificates":
+        return [small(c) for c in cells if c["mechanism"]["name"] in ("gba", "topk") and c["seed"] == 0]
     if experiment.name == "language-models":
         chosen = [
             c for c in cells if c["site"] == "model.layers.1.mlp" and c["setting"] in ("GBA from resonance", "TopK, k = 4")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kyomei.errors import RecipeError
 from kyomei.stages.reproduce import (
+    certificates,
     co_occurrence,
     imbalanced,
     language_models,
@@ -17,7 +18,17 @@ from kyomei.stages.reproduce.experiment import Experiment, reproduce
 
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
-    for module in (imbalanced, resonance_map, co_occurrence, width, robustness, tuning, splitting, language_models)
+    for module in (
+        imbalanced,
+        resonance_map,
+        co_occurrence,
+        width,
+        robustness,
+        tuning,
+        splitting,
+        certificates,
+        language_models,
+    )
 }
 
 __all__ = ["EXPERIMENTS", "Experiment", "experiment_named", "reproduce"]
