@@ -27,8 +27,8 @@ from kyomei.evidence import calibration
 from kyomei.evidence.structure import Structure, search
 
 DATA = Path(__file__).parent / "data" / "calibration.jsonl"
-SEED = 30_317
-REGIMES_PER_FAMILY = 35
+SEED = 40_417
+REGIMES_PER_FAMILY = 33
 FAMILIES = (
     "plain",
     "zipf",
@@ -39,6 +39,7 @@ FAMILIES = (
     "mixed sparsity",
     "dense",
     "combined",
+    "combined zipf",
 )
 TREES = ((2, 2), (3, 2), (4, 2), (8, 2), (2, 3))
 
@@ -72,15 +73,12 @@ def regimes(seed: int = SEED, per_family: int = REGIMES_PER_FAMILY) -> list[Regi
 def draw(family: str, rng: np.random.Generator) -> tuple[dict[str, Any], int]:
     """The law and the number of rows of one regime."""
     dim = log_uniform(rng, 16, 96)
-    features = 2 * (min(400, max(32, round(dim * 5 ** rng.uniform()))) // 2)
+    features = 2 * (min(400, max(48, round(dim * 1.2 * 4 ** rng.uniform()))) // 2)
     law: dict[str, Any] = {"n_features": features, "dim": dim, "active": int(rng.integers(2, 6))}
     law["coefficient"] = str(rng.choice(["constant", "uniform"]))
-    rows = log_uniform(rng, 8000, 50_000)
-    kind = (
-        family
-        if family != "combined"
-        else str(rng.choice(["plain", "co-occurring", "hierarchical", "mixed sparsity", "dense"]))
-    )
+    rows = log_uniform(rng, 8000, 40_000)
+    combined = family.startswith("combined")
+    kind = str(rng.choice(["plain", "co-occurring", "hierarchical", "mixed sparsity", "dense"])) if combined else family
     if kind == "co-occurring":
         law |= {"active": int(rng.integers(3, 7)), "co_occurrence": round(float(rng.uniform(0, 0.5)), 3)}
     elif kind == "hierarchical":
@@ -98,9 +96,9 @@ def draw(family: str, rng: np.random.Generator) -> tuple[dict[str, Any], int]:
         law |= {"noise": round(float(rng.uniform(0.1, 1.0)), 3)}
     elif kind == "few rows":
         rows = log_uniform(rng, 2500, 9000)
-    if family == "combined":
-        if rng.random() < 0.4:
-            law |= {"frequency": "zipf"}
+    if family == "combined zipf":
+        law |= {"frequency": "zipf"}
+    if combined:
         if rng.random() < 0.4:
             law |= {"noise": round(float(rng.uniform(0.05, 0.8)), 3)}
         if rng.random() < 0.3:
@@ -147,11 +145,15 @@ def sweep(path: Path, seed: int, per_family: int, workers: int) -> None:
     missing = [regime for regime in regimes(seed, per_family) if regime.index not in done]
     began = time.perf_counter()
     with ProcessPoolExecutor(workers) as pool, path.open("a", encoding="utf-8") as file:
-        for count, job in enumerate(as_completed([pool.submit(run, regime) for regime in missing]), 1):
-            file.write(json.dumps(job.result()) + "\n")
-            file.flush()
-            left = (time.perf_counter() - began) / count * (len(missing) - count)
-            print(f"{count}/{len(missing)}, {left / 60:.1f} minutes left", flush=True)
+        jobs = [pool.submit(run, regime) for regime in missing]
+        try:
+            for count, job in enumerate(as_completed(jobs), 1):
+                file.write(json.dumps(job.result()) + "\n")
+                file.flush()
+                left = (time.perf_counter() - began) / count * (len(missing) - count)
+                print(f"{count}/{len(missing)}, {left / 60:.1f} minutes left", flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def left_out(table: np.ndarray, truth: np.ndarray, family: np.ndarray, names: tuple[str, ...]) -> np.ndarray:

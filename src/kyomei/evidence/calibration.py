@@ -54,6 +54,9 @@ def statistics(structure: Structure) -> dict[str, float]:
     undivided: −log of the variance along the leading axis among a feature's rows; partners and parents raise that variance.
     incoherence: −log of the largest cosine between features over that of random directions; shared parents raise it.
     siblings: the same for the tenth of the features that have the most distant neighbour.
+    explained: share of the rows that sums of a few features explain; what was not found is missing there.
+    uncrowded: −log of the features active in a row for each dimension.
+    companions: −log of how often a feature comes with its most frequent companion, over chance.
     evenness: −log of the ratio of frequent to rare occurrence; rare features are the ones not found.
     """
     s = structure
@@ -65,9 +68,10 @@ def statistics(structure: Structure) -> dict[str, float]:
         "undivided": -math.log(max(s.split.median, 1.0)),
         "incoherence": -math.log(max(s.coherence.median / chance, 1.0)),
         "siblings": -math.log(max(s.coherence.low / chance, 0.5)),
-        "together": -s.apart,
+        "explained": s.explained.high,
+        "whole": -s.in_part,
         "uncrowded": -math.log(max(s.active.median, 1.0) / s.dim),
-        "companions": -math.log(max(s.partner.median / max(s.chance_partner, 0.01), 1.0)),
+        "companions": -math.log(max(s.partner.median / max(s.chance_partner, 0.01), 0.5)),
         "evenness": -math.log(max(s.occurrence.high, 1e-6) / max(s.occurrence.low, 1e-6)),
     }
 

@@ -17,7 +17,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from kyomei.evidence.calibration import Calibrator, recaptured, shipped, statistics
-from kyomei.evidence.structure import Progress, Structure, search
+from kyomei.evidence.structure import CODED_PARTS, Progress, Structure, search
 from kyomei.source.shards import Rows
 
 Status = Literal["met", "not met", "unknown"]
@@ -255,20 +255,26 @@ def _occurrence(s: Structure) -> Premise:
 def _sparsity(s: Structure) -> Premise:
     low, median, high = s.active
     meaning = (
-        f"{median:.0f} features are clearly active in the usual row ({low:.0f}–{high:.0f} in eight rows of ten), in {s.dim} "
-        f"dimensions; {s.basin_share:.0%} of random starts were drawn to a feature."
+        f"{_counted(median)} features are active in the usual row ({_counted(low)}–{_counted(high)} in eight rows of ten), in "
+        f"{s.dim} dimensions; they explain {max(0.0, s.explained.median):.0%} of it, and {s.basin_share:.0%} of random starts "
+        "were drawn to a feature."
     )
     advice = (
         "rows are dense or noisy: try another layer, or a site before features are summed, such as an MLP's or a head's output"
     )
-    met = s.basin_share >= FALLEN_STARTS and median <= s.dim / 2
+    met = s.basin_share >= FALLEN_STARTS and median < CODED_PARTS
     return _premise("sparsity per row", median, (low, high), meaning, advice, met=met, not_met=s.basin_share < LOST_STARTS)
+
+
+def _counted(number: float) -> str:
+    """Rows are not coded beyond so many features."""
+    return f"{number:.0f}" if number < CODED_PARTS else f"{CODED_PARTS} or more"
 
 
 def _co_occurrence(s: Structure) -> Premise:
     """ρ₂ of H3, and what it does: one direction stands for several features that come together."""
     low, median, high = s.partner
-    together = median > TWICE_CHANCE * max(s.chance_partner, s.features**-0.5)
+    together = median > TWICE_CHANCE * max(s.chance_partner, max(1, s.features) ** -0.5)
     divided = s.split.median > DIVIDED
     meaning = (
         f"Given a feature, its most frequent companion is there in {median:.0%} of the rows (by chance "

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import NDArray
 from scipy.optimize import nnls  # type: ignore[import-untyped, unused-ignore]
 from scipy.special import betaincinv  # type: ignore[import-untyped, unused-ignore]
@@ -41,9 +41,12 @@ REPRODUCED, SAME, PRECISE = 0.7, 0.85, 0.9
 """Cosines in whitened space: found again at all, the same direction, and the same direction with little noise."""
 MIXTURE_COSINE, MIXTURE_PARTS, LEAST_PART = 0.92, 3, 0.2
 """A direction this near to a positive sum of at most so many others, each with this weight or more, is their mixture."""
-TOGETHER = 0.6
-"""Relative score of a mixture's second part from which both parts are there."""
-SPLIT_DIRECTIONS, SPLIT_ROWS = 96, 4000
+SPLIT_DIRECTIONS, SPLIT_ROWS = 96, 2000
+CODED_ROWS, CODED_PARTS = 4000, 8
+"""Rows coded as positive sums of features, and features in such a sum at most."""
+FULL, HALF, WEAK = 0.6, 0.25, 0.2
+"""Shares of a feature's largest weights: from the first it is wholly there, between the second and the first in part, and from
+the third at all."""
 PARENT, NOT_PARENT = 0.6, 0.5
 """P(parent | child) is above the first and P(child | parent) below the second in a parent-child pair."""
 
@@ -80,12 +83,13 @@ class Structure:
         precise_share: share of the features found again at a cosine above 0.9.
         agreement: cosine at which a feature was found again.
         occurrence: estimated share of rows in which a feature occurs, on held-out rows.
-        active: features active in a held-out row.
-        partner: largest P(j | i) over the other features j, for each feature i.
+        explained: share of a held-out whitened row's energy that a positive sum of at most eight features explains.
+        active: features with at least half of their largest weight in a held-out row's sum.
+        in_part: share of the weights in such sums that are a fraction of the feature's largest ones: a direction that stands
+            for two partners is half there where one of them is.
+        partner: largest P(j | i) over the other features j, for each feature i, in such sums.
         chance_partner: median of what independent features would have there.
         child_share: share of the features that are a child of another.
-        apart: mixtures whose parts are not active together in its own rows, over the number of features: a parent is near the
-            sum of its children, and yet only one of them comes with it.
         split: the largest variance among the rows of one feature over that of noise; 1 is one feature, more is several in one.
         balance: coefficient of variation of a feature's active scores.
         coherence: largest cosine of a feature with another, in input space.
@@ -109,11 +113,12 @@ class Structure:
     precise_share: float
     agreement: Spread
     occurrence: Spread
+    explained: Spread
     active: Spread
+    in_part: float
     partner: Spread
     chance_partner: float
     child_share: float
-    apart: float
     split: Spread
     balance: Spread
     coherence: Spread
@@ -285,10 +290,8 @@ def _features(again: _Again, halves: tuple[Directions, Directions], sample: _Sam
     chosen = chosen[again.support[chosen].argsort(descending=True, stable=True)]
     chosen = chosen[distinct(again.w[chosen], SAME)]
     vectors = normalize(again.w[chosen] @ sample.white.backward, dim=1)
-    parts = mixtures(vectors, again.support[chosen])
-    kept = torch.tensor([number for number in range(len(chosen)) if number not in parts], dtype=torch.long)
+    kept = not_mixtures(vectors, again.support[chosen])
     w, vectors = again.w[chosen[kept]], vectors[kept]
-    z = sample.white.whiten(sample.spread)
     in_half = [_nearest(w, again.w[again.own == i]) > SAME for i in (0, 1)]
     counts = (int(in_half[0].sum()), int(in_half[1].sum()), int((in_half[0] & in_half[1]).sum()))
     # In its own half a direction is itself: the smaller of the two cosines is the one with the other half.
@@ -300,58 +303,39 @@ def _features(again: _Again, halves: tuple[Directions, Directions], sample: _Sam
         "precise_share": float((agreement > PRECISE).double().mean()) if len(w) else 0.0,
         "agreement": _spread(agreement),
         **_geometry(vectors),
-        "apart": _num_apart(z, again.w[chosen], parts) / max(1, len(w)),
-        "split": _splits(z, w),
+        "split": _splits(sample.white.whiten(sample.spread), w),
         **_behaviour(sample.white.whiten(sample.held_out), w),
     }
 
 
-def mixtures(vectors: Float[Tensor, "k dim"], support: Int[Tensor, " k"]) -> dict[int, list[int]]:
-    """Directions that are a positive sum of a few others, each with the others' numbers; the least supported are asked first.
+def not_mixtures(vectors: Float[Tensor, "k dim"], support: Int[Tensor, " k"]) -> Bool[Tensor, " k"]:
+    """Which directions are no positive sum of a few others, asked from the one that fewest starts fell to upwards.
 
     Few features make few combinations of active ones, and each combination is then an exact cluster of rows that is found as
     if it were a feature; but it is a sum of features, and the features are no positive sums of it.
     """
-    rows, found = vectors.double().numpy(), {}
+    rows = vectors.double().numpy()
     left = np.ones(len(rows), dtype=bool)
     for i in support.argsort(stable=True).tolist():
         left[i] = False
-        others = np.flatnonzero(left)
-        parts = _parts(rows[i], rows[others])
-        if parts:
-            found[i] = others[parts].tolist()
-        else:
-            left[i] = True
-    return found
+        left[i] = not _is_mixture(rows[i], rows[left])
+    return torch.from_numpy(left)
 
 
-def _parts(target: NDArray[np.float64], others: NDArray[np.float64]) -> list[int]:
-    """Non-negative orthogonal matching pursuit of a unit vector with unit rows, a few steps; empty if they do not reach it."""
+def _is_mixture(target: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
+    """Non-negative orthogonal matching pursuit of a unit vector with unit rows, a few steps."""
     chosen: list[int] = []
     rest = target
     for _ in range(min(MIXTURE_PARTS, len(others))):
         best = int((others @ rest).argmax())
         if best in chosen or others[best] @ rest <= 0:
-            break
+            return False
         chosen.append(best)
         weights, _ = nnls(others[chosen].T, target)
         rest = target - weights @ others[chosen]
-        heavy = [part for part, weight in zip(chosen, weights, strict=True) if weight >= LEAST_PART]
-        if len(heavy) > 1 and 1 - rest @ rest >= MIXTURE_COSINE**2:
-            return heavy
-    return []
-
-
-def _num_apart(z: Float[Tensor, "rows dim"], w: Float[Tensor, "k dim"], parts: dict[int, list[int]]) -> int:
-    """Mixtures in whose strongest rows the second strongest part is weak, measured by that part's own strongest rows."""
-    count = min(len(z), max(10, min(100, len(z) // 500)))
-    apart = 0
-    for mixture, own in parts.items():
-        scores = z @ w[[mixture, *own]].T
-        strongest = scores.topk(count, dim=0)
-        beside = scores[strongest.indices[:, 0], 1:] / strongest.values[:, 1:].mean(dim=0)
-        apart += float(beside.topk(2, dim=1).values[:, 1].mean()) < TOGETHER
-    return apart
+        if (weights >= LEAST_PART).sum() > 1 and 1 - rest @ rest >= MIXTURE_COSINE**2:
+            return True
+    return False
 
 
 def _geometry(vectors: Float[Tensor, "k dim"]) -> dict[str, Any]:
@@ -367,35 +351,61 @@ def _geometry(vectors: Float[Tensor, "k dim"]) -> dict[str, Any]:
 
 
 def _behaviour(z: Float[Tensor, "rows dim"], w: Float[Tensor, "k dim"]) -> dict[str, Any]:
-    """Occurrence, sparsity, co-occurrence, balance and inner structure of the features on held-out whitened rows."""
+    """Occurrence, balance, sparsity and co-occurrence of the features on held-out whitened rows."""
     none = Spread(0.0, 0.0, 0.0)
     if len(w) < 2:
-        names = ("occurrence", "active", "partner", "balance")
-        return {**dict.fromkeys(names, none), "chance_partner": 0.0, "child_share": 0.0}
+        shares = dict.fromkeys(("in_part", "chance_partner", "child_share"), 0.0)
+        return {**dict.fromkeys(("occurrence", "explained", "active", "partner", "balance"), none), **shares}
     frequency = estimate_occurrence(lambda: iter([z]), w)
     scores = z @ w.T
     counts = (frequency * len(z)).round().long().clamp(2, len(z))
-    ordered = scores.sort(dim=0, descending=True).values
-    active = scores >= ordered.gather(0, counts[None] - 1)
-    there = active.float()
-    given = ((there.T @ there) / there.sum(dim=0)[:, None]).fill_diagonal_(0)  # P(column | row)
+    active = scores >= scores.sort(dim=0, descending=True).values.gather(0, counts[None] - 1)
+    mean = (scores * active).sum(dim=0) / counts
+    variance = ((scores - mean) ** 2 * active).sum(dim=0) / counts
+    given = _given(active.float())
     is_child = (given > PARENT) & (given.T < NOT_PARENT) & (frequency[None] > 1.5 * frequency[:, None])
-    mean = (scores * there).sum(dim=0) / counts
-    variance = ((scores - mean) ** 2 * there).sum(dim=0) / counts
+    rows = z[:: math.ceil(len(z) / CODED_ROWS)]
+    weights = positive_code(rows, w)
+    levels = weights / weights.quantile(0.995, dim=0).clamp_min(1e-6)
+    there = (levels > WEAK).float()
+    energy = rows.square().sum(dim=1).clamp_min(1e-6)
     return {
         "occurrence": _spread(frequency),
-        "active": _spread(there.sum(dim=1)),
-        "partner": _spread(given.amax(dim=1)),
-        "chance_partner": _chance_partner(frequency, counts),
+        "explained": _spread(1 - (rows - weights @ w).square().sum(dim=1) / energy),
+        "active": _spread((levels > 0.5).sum(dim=1).float()),
+        "in_part": float(((levels > HALF) & (levels < FULL)).sum() / max(1, int((levels > HALF).sum()))),
+        "partner": _spread(_given(there).amax(dim=1)),
+        "chance_partner": _chance_partner(there.mean(dim=0), there.sum(dim=0)),
         "child_share": float(is_child.any(dim=1).double().mean()),
         "balance": _spread(variance.sqrt() / mean.abs().clamp_min(1e-6)),
     }
 
 
-def _chance_partner(frequency: Float[Tensor, " k"], counts: Int[Tensor, " k"]) -> float:
+def positive_code(z: Float[Tensor, "rows dim"], w: Float[Tensor, "k dim"]) -> Float[Tensor, "rows k"]:
+    """Rows as positive sums of a few unit directions: orthogonal matching pursuit whose negative weights are cut to zero.
+
+    Directions compete for a row, so that one is not counted as active because it resembles another that is.
+    """
+    gram, scores = w @ w.T, z @ w.T
+    rest, chosen, weights = scores, torch.zeros(len(z), 0, dtype=torch.long), torch.zeros(len(z), 0)
+    for _ in range(min(CODED_PARTS, len(w))):
+        best = rest.scatter(1, chosen, -torch.inf).argmax(dim=1, keepdim=True)
+        chosen = torch.cat([chosen, best], dim=1)
+        own = gram[chosen[:, :, None], chosen[:, None, :]] + 1e-4 * torch.eye(chosen.shape[1])
+        weights = torch.linalg.solve(own, scores.gather(1, chosen)[:, :, None])[:, :, 0].clamp_min(0)
+        rest = scores - torch.einsum("rt,rtk->rk", weights, gram[chosen])
+    return torch.zeros(len(z), len(w)).scatter(1, chosen, weights)
+
+
+def _given(there: Float[Tensor, "rows k"]) -> Float[Tensor, "k k"]:
+    """P(column | row) for every pair of features, 0 on the diagonal."""
+    return ((there.T @ there) / there.sum(dim=0).clamp_min(1)[:, None]).fill_diagonal_(0)
+
+
+def _chance_partner(frequency: Float[Tensor, " k"], counts: Float[Tensor, " k"]) -> float:
     """Median over features of the largest P(j | i) of independent others: the mean, plus a normal's largest of k draws."""
     reach = math.sqrt(2 * math.log(max(2, len(frequency))))
-    spread = (frequency * (1 - frequency))[None].sqrt() / counts[:, None].double().sqrt()
+    spread = (frequency * (1 - frequency))[None].sqrt() / counts[:, None].clamp_min(1).sqrt()
     chance = (frequency[None] + reach * spread).fill_diagonal_(0).amax(dim=1)
     return float(chance.clamp_max(1).median())
 
@@ -404,8 +414,7 @@ def _splits(z: Float[Tensor, "rows dim"], w: Float[Tensor, "k dim"]) -> Spread:
     """Largest eigenvalue of the rows of one feature, apart from it, over that of as many rows of noise.
 
     Rows of one feature differ by the other features, which point everywhere; rows of several features that one direction
-    stands for, such as two partners or a parent and its children, differ along few axes. Twice as many rows as those with the
-    feature are looked at, so that those with one of two partners are among them.
+    stands for, such as two partners or a parent and its children, differ along few axes.
     """
     if len(w) == 0:
         return Spread(0.0, 0.0, 0.0)
@@ -413,14 +422,14 @@ def _splits(z: Float[Tensor, "rows dim"], w: Float[Tensor, "k dim"]) -> Spread:
     frequency = estimate_occurrence(lambda: iter([z]), w)
     values = []
     for direction, share in zip(w, frequency.tolist(), strict=True):
-        count = min(len(z), max(60, min(SPLIT_ROWS, round(2 * share * len(z)))))
+        count = min(len(z), max(60, min(SPLIT_ROWS, round(share * len(z)))))
         scores, index = (z @ direction).topk(count)
         rest = z[index] - scores[:, None] * direction
-        rest = rest - rest.mean(dim=0)
+        rest = (rest - rest.mean(dim=0)).double()  # rows of one feature may all be equal: float32 may then not converge
         eigenvalues = torch.linalg.eigvalsh(rest.T @ rest / count)
         edge = (1 + math.sqrt(z.shape[1] / count)) ** 2  # Marchenko and Pastur (1967)
         values.append(eigenvalues[-1] / eigenvalues.mean().clamp_min(1e-6) / edge)
-    return _spread(torch.stack(values))
+    return _spread(torch.stack(values).float())
 
 
 def _spread(values: Float[Tensor, " k"]) -> Spread:

@@ -1,0 +1,237 @@
+"""The premises: what is said of planted, hierarchical and structureless rows, and how it is put."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from typer.testing import CliRunner
+
+import kyomei
+from kyomei.cli import app
+from kyomei.errors import DataError
+from kyomei.evidence.calibration import shipped
+from kyomei.evidence.premises import Premise, Premises, _wilson, judge, n_features
+from kyomei.evidence.structure import Spread, Structure
+from kyomei.stages.check import open_source
+
+NAMES = (
+    "sparse structure",
+    "number of features",
+    "occurrence spectrum",
+    "sparsity per row",
+    "co-occurrence",
+    "balance",
+    "incoherence",
+    "hierarchy",
+    "rows needed",
+)
+GOOD = Structure(
+    num_rows=20_000,
+    sampled_rows=9000,
+    dim=40,
+    found=(100, 102),
+    candidates=(120, 118),
+    basin_share=0.95,
+    reproduced=0.98,
+    num_reproduced=198,
+    null_level=0.7,
+    null_reproduced=0.0,
+    null_stable=0.0,
+    distinct=104,
+    features=101,
+    captures=(98, 99, 96),
+    precise_share=0.95,
+    agreement=Spread(0.92, 0.97, 0.99),
+    occurrence=Spread(0.03, 0.04, 0.05),
+    explained=Spread(0.9, 0.95, 0.98),
+    active=Spread(3, 4, 4),
+    in_part=0.1,
+    partner=Spread(0.07, 0.09, 0.1),
+    chance_partner=0.1,
+    child_share=0.0,
+    split=Spread(1.0, 1.1, 1.4),
+    balance=Spread(0.1, 0.2, 0.3),
+    coherence=Spread(0.33, 0.4, 0.5),
+    chance_coherence=0.38,
+)
+
+
+def judged(**changes: object) -> Premises:
+    return judge(dataclasses.replace(GOOD, **changes), shipped())  # type: ignore[arg-type]
+
+
+def test_good_rows_meet_every_premise() -> None:
+    found = judged()
+    assert tuple(premise.name for premise in found.table) == NAMES
+    assert [premise.name for premise in found.table if premise.status != "met"] == []
+    assert found.verdict == "met"
+    assert found.expected_frr is not None and found.expected_frr >= 0.9
+    assert found.interval is not None and found.interval[0] <= found.expected_frr <= found.interval[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("occurrence spectrum", {"occurrence": Spread(0.005, 0.02, 0.2)}),
+        ("sparsity per row", {"basin_share": 0.1}),
+        ("co-occurrence", {"partner": Spread(0.2, 0.5, 0.8)}),
+        ("co-occurrence", {"split": Spread(1.5, 3.0, 4.0)}),
+        ("balance", {"balance": Spread(0.5, 1.2, 2.0)}),
+        ("incoherence", {"coherence": Spread(0.3, 0.6, 0.8)}),
+        ("hierarchy", {"child_share": 0.4}),
+        ("hierarchy", {"coherence": Spread(0.45, 0.47, 0.5)}),
+        ("rows needed", {"agreement": Spread(0.5, 0.6, 0.9)}),
+        ("number of features", {"dim": 9}),
+    ],
+)
+def test_each_premise_can_fail(name: str, changes: dict[str, object]) -> None:
+    assert judged(**changes)[name].status == "not met"
+    assert judged(**changes)[name].advice != judged()[name].advice
+
+
+@pytest.mark.parametrize("changes", [{"reproduced": 0.02, "null_reproduced": 0.02}, {"num_reproduced": 3}, {"features": 1}])
+def test_without_structure_nothing_else_is_said(changes: dict[str, object]) -> None:
+    found = judged(**changes)
+    assert (found.verdict, found.expected_frr, found.interval) == ("not met", None, None)
+    assert {premise.status for premise in found.table[1:]} == {"unknown"}
+    assert "unknown (no sparse structure was found)" in str(found)
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["premises"][1]["estimate"] is None
+
+
+def test_beyond_the_calibration_the_recovery_is_unknown_and_the_reason_named() -> None:
+    found = judged(occurrence=Spread(1e-6, 0.04, 0.6))
+    assert found.expected_frr is None
+    assert "beyond the calibration in evenness" in found.expected
+    assert found.verdict == "partly", "an uneven spectrum is not met"
+
+
+def test_text_and_values_agree() -> None:
+    found = judged(child_share=0.4)
+    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert plain["verdict"] == found.verdict
+    assert [premise["name"] for premise in plain["premises"]] == list(NAMES)
+    assert plain["statistics"]["captures"] == [98, 99, 96]
+    lines = str(found).splitlines()
+    assert lines[0].startswith(f"Premises: {found.verdict}. Expected share of features recovered")
+    hierarchy = next(i for i, line in enumerate(lines) if "hierarchy" in line)
+    assert "not met" in lines[hierarchy] and "→" in lines[hierarchy + 1]
+    assert isinstance(found["hierarchy"], Premise)
+
+
+def test_number_of_features_is_chapmans() -> None:
+    first, second, both = GOOD.captures
+    estimate, low, high = n_features(GOOD)
+    assert estimate == pytest.approx(max(GOOD.features, (first + 1) * (second + 1) / (both + 1) - 1))
+    assert GOOD.features <= low <= estimate <= high
+    draws = np.random.default_rng(0).random((2, 400, 300)) < 0.7
+    counts = [(a.sum(), b.sum(), (a & b).sum()) for a, b in zip(*draws, strict=True)]
+    found = [n_features(dataclasses.replace(GOOD, features=0, captures=tuple(map(int, count)))) for count in counts]
+    assert np.mean([value for value, _, _ in found]) == pytest.approx(300, rel=0.01)
+    assert np.mean([low <= 300 <= high for _, low, high in found]) > 0.9
+
+
+def test_rows_needed_follow_the_law_of_one_over_rows() -> None:
+    """Directions with error tan² = c/rows agree at 1/(1 + c/rows): the rows for cosine 0.9 are c/(1/0.81 − 1)."""
+    for rows in (1000, 5000):
+        agreement = 1 / (1 + 400 / rows)
+        found = judged(sampled_rows=rows, agreement=Spread(agreement, agreement, agreement))["rows needed"]
+        assert found.estimate == pytest.approx(400 / (1 / 0.81 - 1))
+
+
+def test_wilson_interval() -> None:
+    low, high = _wilson(0.5, 100)
+    assert (low, high) == (pytest.approx(0.4038, abs=1e-3), pytest.approx(0.5962, abs=1e-3))
+    assert _wilson(0.0, 0) == (0.0, 1.0)
+    assert _wilson(0.0, 10)[0] == 0.0
+
+
+def test_gaussian_rows_have_no_sparse_structure() -> None:
+    x = torch.randn(4000, 24, generator=torch.Generator().manual_seed(0)) @ torch.diag(torch.linspace(0.2, 3, 24))
+    found = kyomei.check(x, seed=0)
+    assert found.verdict == "not met"
+    assert found["sparse structure"].status == "not met"
+    assert found.expected_frr is None
+
+
+@pytest.mark.slow
+def test_the_imbalanced_set_is_predicted_recoverable() -> None:
+    x, _ = kyomei.Planted(n_features=128, dim=42, active=(3, 20), seed=0).sample(50_000, seed=1)
+    found = kyomei.check(x, seed=0)
+    assert found["sparse structure"].status == "met"
+    assert found.expected_frr is not None and found.expected_frr >= 0.9
+    assert found["number of features"].estimate == pytest.approx(128, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hierarchy", [(4, 2), (2, 3)])
+def test_a_hierarchical_set_is_flagged(hierarchy: tuple[int, int]) -> None:
+    x, _ = kyomei.Planted(n_features=140, dim=48, active=2, seed=0, hierarchy=hierarchy).sample(20_000, seed=1)
+    found = kyomei.check(x, seed=0)
+    assert found["sparse structure"].status == "met"
+    assert "not met" in (found["hierarchy"].status, found["co-occurrence"].status)
+    assert found.verdict != "met"
+
+
+@pytest.fixture(scope="module")
+def rows() -> torch.Tensor:
+    return kyomei.Planted(n_features=40, dim=16, active=2, seed=0).sample(2500, seed=1)[0]
+
+
+def test_files_of_activations_are_opened(rows: torch.Tensor, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", rows.numpy())
+    safetensors.torch.save_file({"activations": rows, "other": rows[:5].clone()}, tmp_path / "x.safetensors")
+    for name in ("x.npy", "x.safetensors"):
+        opened = open_source(tmp_path / name)
+        assert (opened.num_rows, opened.dim) == (2500, 16)
+        assert torch.equal(opened.read(np.array([3, 1])), rows[[3, 1]])
+
+
+def test_unusable_files_are_explained(rows: torch.Tensor, tmp_path: Path) -> None:
+    safetensors.torch.save_file({"a": rows, "b": rows[:5].clone()}, tmp_path / "two.safetensors")
+    (tmp_path / "bad.npy").write_bytes(b"no array")
+    (tmp_path / "bad.safetensors").write_bytes(b"no tensor")
+    (tmp_path / "x.csv").write_text("1,2")
+    for name, message in (
+        ("two.safetensors", "one matrix, or one called 'activations'"),
+        ("bad.npy", "a .npy file of numbers"),
+        ("bad.safetensors", "a .safetensors file"),
+        ("x.csv", "a .npy or .safetensors file"),
+        ("gone.npy", "Found nothing at"),
+        ("gone", "Found nothing at"),
+    ):
+        with pytest.raises(DataError, match=message):
+            open_source(tmp_path / name)
+
+
+def test_the_command_prints_one_json_object_and_explains_errors(rows: torch.Tensor, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", rows.numpy())
+    done = CliRunner().invoke(app, ["check", str(tmp_path / "x.npy"), "--json", "--seed", "1", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    printed = json.loads(done.stdout)
+    assert printed["verdict"] in ("met", "partly", "not met")
+    assert [premise["name"] for premise in printed["premises"]] == list(NAMES)
+    np.save(tmp_path / "few.npy", rows[:100].numpy())
+    failed = CliRunner().invoke(app, ["check", str(tmp_path / "few.npy")])
+    assert failed.exit_code == 2
+    assert "Expected at least 2,000 rows for 16 dimensions. Found 100 rows" in failed.output
+
+
+@pytest.mark.slow
+def test_a_run_is_harvested_checked_and_keeps_premises_json(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    small = ("source.context=64", "source.windows_per_shard=24", "source.spread=2", "source.replicas=2")
+    settings = [part for value in small for part in ("--set", value)]
+    done = CliRunner().invoke(app, ["check", str(run), "--model", "embedded", "--tokens", "12000", "--json", *settings])
+    assert done.exit_code == 0, done.output
+    first = json.loads((run / "premises.json").read_text())
+    assert first == json.loads(done.stdout)
+    assert "premises.json" in json.loads((run / "manifest.json").read_text())["outputs"]
+    again = CliRunner().invoke(app, ["check", str(run), "--json"])
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout) == first
