@@ -111,6 +111,8 @@ class MechanismRecipe(Section):
     """Training steps between bias adaptations."""
     hold_resonant: bool = True
     """Keep the encoders that resonance found; decoders, thresholds and free neurons are trained."""
+    anchor: float = Field(0.95, ge=-1, le=1)
+    """Least cosine of a resonant latent's decoder to the direction that was found; −1 lets it go anywhere."""
     k: int = Field(32, gt=0)
     """topk, batchtopk: active latents per row."""
     l1: float = Field(0.01, ge=0)

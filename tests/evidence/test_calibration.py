@@ -15,7 +15,9 @@ from scipy.special import expit
 
 from kyomei.errors import EvidenceError
 from kyomei.evidence import calibration as c
-from kyomei.evidence.structure import Spread, Structure
+from kyomei.evidence.behaviour import Spread
+from kyomei.evidence.second_opinion import NO_OPINION
+from kyomei.evidence.structure import Structure
 
 DATA = Path(__file__).parents[2] / "bench" / "data" / "calibration.jsonl"
 NAMES = ("up", "idle")
@@ -24,6 +26,10 @@ NAMES = ("up", "idle")
 def plain_structure() -> Structure:
     line = json.loads(DATA.read_text(encoding="utf-8").splitlines()[0])
     return Structure.from_dict(line["structure"])
+
+
+def at(value: float) -> Spread:
+    return Spread(value, value, value)
 
 
 def table(seed: int, rows: int = 400) -> np.ndarray:
@@ -71,14 +77,14 @@ def test_an_empty_group_promises_nothing() -> None:
 
 
 def test_outside_the_range_is_named_and_unknown() -> None:
-    found = dataclasses.replace(fitted(), names=("basin_share", "precise_share"), ranges=((0.2, 0.8), (0.0, 1.0)))
-    structure = dataclasses.replace(plain_structure(), basin_share=0.82, precise_share=0.5)
+    found = dataclasses.replace(fitted(), names=("undivided", "companions"), ranges=((-2.0, 0.0), (-0.5, 0.5)))
+    structure = dataclasses.replace(plain_structure(), split=at(8.0), partner=at(0.1), chance_partner=0.1)
     assert found.outside(c.statistics(structure)) == []
     expected = found.expected(structure)
     assert expected is not None
     assert 0 <= expected.low <= expected.value <= expected.high <= 1
-    beyond = dataclasses.replace(structure, basin_share=0.84)
-    assert found.outside(c.statistics(beyond)) == ["basin_share"]
+    beyond = dataclasses.replace(structure, split=at(8.5))
+    assert found.outside(c.statistics(beyond)) == ["undivided"]
     assert found.expected(beyond) is None
 
 
@@ -93,7 +99,9 @@ def test_statistics_are_finite_where_nothing_was_found() -> None:
     nothing = dict.fromkeys(
         ("agreement", "occurrence", "explained", "active", "partner", "split", "balance", "coherence"), Spread(0, 0, 0)
     )
-    empty = dataclasses.replace(plain_structure(), features=0, captures=(0, 0, 0), chance_coherence=0.0, **nothing)
+    empty = dataclasses.replace(
+        plain_structure(), features=0, captures=(0, 0, 0), chance_coherence=0.0, second=NO_OPINION, **nothing
+    )
     assert np.isfinite(list(c.statistics(empty).values())).all()
 
 
@@ -101,14 +109,14 @@ def test_it_survives_json_and_refuses_another_kind() -> None:
     found = fitted()
     assert c.Calibrator.from_json(found.to_json()) == found
     with pytest.raises(EvidenceError, match="a calibrator of monotone"):
-        c.Calibrator.from_json(found.to_json().replace('"version": 1', '"version": 0'))
+        c.Calibrator.from_json(found.to_json().replace('"version": 2', '"version": 0'))
 
 
 def test_the_shipped_calibrator_was_fitted_on_the_data_beside_it() -> None:
     shipped = c.shipped()
     assert shipped.data_sha256 == hashlib.sha256(DATA.read_bytes()).hexdigest()
     lines = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()]
-    assert shipped.num_regimes == len(lines) > len(shipped.names)
+    assert shipped.num_regimes == len(lines) >= 300
     values = [c.statistics(Structure.from_dict(line["structure"])) for line in sorted(lines, key=lambda line: line["index"])]
     assert shipped.names == tuple(values[0])
     x = np.array([[row[name] for name in shipped.names] for row in values])

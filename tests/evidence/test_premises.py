@@ -15,9 +15,11 @@ from typer.testing import CliRunner
 import kyomei
 from kyomei.cli import app
 from kyomei.errors import DataError
+from kyomei.evidence.behaviour import Coded, Geometry, Meetings, Spread
 from kyomei.evidence.calibration import shipped
 from kyomei.evidence.premises import Premise, Premises, _wilson, judge, n_features
-from kyomei.evidence.structure import Spread, Structure
+from kyomei.evidence.second_opinion import SecondOpinion
+from kyomei.evidence.structure import Structure
 from kyomei.stages.check import open_source
 
 NAMES = (
@@ -59,7 +61,21 @@ GOOD = Structure(
     balance=Spread(0.1, 0.2, 0.3),
     coherence=Spread(0.33, 0.4, 0.5),
     chance_coherence=0.38,
+    second=SecondOpinion(
+        directions=100,
+        agreed_share=0.75,
+        found_share=0.98,
+        found_apart_share=0.97,
+        confirmed_share=0.99,
+        moved=Spread(0.95, 0.98, 0.99),
+        geometry=Geometry(Spread(0.31, 0.38, 0.46), 0.38),
+        meetings=Meetings(0.8, 0.8),
+        coded=Coded(Spread(0.85, 0.97, 1.0), Spread(3, 4, 4), 0.3, Spread(0.08, 0.1, 0.13), 0.12),
+    ),
 )
+
+
+NEAR = GOOD.second._replace(geometry=Geometry(Spread(0.4, 0.5, 0.6), 0.38))
 
 
 def judged(**changes: object) -> Premises:
@@ -86,6 +102,8 @@ def test_good_rows_meet_every_premise() -> None:
         ("incoherence", {"coherence": Spread(0.3, 0.6, 0.8)}),
         ("hierarchy", {"child_share": 0.4}),
         ("hierarchy", {"coherence": Spread(0.45, 0.47, 0.5)}),
+        ("hierarchy", {"second": NEAR}),
+        ("co-occurrence", {"second": NEAR}),
         ("rows needed", {"agreement": Spread(0.5, 0.6, 0.9)}),
         ("number of features", {"dim": 9}),
     ],
@@ -105,10 +123,10 @@ def test_without_structure_nothing_else_is_said(changes: dict[str, object]) -> N
 
 
 def test_beyond_the_calibration_the_recovery_is_unknown_and_the_reason_named() -> None:
-    found = judged(occurrence=Spread(1e-6, 0.04, 0.6))
+    found = judged(split=Spread(1.0, 900.0, 1000.0))
     assert found.expected_frr is None
-    assert "beyond the calibration in evenness" in found.expected
-    assert found.verdict == "partly", "an uneven spectrum is not met"
+    assert "beyond the calibration in undivided" in found.expected
+    assert found.verdict == "partly", "co-occurrence is not met"
 
 
 def test_text_and_values_agree() -> None:
@@ -174,7 +192,7 @@ def test_a_hierarchical_set_is_flagged(hierarchy: tuple[int, int]) -> None:
     x, _ = kyomei.Planted(n_features=140, dim=48, active=2, seed=0, hierarchy=hierarchy).sample(20_000, seed=1)
     found = kyomei.check(x, seed=0)
     assert found["sparse structure"].status == "met"
-    assert "not met" in (found["hierarchy"].status, found["co-occurrence"].status)
+    assert found["hierarchy"].status == found["co-occurrence"].status == "not met"
     assert found.verdict != "met"
 
 

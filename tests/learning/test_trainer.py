@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -471,6 +472,20 @@ def test_a_soft_frozen_decoder_moves_up_to_its_cone() -> None:
     assert torch.allclose(sae.decoder.norm(dim=1), torch.ones(WIDTH), atol=1e-5)
     free, _ = trained_with("none")
     assert (free.decoder * first.encoder).sum(dim=1).min() < 0.75  # without the restraint rows leave the cone
+
+
+def test_anchored_rows_stay_on_their_cone_and_the_others_move() -> None:
+    first = random_start(WIDTH, DIM, 7, tied=False)
+    anchor = torch.full((WIDTH,), -1.0)
+    anchor[:3], anchor[3:6] = 0.95, 1.0
+    settings = recipe(steps=40, lr=0.05)
+    sae = train(dataclasses.replace(first, anchor=anchor), TopK(WIDTH, 3), TensorRows(data()), settings, seed=1)
+    cosine = (sae.decoder * first.encoder).sum(dim=1)
+    assert cosine[:3].min() == pytest.approx(0.95, abs=1e-5) and cosine[:3].max() < 1
+    assert torch.allclose(sae.decoder[3:6], first.encoder[3:6], atol=1e-6)
+    assert cosine[6:].min() < 0.75
+    with pytest.raises(RecipeError, match="one anchor for each"):
+        train(dataclasses.replace(first, anchor=anchor[:2]), TopK(WIDTH, 3), TensorRows(data()), settings, seed=1)
 
 
 def test_a_tied_dictionary_cannot_be_frozen() -> None:

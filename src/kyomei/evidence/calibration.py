@@ -22,7 +22,7 @@ from scipy.special import expit  # type: ignore[import-untyped, unused-ignore]
 from kyomei.errors import EvidenceError
 from kyomei.evidence.structure import Structure
 
-ALGORITHM, VERSION = "monotone additive fractional logit", 1
+ALGORITHM, VERSION = "monotone additive fractional logit", 2
 FILE = "calibrator.json"
 RIDGE = 0.01
 KNOTS = (0.0, 0.25, 0.5, 0.75)
@@ -32,6 +32,13 @@ MARGIN = 0.05
 GROUPS = (0.1, 0.5, 0.9)
 """Predictions are grouped at these values; each group has residual quantiles of its own."""
 COVERAGE = 0.9
+NEAR, KIN = 0.05, 0.25
+"""Log of the median cosine of nearest directions over that of random ones: up to the first they are unrelated, from the second
+all are children of one parent or another."""
+COMPETING = 0.8
+"""Meetings of independent neighbours over chance, for they compete for a row."""
+LEAST_SHARE = 0.02
+"""Keeps log odds finite."""
 
 Array = Float[np.ndarray, "..."]
 
@@ -48,32 +55,32 @@ def recaptured(structure: Structure) -> float:
 def statistics(structure: Structure) -> dict[str, float]:
     """What the calibrator reads, each oriented so that more of it means more recovery.
 
-    basin_share: random starts that fell to a stable direction; dense rows and noise leave them nowhere to fall to.
-    recaptured: features that a half found and the other found again; few rows and rare features lower it.
-    precise_share: features found again with little noise.
+    trusted: log odds of the share of features that a half found, that the second opinion keeps, and that lie apart.
+    agreed: log odds of the share of a half's joint dictionary that the other half's confirms; noise and few rows lower it.
+    explained: log odds of the share of the usual row that sums of directions explain; what was not found is missing.
+    explained_low: the same share for the tenth of the rows where it is least.
     undivided: −log of the variance along the leading axis among a feature's rows; partners and parents raise that variance.
-    incoherence: −log of the largest cosine between features over that of random directions; shared parents raise it.
-    siblings: the same for the tenth of the features that have the most distant neighbour.
-    explained: share of the rows that sums of a few features explain; what was not found is missing there.
-    uncrowded: −log of the features active in a row for each dimension.
     companions: −log of how often a feature comes with its most frequent companion, over chance.
-    evenness: −log of the ratio of frequent to rare occurrence; rare features are the ones not found.
+    meetings: how far nearest neighbours are from meeting as often as independent ones do; siblings exclude each other.
     """
-    s = structure
-    chance = max(s.chance_coherence, 0.05)
+    s, second = structure, structure.second
+    chance = max(second.geometry.chance_coherence, 0.05)
+    nearness = max(0.0, math.log(max(second.geometry.coherence.median, chance) / chance) - NEAR)
+    apart = 1 - min(1.0, nearness / (KIN - NEAR))
     return {
-        "basin_share": s.basin_share,
-        "recaptured": recaptured(s),
-        "precise_share": s.precise_share,
+        "trusted": _log_odds(second.found_apart_share * recaptured(s) * apart),
+        "agreed": _log_odds(second.agreed_share),
+        "explained": _log_odds(second.coded.explained.median),
+        "explained_low": second.coded.explained.low,
         "undivided": -math.log(max(s.split.median, 1.0)),
-        "incoherence": -math.log(max(s.coherence.median / chance, 1.0)),
-        "siblings": -math.log(max(s.coherence.low / chance, 0.5)),
-        "explained": s.explained.high,
-        "whole": -s.in_part,
-        "uncrowded": -math.log(max(s.active.median, 1.0) / s.dim),
         "companions": -math.log(max(s.partner.median / max(s.chance_partner, 0.01), 0.5)),
-        "evenness": -math.log(max(s.occurrence.high, 1e-6) / max(s.occurrence.low, 1e-6)),
+        "meetings": -max(abs(math.log(max(ratio, 0.05) / COMPETING)) for ratio in second.meetings),
     }
+
+
+def _log_odds(share: float) -> float:
+    share = min(max(share, 0.0), 1.0)
+    return math.log((share + LEAST_SHARE) / (1 - share + LEAST_SHARE))
 
 
 class ExpectedRecovery(NamedTuple):

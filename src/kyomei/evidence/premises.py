@@ -17,7 +17,8 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from kyomei.evidence.calibration import Calibrator, recaptured, shipped, statistics
-from kyomei.evidence.structure import CODED_PARTS, Progress, Structure, search
+from kyomei.evidence.structure import Progress, Structure, search
+from kyomei.learning.refinement import PARTS
 from kyomei.source.shards import Rows
 
 Status = Literal["met", "not met", "unknown"]
@@ -40,6 +41,8 @@ COHERENT = 1.25
 CHILDREN = 0.15
 SIBLINGS = 1.0
 """Cosine of nearest features that all but a tenth exceed, over the median of random directions."""
+KIN = 1.15
+"""Median cosine of nearest directions of the second opinion, over that of random directions."""
 FAITHFUL = 0.9
 """Cosine with the true feature for which rows are counted."""
 SIGMA = 1.96
@@ -262,20 +265,23 @@ def _sparsity(s: Structure) -> Premise:
     advice = (
         "rows are dense or noisy: try another layer, or a site before features are summed, such as an MLP's or a head's output"
     )
-    met = s.basin_share >= FALLEN_STARTS and median < CODED_PARTS
+    met = s.basin_share >= FALLEN_STARTS and median < PARTS
     return _premise("sparsity per row", median, (low, high), meaning, advice, met=met, not_met=s.basin_share < LOST_STARTS)
 
 
 def _counted(number: float) -> str:
     """Rows are not coded beyond so many features."""
-    return f"{number:.0f}" if number < CODED_PARTS else f"{CODED_PARTS} or more"
+    return f"{number:.0f}" if number < PARTS else f"{PARTS} or more"
 
 
 def _co_occurrence(s: Structure) -> Premise:
-    """ρ₂ of H3, and what it does: one direction stands for several features that come together."""
+    """ρ₂ of H3, and what it does: one direction stands for several features that come together.
+
+    Children come with their parent, so a hierarchy is co-occurrence.
+    """
     low, median, high = s.partner
     together = median > TWICE_CHANCE * max(s.chance_partner, max(1, s.features) ** -0.5)
-    divided = s.split.median > DIVIDED
+    divided = s.split.median > DIVIDED or _hierarchical(s)
     meaning = (
         f"Given a feature, its most frequent companion is there in {median:.0%} of the rows (by chance "
         f"{s.chance_partner:.0%}); rows of one feature vary {s.split.median:.1f} times as much along one axis as noise would."
@@ -302,16 +308,25 @@ def _incoherence(s: Structure) -> Premise:
     return _premise("incoherence", median, (low, high), meaning, advice, met=not coherent, not_met=coherent)
 
 
+def _hierarchical(s: Structure) -> bool:
+    return s.child_share > CHILDREN or _siblings(s)
+
+
+def _siblings(s: Structure) -> bool:
+    """Whether features point partly the same way, by the search itself or by the second opinion."""
+    second = s.second.geometry
+    return s.coherence.low > SIBLINGS * s.chance_coherence or second.coherence.median > KIN * second.chance_coherence > 0
+
+
 def _hierarchy(s: Structure) -> Premise:
     low, high = _wilson(s.child_share, s.features)
-    siblings = s.coherence.low > SIBLINGS * s.chance_coherence
+    siblings = _siblings(s)
     meaning = (
         f"{s.child_share:.0%} of the features nearly always come with another, more frequent one that often comes without them"
-        + ("; nearly all features point partly the same way as another, as children of one parent do." if siblings else ".")
+        + ("; most features point partly the same way as another, as children of one parent do." if siblings else ".")
     )
     advice = "a child is found together with its parent: read such directions as 'parent and child', not as one concept"
-    found = s.child_share > CHILDREN or siblings
-    return _premise("hierarchy", s.child_share, (low, high), meaning, advice, met=True, not_met=found)
+    return _premise("hierarchy", s.child_share, (low, high), meaning, advice, met=True, not_met=_hierarchical(s))
 
 
 def _rows_needed(s: Structure) -> Premise:

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import NDArray
 from scipy.optimize import nnls  # type: ignore[import-untyped, unused-ignore]
-from scipy.special import betaincinv  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from kyomei.config import ResonanceRecipe
 from kyomei.errors import DataError
+from kyomei.evidence.behaviour import NOTHING, Coded, Geometry, Meetings, Spread, coded, geometry, given, spread
 from kyomei.evidence.controls import GaussianSurrogate
+from kyomei.evidence.second_opinion import SecondOpinion, second_opinion
 from kyomei.learning.covariance import Whitening
 from kyomei.learning.occurrence import estimate_occurrence
 from kyomei.learning.resonance import Directions, distinct, resonate
@@ -42,23 +43,10 @@ REPRODUCED, SAME, PRECISE = 0.7, 0.85, 0.9
 MIXTURE_COSINE, MIXTURE_PARTS, LEAST_PART = 0.92, 3, 0.2
 """A direction this near to a positive sum of at most so many others, each with this weight or more, is their mixture."""
 SPLIT_DIRECTIONS, SPLIT_ROWS = 96, 2000
-CODED_ROWS, CODED_PARTS = 4000, 8
-"""Rows coded as positive sums of features, and features in such a sum at most."""
-FULL, HALF, WEAK = 0.6, 0.25, 0.2
-"""Shares of a feature's largest weights: from the first it is wholly there, between the second and the first in part, and from
-the third at all."""
 PARENT, NOT_PARENT = 0.6, 0.5
 """P(parent | child) is above the first and P(child | parent) below the second in a parent-child pair."""
 
 Progress = Callable[[int, int], None]
-
-
-class Spread(NamedTuple):
-    """Tenth percentile, median and ninetieth percentile."""
-
-    low: float
-    median: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -94,6 +82,7 @@ class Structure:
         balance: coefficient of variation of a feature's active scores.
         coherence: largest cosine of a feature with another, in input space.
         chance_coherence: median of what as many random directions would have there.
+        second: what a joint dictionary of each half says.
     """
 
     num_rows: int
@@ -123,19 +112,35 @@ class Structure:
     balance: Spread
     coherence: Spread
     chance_coherence: float
+    second: SecondOpinion
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; a spread is a list of its three numbers."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {name: _plain(value) for name, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Structure:
         """What `to_dict` gave."""
-        spreads = {name for name, kind in cls.__annotations__.items() if kind == "Spread"}
-        fields: dict[str, Any] = {}
-        for name, value in values.items():
-            fields[name] = Spread(*value) if name in spreads else tuple(value) if isinstance(value, list) else value
-        return cls(**fields)
+        return cls(**_typed(values, cls))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, SecondOpinion | Geometry | Meetings | Coded):
+        return {name: _plain(inner) for name, inner in value._asdict().items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _typed(values: dict[str, Any], kind: type) -> dict[str, Any]:
+    """Plain values as the tuples that the fields of a kind hold."""
+    hints, fields = get_type_hints(kind), {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            fields[name] = hints[name](**_typed(value, hints[name]))
+        elif isinstance(value, list):
+            fields[name] = Spread(*value) if hints[name] is Spread else tuple(value)
+        else:
+            fields[name] = value
+    return fields
 
 
 class Searched(NamedTuple):
@@ -200,7 +205,7 @@ def search(
         "candidates": (len(halves[0].candidates), len(halves[1].candidates)),
         "basin_share": float(again.support.sum()) / starts,
         **_beside_null(again.cosine, tuple(found[2:]), sample.white.forward, recipe.min_stability),
-        **_features(again, halves, sample),
+        **_features(again, halves, sample, seed),
     }
     return Searched(Structure(**measured), halves)
 
@@ -283,7 +288,7 @@ def _beside_null(
     }
 
 
-def _features(again: _Again, halves: tuple[Directions, Directions], sample: _Sample) -> dict[str, Any]:
+def _features(again: _Again, halves: tuple[Directions, Directions], sample: _Sample, seed: int) -> dict[str, Any]:
     """The reproduced directions that are no mixtures, and what they do on held-out rows."""
     metric = sample.white.forward
     chosen = (again.cosine > REPRODUCED).nonzero().flatten()
@@ -296,15 +301,20 @@ def _features(again: _Again, halves: tuple[Directions, Directions], sample: _Sam
     counts = (int(in_half[0].sum()), int(in_half[1].sum()), int((in_half[0] & in_half[1]).sum()))
     # In its own half a direction is itself: the smaller of the two cosines is the one with the other half.
     agreement = torch.minimum(*(_nearest(w, _union(half, metric)) for half in halves))
+    held_out = sample.white.whiten(sample.held_out)
+    first, second = (sample.white.whiten(half.read(np.arange(half.num_rows))) for half in sample.halves)
+    found = torch.cat([half.vectors for half in halves])
     return {
         "distinct": len(chosen),
         "features": len(w),
         "captures": counts,
         "precise_share": float((agreement > PRECISE).double().mean()) if len(w) else 0.0,
-        "agreement": _spread(agreement),
-        **_geometry(vectors),
+        "agreement": spread(agreement),
+        **geometry(vectors)._asdict(),
         "split": _splits(sample.white.whiten(sample.spread), w),
-        **_behaviour(sample.white.whiten(sample.held_out), w),
+        **_behaviour(held_out, w),
+        **coded(held_out, w)._asdict(),
+        "second": second_opinion((first, second), held_out, w, found, sample.white, seed=seed),
     }
 
 
@@ -338,76 +348,23 @@ def _is_mixture(target: NDArray[np.float64], others: NDArray[np.float64]) -> boo
     return False
 
 
-def _geometry(vectors: Float[Tensor, "k dim"]) -> dict[str, Any]:
-    """Largest cosines between features in input space, and what as many random directions would have."""
-    count, dim = vectors.shape
-    if count < 2:
-        return {"coherence": Spread(0.0, 0.0, 0.0), "chance_coherence": 0.0}
-    cosines = (vectors @ vectors.T).fill_diagonal_(-1).amax(dim=1)
-    # P(cos > t) = I_{1−t²}((d − 1)/2, 1/2) / 2 for random unit vectors; t is where the largest of count − 1 has its median.
-    above = -math.expm1(math.log(0.5) / (count - 1))
-    chance = math.sqrt(1 - betaincinv((dim - 1) / 2, 0.5, min(1.0, 2 * above)))
-    return {"coherence": _spread(cosines), "chance_coherence": chance}
-
-
 def _behaviour(z: Float[Tensor, "rows dim"], w: Float[Tensor, "k dim"]) -> dict[str, Any]:
-    """Occurrence, balance, sparsity and co-occurrence of the features on held-out whitened rows."""
-    none = Spread(0.0, 0.0, 0.0)
+    """Occurrence, balance and children of the features on held-out whitened rows."""
     if len(w) < 2:
-        shares = dict.fromkeys(("in_part", "chance_partner", "child_share"), 0.0)
-        return {**dict.fromkeys(("occurrence", "explained", "active", "partner", "balance"), none), **shares}
+        return {"occurrence": NOTHING, "balance": NOTHING, "child_share": 0.0}
     frequency = estimate_occurrence(lambda: iter([z]), w)
     scores = z @ w.T
     counts = (frequency * len(z)).round().long().clamp(2, len(z))
     active = scores >= scores.sort(dim=0, descending=True).values.gather(0, counts[None] - 1)
     mean = (scores * active).sum(dim=0) / counts
     variance = ((scores - mean) ** 2 * active).sum(dim=0) / counts
-    given = _given(active.float())
-    is_child = (given > PARENT) & (given.T < NOT_PARENT) & (frequency[None] > 1.5 * frequency[:, None])
-    rows = z[:: math.ceil(len(z) / CODED_ROWS)]
-    weights = positive_code(rows, w)
-    levels = weights / weights.quantile(0.995, dim=0).clamp_min(1e-6)
-    there = (levels > WEAK).float()
-    energy = rows.square().sum(dim=1).clamp_min(1e-6)
+    companions = given(active.float())
+    is_child = (companions > PARENT) & (companions.T < NOT_PARENT) & (frequency[None] > 1.5 * frequency[:, None])
     return {
-        "occurrence": _spread(frequency),
-        "explained": _spread(1 - (rows - weights @ w).square().sum(dim=1) / energy),
-        "active": _spread((levels > 0.5).sum(dim=1).float()),
-        "in_part": float(((levels > HALF) & (levels < FULL)).sum() / max(1, int((levels > HALF).sum()))),
-        "partner": _spread(_given(there).amax(dim=1)),
-        "chance_partner": _chance_partner(there.mean(dim=0), there.sum(dim=0)),
+        "occurrence": spread(frequency),
         "child_share": float(is_child.any(dim=1).double().mean()),
-        "balance": _spread(variance.sqrt() / mean.abs().clamp_min(1e-6)),
+        "balance": spread(variance.sqrt() / mean.abs().clamp_min(1e-6)),
     }
-
-
-def positive_code(z: Float[Tensor, "rows dim"], w: Float[Tensor, "k dim"]) -> Float[Tensor, "rows k"]:
-    """Rows as positive sums of a few unit directions: orthogonal matching pursuit whose negative weights are cut to zero.
-
-    Directions compete for a row, so that one is not counted as active because it resembles another that is.
-    """
-    gram, scores = w @ w.T, z @ w.T
-    rest, chosen, weights = scores, torch.zeros(len(z), 0, dtype=torch.long), torch.zeros(len(z), 0)
-    for _ in range(min(CODED_PARTS, len(w))):
-        best = rest.scatter(1, chosen, -torch.inf).argmax(dim=1, keepdim=True)
-        chosen = torch.cat([chosen, best], dim=1)
-        own = gram[chosen[:, :, None], chosen[:, None, :]] + 1e-4 * torch.eye(chosen.shape[1])
-        weights = torch.linalg.solve(own, scores.gather(1, chosen)[:, :, None])[:, :, 0].clamp_min(0)
-        rest = scores - torch.einsum("rt,rtk->rk", weights, gram[chosen])
-    return torch.zeros(len(z), len(w)).scatter(1, chosen, weights)
-
-
-def _given(there: Float[Tensor, "rows k"]) -> Float[Tensor, "k k"]:
-    """P(column | row) for every pair of features, 0 on the diagonal."""
-    return ((there.T @ there) / there.sum(dim=0).clamp_min(1)[:, None]).fill_diagonal_(0)
-
-
-def _chance_partner(frequency: Float[Tensor, " k"], counts: Float[Tensor, " k"]) -> float:
-    """Median over features of the largest P(j | i) of independent others: the mean, plus a normal's largest of k draws."""
-    reach = math.sqrt(2 * math.log(max(2, len(frequency))))
-    spread = (frequency * (1 - frequency))[None].sqrt() / counts[:, None].clamp_min(1).sqrt()
-    chance = (frequency[None] + reach * spread).fill_diagonal_(0).amax(dim=1)
-    return float(chance.clamp_max(1).median())
 
 
 def _splits(z: Float[Tensor, "rows dim"], w: Float[Tensor, "k dim"]) -> Spread:
@@ -417,7 +374,7 @@ def _splits(z: Float[Tensor, "rows dim"], w: Float[Tensor, "k dim"]) -> Spread:
     stands for, such as two partners or a parent and its children, differ along few axes.
     """
     if len(w) == 0:
-        return Spread(0.0, 0.0, 0.0)
+        return NOTHING
     w = w[torch.linspace(0, len(w) - 1, min(SPLIT_DIRECTIONS, len(w))).long()]
     frequency = estimate_occurrence(lambda: iter([z]), w)
     values = []
@@ -429,11 +386,4 @@ def _splits(z: Float[Tensor, "rows dim"], w: Float[Tensor, "k dim"]) -> Spread:
         eigenvalues = torch.linalg.eigvalsh(rest.T @ rest / count)
         edge = (1 + math.sqrt(z.shape[1] / count)) ** 2  # Marchenko and Pastur (1967)
         values.append(eigenvalues[-1] / eigenvalues.mean().clamp_min(1e-6) / edge)
-    return _spread(torch.stack(values).float())
-
-
-def _spread(values: Float[Tensor, " k"]) -> Spread:
-    if len(values) == 0:
-        return Spread(0.0, 0.0, 0.0)
-    low, median, high = values.double().quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
-    return Spread(low, median, high)
+    return spread(torch.stack(values).float())

@@ -141,6 +141,7 @@ def resonant_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int)
         torch.cat([encoder, chance]),
         torch.cat([normalize(decoded, dim=1), chance]),
         torch.arange(width) < (num_found if recipe.mechanism.hold_resonant else 0),
+        torch.where(torch.arange(width) < num_found, recipe.mechanism.anchor, -1.0),
     )
     if recipe.train.freeze != "none":
         # A frozen control differs in its rows only: targets and first thresholds are placed as for the directions.

@@ -62,11 +62,13 @@ class Start:
         encoder: encoder rows [width, dim].
         decoder: decoder rows [width, dim]; none: tied to the encoder.
         hold: encoders (tied: also decoders) that are not trained [width].
+        anchor: least cosine of each decoder row to its start, untied only; −1 is free [width]. None: all are free.
     """
 
     encoder: Float[Tensor, "width dim"]
     decoder: Float[Tensor, "width dim"] | None
     hold: Bool[Tensor, " width"]
+    anchor: Float[Tensor, " width"] | None = None
 
 
 def random_start(width: int, dim: int, seed: int, tied: bool) -> Start:
@@ -179,7 +181,10 @@ class _Training:
         hold = torch.ones_like(start.hold) if recipe.freeze == "encoder" else start.hold
         self.held = hold.nonzero().flatten().to(device)
         self.held_rows = self.encoder[self.held].clone()
-        self.first_decoder = self.decoder.clone() if recipe.freeze.endswith("decoder") else None
+        anchor = _anchors(start, recipe)
+        self.anchored = (anchor > -1).nonzero().flatten().to(device)
+        self.anchor = anchor.to(device, kept)[self.anchored, None]
+        self.anchor_rows = self.decoder[self.anchored].clone()
         matrices = [self.encoder] if self.tied else [self.encoder, self.decoder]
         self.weights = [*matrices, self.centre]
         self.parameters = [*self.weights, *mechanism.parameters()]
@@ -236,28 +241,23 @@ class _Training:
     def _normalise_rows(self) -> None:
         # clamp: a row that weight decay emptied stays zero instead of becoming NaN.
         self.decoder.div_(torch.linalg.vector_norm(self.decoder, dim=1, keepdim=True).clamp_min(1e-12))
-        if self.first_decoder is not None:
-            self._restrain_decoder(self.first_decoder)
+        if len(self.anchored):
+            self._anchor_decoder()
         if len(self.held):
             self.encoder.index_copy_(0, self.held, self.held_rows)
 
-    def _restrain_decoder(self, first: Tensor) -> None:
-        """Put decoder rows back to their start, or (soft) on the cone around it."""
-        if self.recipe.freeze == "decoder":
-            self.decoder.copy_(first)
-            return
-        along = (self.decoder * first).sum(dim=1, keepdim=True)
-        on_cone = SOFT_FROZEN_COSINE * first + math.sqrt(1 - SOFT_FROZEN_COSINE**2) * normalize(
-            self.decoder - along * first, dim=1
-        )
-        self.decoder.copy_(torch.where(along < SOFT_FROZEN_COSINE, on_cone, self.decoder))
+    def _anchor_decoder(self) -> None:
+        """Put decoder rows that left the cone around their start back on it."""
+        rows, first, least = self.decoder[self.anchored], self.anchor_rows, self.anchor
+        along = (rows * first).sum(dim=1, keepdim=True)
+        on_cone = least * first + (1 - least.square()).sqrt() * normalize(rows - along * first, dim=1)
+        self.decoder.index_copy_(0, self.anchored, torch.where((along < least) | (least == 1), on_cone, rows))
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor the rest of training depends on."""
         named = {f"model.{number}": tensor for number, tensor in enumerate(self.weights)}
         named["model.held"] = self.held_rows
-        if self.first_decoder is not None:
-            named["model.first_decoder"] = self.first_decoder
+        named["model.anchor"] = self.anchor_rows
         named["normalisation.mean"] = self.normalisation.mean
         named["normalisation.scale"] = torch.tensor(self.normalisation.scale, dtype=torch.float64)
         for number, slots in self.optimizer.state_dict()["state"].items():
@@ -270,8 +270,7 @@ class _Training:
         for number, tensor in enumerate(self.weights):
             tensor.copy_(tensors[f"model.{number}"])
         self.held_rows.copy_(tensors["model.held"])
-        if self.first_decoder is not None:
-            self.first_decoder.copy_(tensors["model.first_decoder"])
+        self.anchor_rows.copy_(tensors["model.anchor"])
         prefix = "mechanism."
         self.mechanism.load_state({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         state: dict[int, dict[str, Tensor]] = {}
@@ -288,6 +287,14 @@ class _Training:
     def at(self, step: int, identity: dict[str, Any]) -> Checkpoint:
         """The checkpoint after so many steps."""
         return Checkpoint(step, self.tensors(), identity, checkpoint.generator_states())
+
+
+def _anchors(start: Start, recipe: TrainRecipe) -> Float[Tensor, " width"]:
+    """Least cosine of every decoder row to its start; a frozen control's is the same for all."""
+    frozen = {"decoder": 1.0, "soft_decoder": SOFT_FROZEN_COSINE}.get(recipe.freeze)
+    if frozen is None:
+        return torch.full((len(start.encoder),), -1.0) if start.anchor is None else start.anchor
+    return torch.full((len(start.encoder),), frozen)
 
 
 class _Log:
@@ -414,6 +421,9 @@ def _check(start: Start, mechanism: Mechanism, rows: Rows, recipe: TrainRecipe, 
     if start.hold.shape != (width,) or mechanism.width != width:
         found = f"hold of {start.hold.numel()}, a mechanism of {mechanism.width}"
         raise RecipeError(f"hold and a mechanism of the start's width {width}", found, "make them of one width")
+    if start.anchor is not None and (start.anchor.shape != (width,) or start.decoder is None):
+        found = f"anchors of {start.anchor.numel()}, a decoder of {'its own' if start.decoder is not None else 'tied rows'}"
+        raise RecipeError(f"one anchor for each of {width} untied decoder rows", found, "correct the start")
     if recipe.freeze != "none" and start.decoder is None:
         do = "set dictionary.tied to false"
         raise RecipeError(f"an untied dictionary with train.freeze = {recipe.freeze}", "tied rows", do)
@@ -432,6 +442,7 @@ def _identity(
         "dim": dim,
         "tied": start.decoder is None,
         "held": int(start.hold.sum()),
+        "anchored": int((_anchors(start, recipe) > -1).sum()),
         "num_rows": rows.num_rows,
         **{f"mechanism.{key}": value for key, value in mechanism.settings().items()},
         **{f"train.{key}": value for key, value in recipe.model_dump(mode="json").items() if key not in _FREE_KEYS},

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SPARSITIES = (2, 3, 4, 5, 6)
-SIZES = (32, 64, 128, 256)
+SIZES = (64, 128, 256, 512)
 BASE_N, BASE_S = 128, 3
-SEARCH = {"p": 0.01, "neurons": 8192, "search_steps": 12, "batch": 4096}
+SEARCH = {"p": 0.05, "neurons": 8192, "search_steps": 12, "batch": 4096}
+"""p lies within the theory's band, f ≤ p ≤ √f, for every n and s here."""
 FOUND = 0.9
 """A number of neurons suffices when it recovers this share of the features at cosine 0.9."""
 WHITENED, RAW = "whitened rows", "rows as they are"
@@ -27,7 +28,7 @@ WHITENED, RAW = "whitened rows", "rows as they are"
 
 def cells(seeds: int | None, full: bool) -> list[Cell]:
     """n at s = 3, and s at n = 128, on whitened rows and on rows as they are; the long version has twice the features."""
-    sizes = (*SIZES, 512) if full else SIZES
+    sizes = (*SIZES, 1024) if full else SIZES
     settings = [(n, BASE_S) for n in sizes] + [(BASE_N, s) for s in SPARSITIES if s != BASE_S]
     search = {**SEARCH, "neurons": 32_768} if full else SEARCH
     return [

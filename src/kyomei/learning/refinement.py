@@ -1,0 +1,101 @@
+"""Joint refinement: rows as sparse positive sums of directions, and directions refitted to the rows, in turn.
+
+Resonance moves every direction alone, so a direction keeps a share of whatever comes along with its feature. Here directions
+compete for the rows, as in the method of optimal directions (Engan, Aase and Husøy, 1999), with codes that are never negative:
+what another direction explains no longer pulls.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from kyomei.learning.resonance import distinct
+
+PARTS = 8
+"""Directions in the code of one row at most."""
+ROUNDS, SETTLING = 14, 4
+"""Rounds of coding and refitting; in the last few of them no direction is added or dropped."""
+ROWS = 6000
+"""Rows that a refinement is fitted on, evenly taken."""
+MIN_ROWS_CODED = 10
+"""A direction in the codes of fewer rows is not refitted, and dropped where directions are dropped."""
+ADDED_SHARE = 0.1
+"""Directions added every second round, beside those there are: remainders of badly explained rows."""
+SAME = 0.85
+"""Directions above this cosine are one."""
+CHUNK_ROWS = 1024
+_RIDGE = 1e-3
+
+
+def positive_code(z: Float[Tensor, "rows dim"], w: Float[Tensor, "k dim"], parts: int = PARTS) -> Float[Tensor, "rows k"]:
+    """Rows as positive sums of a few unit directions: orthogonal matching pursuit whose negative weights are cut to zero.
+
+    Directions compete for a row, so that one is not counted as active because it resembles another that is.
+    """
+    gram = w @ w.T
+    return torch.cat([_coded(rows @ w.T, gram, min(parts, len(w))) for rows in torch.split(z, CHUNK_ROWS)])
+
+
+def _coded(scores: Float[Tensor, "rows k"], gram: Float[Tensor, "k k"], parts: int) -> Float[Tensor, "rows k"]:
+    rest, chosen = scores, torch.zeros(len(scores), 0, dtype=torch.long)
+    weights = scores.new_zeros(len(scores), 0)
+    for _ in range(parts):
+        best = rest.scatter(1, chosen, -torch.inf).argmax(dim=1, keepdim=True)
+        chosen = torch.cat([chosen, best], dim=1)
+        own = gram[chosen[:, :, None], chosen[:, None, :]] + 1e-4 * torch.eye(chosen.shape[1])
+        weights = torch.linalg.solve(own, scores.gather(1, chosen)[:, :, None])[:, :, 0].clamp_min(0)
+        rest = scores - torch.zeros_like(scores).scatter(1, chosen, weights) @ gram
+    return torch.zeros_like(scores).scatter(1, chosen, weights)
+
+
+def refine(
+    z: Float[Tensor, "rows dim"], start: Float[Tensor, "k dim"], *, seed: int = 0, rounds: int = ROUNDS
+) -> Float[Tensor, "l dim"]:
+    """Directions that explain whitened rows together, begun at those that were found one by one.
+
+    Args:
+        z: whitened rows, float32.
+        start: unit directions in whitened space.
+        seed: draws the rows whose remainders become new directions.
+        rounds: of coding and refitting.
+
+    Returns:
+        Unit directions, their number its own; none if `start` has none.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    z, w = z[:: max(1, math.ceil(len(z) / ROWS))], start
+    for number in range(rounds if len(start) else 0):
+        code = positive_code(z, w)
+        w, uses = _refitted(z, code, w), (code > 0).sum(dim=0)
+        if number < rounds - SETTLING:
+            rest = z - code @ w
+            w = _without_doubles(w, uses)
+            if number % 2 == 0:
+                w = torch.cat([w, _remainders(rest, max(4, round(ADDED_SHARE * len(w))), rng)])
+    return w
+
+
+def _refitted(z: Float[Tensor, "rows dim"], code: Float[Tensor, "rows k"], w: Float[Tensor, "k dim"]) -> Float[Tensor, "k dim"]:
+    """Least squares of the rows on their codes, at unit length."""
+    gram = code.T @ code
+    gram += _RIDGE * gram.diagonal().mean().clamp_min(1e-6) * torch.eye(len(gram))
+    fitted = torch.linalg.solve(gram, code.T @ z)
+    often = (code > 0).sum(dim=0) >= MIN_ROWS_CODED
+    return normalize(torch.where(often[:, None], fitted, w), dim=1)
+
+
+def _without_doubles(w: Float[Tensor, "k dim"], uses: Float[Tensor, " k"]) -> Float[Tensor, "kept dim"]:
+    order = uses.argsort(descending=True, stable=True)
+    kept = order[distinct(w[order], SAME)]
+    return w[kept[uses[kept] >= MIN_ROWS_CODED]]
+
+
+def _remainders(rest: Float[Tensor, "rows dim"], number: int, rng: torch.Generator) -> Float[Tensor, "number dim"]:
+    """Remainders of some of the rows of which most is left."""
+    most = rest.square().sum(dim=1).topk(min(len(rest), 20 * number)).indices
+    return normalize(rest[most[torch.randperm(len(most), generator=rng)[:number]]], dim=1)
