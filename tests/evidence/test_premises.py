@@ -143,15 +143,28 @@ def test_text_and_values_agree() -> None:
 
 
 def test_number_of_features_is_chapmans() -> None:
-    first, second, both = GOOD.captures
-    estimate, low, high = n_features(GOOD)
-    assert estimate == pytest.approx(max(GOOD.features, (first + 1) * (second + 1) / (both + 1) - 1))
-    assert GOOD.features <= low <= estimate <= high
+    few = dataclasses.replace(GOOD, found=(60, 50), reproduced=40 / 55, distinct=40, features=40)
+    estimate, low, high = n_features(few)
+    assert estimate == pytest.approx(61 * 51 / 41 - 1)
+    assert 40 <= low <= estimate <= high
+    assert n_features(dataclasses.replace(few, features=20))[0] == pytest.approx(31 * 26 / 21 - 1), "half are mixtures"
     draws = np.random.default_rng(0).random((2, 400, 300)) < 0.7
-    counts = [(a.sum(), b.sum(), (a & b).sum()) for a, b in zip(*draws, strict=True)]
-    found = [n_features(dataclasses.replace(GOOD, features=0, captures=tuple(map(int, count)))) for count in counts]
+    found = []
+    for a, b in zip(*draws, strict=True):
+        counts, both = (int(a.sum()), int(b.sum())), int((a & b).sum())
+        seen = {"found": counts, "reproduced": 2 * both / sum(counts), "distinct": both, "features": both}
+        found.append(n_features(dataclasses.replace(GOOD, **seen)))
     assert np.mean([value for value, _, _ in found]) == pytest.approx(300, rel=0.01)
     assert np.mean([low <= 300 <= high for _, low, high in found]) > 0.9
+
+
+@pytest.mark.slow
+def test_features_that_few_starts_reach_are_counted() -> None:
+    """More features than a half's starts can find: what each half found alone tells how many there are."""
+    x, _ = kyomei.Planted(n_features=1200, dim=192, active=4, seed=0, coefficient="uniform").sample(60_000, seed=1)
+    found = kyomei.check(x, seed=0)
+    assert found.statistics["features"] < 900
+    assert found["number of features"].estimate == pytest.approx(1200, rel=0.15)
 
 
 def test_rows_needed_follow_the_law_of_one_over_rows() -> None:

@@ -226,8 +226,8 @@ def _number_of_features(s: Structure) -> Premise:
     """Capture and recapture: both halves' searches are independent draws of features (Chapman, 1951)."""
     estimate, low, high = n_features(s)
     meaning = (
-        f"About {estimate:.0f} features in {s.dim} dimensions, {estimate / s.dim:.1f} for each ({s.features} found, "
-        f"{s.captures[2]} by both halves; {s.distinct - s.features} mixtures of features left out)."
+        f"About {estimate:.0f} features in {s.dim} dimensions, {estimate / s.dim:.1f} for each ({s.features} found by "
+        f"both halves; {s.distinct - s.features} mixtures of features left out)."
     )
     # d > √n: light superposition, where the theory's band of frequencies is wide.
     met = s.dim**2 > high
@@ -236,11 +236,17 @@ def _number_of_features(s: Structure) -> Premise:
 
 
 def n_features(s: Structure) -> tuple[float, float, float]:
-    """Estimated number of features, with a 95 % interval; at least as many as were found."""
-    first, second, both = s.captures
+    """Estimated number of features, with a 95 % interval; at least as many as were found.
+
+    The captures are all stable directions of a half, less the share that mixtures have among the reproduced ones; a stable
+    direction that only one half found is a feature too, for Gaussian rows have none.
+    """
+    true_share = s.features / max(1, s.distinct)
+    first, second = (true_share * count for count in s.found)
+    both = s.reproduced * (first + second) / 2
     estimate = (first + 1) * (second + 1) / (both + 1) - 1
-    variance = (first + 1) * (second + 1) * (first - both) * (second - both) / ((both + 1) ** 2 * (both + 2))
-    reach = SIGMA * math.sqrt(max(0.0, variance))
+    variance = (first + 1) * (second + 1) * max(0.0, first - both) * max(0.0, second - both) / ((both + 1) ** 2 * (both + 2))
+    reach = SIGMA * math.sqrt(variance)
     return max(s.features, estimate), max(s.features, estimate - reach), max(s.features, estimate + reach)
 
 
