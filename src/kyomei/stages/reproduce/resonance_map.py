@@ -218,6 +218,8 @@ def _draw(figure: Figure, records: list[Record]) -> None:
             axes.plot(edge, d, color="white", linestyle="--")
         axes.axhline(math.sqrt(own[0]["n"]), color="white", linestyle=":")
         axes.set(xscale="log", yscale="log", xlabel="target frequency p", ylabel="dimension d", title=method)
+        axes.minorticks_off()
+        axes.set_yticks(d, map(str, d))
         axes.title.set_fontsize(9)
     figure.colorbar(image, ax=figure.axes, label="features recovered above chance")
 

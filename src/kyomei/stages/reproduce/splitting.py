@@ -73,6 +73,8 @@ def _draw(figure: Figure, records: list[Record]) -> None:
             axes.plot(widths, mean, color=f"C{i}", label=method)
             axes.scatter([record["width"] for record in own], [100 * record[name] for record in own], color=f"C{i}", s=12)
         axes.set(xscale="log", xlabel="width", ylabel=label, ylim=(-2, 102))
+        axes.minorticks_off()
+        axes.set_xticks(values_of(records, "width"), map(str, values_of(records, "width")))
         axes.axvline(records[0]["n"], color="0.6", linestyle=":")
     figure.axes[0].legend(fontsize=8)
 
