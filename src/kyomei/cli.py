@@ -236,11 +236,13 @@ def certify_command(
         header, rows = certificate_table(facts)
         _print(facts, as_json, f"{folder}: features by status, and origin of the certified ones", header, rows)
         if random_weights and not as_json:
-            found = facts["origin_difference"]
-            shown = "no certified feature on one side" if found is None else "{difference:.3f} (95 % {low:.3f} to {high:.3f})"
-            watcher.note(
-                "context or unexplained among certified features, trained minus random weights: " + shown.format(**found or {})
-            )
+            for name, found in facts["origin_difference"].items():
+                shown = (
+                    "no certified feature on one side" if found is None else "{difference:.3f} (95 % {low:.3f} to {high:.3f})"
+                )
+                watcher.note(
+                    f"certified from context or unexplained, {name}, trained minus random: {shown.format(**found or {})}"
+                )
 
 
 @app.command("report")

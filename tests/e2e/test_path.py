@@ -76,7 +76,11 @@ def test_certify(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert list(facts["certificates"]) == ["gba", "baseline topk", "random weights"]
+    among_latents = facts["origin_difference"]["among latents"]
+    assert among_latents["low"] <= among_latents["difference"] <= among_latents["high"]
     own = json.loads((folder / "certificate.json").read_text())
+    counted = [f["status"] == "certified" and f["origin"]["kind"] == "context-or-unexplained" for f in own["features"]]
+    assert among_latents["first"] == pytest.approx(sum(counted) / len(counted))
     assert own["width"] == len(own["features"]) == 96 and own["null"]["latents"] > 0
     assert sum(own["shares"]["count"]["status"].values()) == pytest.approx(1)
     statuses = {feature["status"] for feature in own["features"]}

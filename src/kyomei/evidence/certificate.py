@@ -70,6 +70,12 @@ class Certificate:
         kinds = [feature["origin"]["kind"] for feature in self.having("certified")]
         return np.array([kind == "context-or-unexplained" for kind in kinds], dtype=bool)
 
+    @property
+    def certified_context_mask(self) -> Bool[np.ndarray, " width"]:
+        """For every latent, whether it is certified and neither token nor position explains it."""
+        wanted = "certified", "context-or-unexplained"
+        return np.array([(f["status"], f["origin"]["kind"]) == wanted for f in self.features], dtype=bool)
+
     def changed(self, data: Mapping[str, str]) -> list[str]:
         """Paths whose content is no longer what the certificate is about; it has expired if there are any."""
         return sorted(path for path in data.keys() | self.data.keys() if data.get(path) != self.data.get(path))

@@ -354,4 +354,5 @@ def _wilson(share: float, count: int) -> tuple[float, float]:
         return 0.0, 1.0
     centre = (share + SIGMA**2 / (2 * count)) / (1 + SIGMA**2 / count)
     reach = SIGMA / (1 + SIGMA**2 / count) * math.sqrt(share * (1 - share) / count + SIGMA**2 / (4 * count**2))
-    return max(0.0, centre - reach), min(1.0, centre + reach)
+    # At a share of 0 or 1 the bound is exact, and rounding would leave 1e-18 of it.
+    return max(0.0, centre - reach) if share > 0 else 0.0, min(1.0, centre + reach) if share < 1 else 1.0

@@ -65,10 +65,21 @@ def certify_run(run: Run, watcher: Watcher, *, baselines: Sequence[str] = (), ra
     facts: dict[str, Any] = {}
     if random_weights:
         control = certificates["random weights"] = certify_random_weights(run, watcher)
-        masks = own.context_mask, control.context_mask
-        # Without a certified feature on either side there is no share to compare; what was computed stands all the same.
-        facts["origin_difference"] = share_difference(*masks, seed=run.recipe.seed) if all(map(len, masks)) else None
+        facts["origin_difference"] = origin_difference(own, control, run.recipe.seed)
     return {"certificates": {name: c.to_dict() for name, c in certificates.items()}, **facts}
+
+
+def origin_difference(trained: Certificate, control: Certificate, seed: int) -> dict[str, dict[str, float] | None]:
+    """How much more of the trained model's features is context or unexplained, with bootstrap intervals.
+
+    Among the certified features, and, as a control may have none of them, among all latents: certified and from context.
+    """
+    among_certified = trained.context_mask, control.context_mask
+    among_latents = trained.certified_context_mask, control.certified_context_mask
+    return {
+        "among certified": share_difference(*among_certified, seed=seed) if all(map(len, among_certified)) else None,
+        "among latents": share_difference(*among_latents, seed=seed),
+    }
 
 
 def certificate_table(facts: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
