@@ -46,9 +46,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ℓ1, λ = 0.03": {"name": "l1", "l1": 0.03},
     "ℓ1, λ = 0.1": {"name": "l1", "l1": 0.1},
 }
-TOKENS, LONG_TOKENS = 150_000, 3_000_000
-WIDTH, LONG_WIDTH = 512, 4096
-STEPS, LONG_STEPS = 1000, 10_000
+TOKENS, LONG_TOKENS = 120_000, 3_000_000
+WIDTH, LONG_WIDTH = 384, 4096
+STEPS, LONG_STEPS = 500, 10_000
 PARTS = ("replica-0", "replica-1", "evidence")
 ALPHAS = (0.05, 0.2)
 TAUS = (0.7, 0.9)
