@@ -52,6 +52,8 @@ STEPS, LONG_STEPS = 500, 10_000
 PARTS = ("replica-0", "replica-1", "evidence")
 ALPHAS = (0.05, 0.2)
 TAUS = (0.7, 0.9)
+TICKS = (2, 5, 10, 20, 50, 100)
+"""Values of L0 at the figure's axis."""
 
 
 def cells(seeds: int | None, full: bool) -> list[Cell]:
@@ -197,7 +199,10 @@ def _draw(figure: Figure, records: list[Record]) -> None:
             own = where(records, site=site, setting=setting)
             points = [(l0, fvu) for record in own for l0, fvu in zip(record["l0"], record["fvu"], strict=True)]
             axes.scatter(*zip(*points, strict=True), color=f"C{i}", s=16, label=setting)
-        axes.set(title=site, xscale="log", xlabel="L0", ylabel="FVU")
+        axes.set(xscale="log", xlabel="L0", ylabel="FVU")
+        axes.set_title(site, fontsize=9)
+        axes.minorticks_off()
+        axes.set_xticks(TICKS, map(str, TICKS))
     figure.axes[0].legend(fontsize=6)
 
 
