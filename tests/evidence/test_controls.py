@@ -91,7 +91,7 @@ def test_rows_out_of_range_are_refused() -> None:
 
 def test_each_control_takes_one_thing_away() -> None:
     rows = open_rows(torch.randn(500, 7, generator=torch.Generator().manual_seed(0)))
-    plain = Recipe()
+    plain = Recipe.parse({"resonance": {"joint": True}})
     for name, control in CONTROLS.items():
         assert control.name == name and control.survives
         changed = control.recipe(plain)

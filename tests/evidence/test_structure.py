@@ -14,7 +14,8 @@ import kyomei
 from kyomei.errors import DataError
 from kyomei.evidence import structure as s
 from kyomei.evidence.behaviour import Spread
-from kyomei.evidence.structure import Structure, not_mixtures, search
+from kyomei.evidence.structure import Structure, search
+from kyomei.learning.merging import not_mixtures
 
 
 def unit(seed: int, rows: int, dim: int) -> Tensor:

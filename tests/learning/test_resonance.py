@@ -13,8 +13,9 @@ from torch.nn.functional import normalize
 import kyomei
 from kyomei.config import ResonanceRecipe
 from kyomei.errors import DataError
+from kyomei.learning.merging import distinct, merge
 from kyomei.learning.occurrence import estimate_occurrence, estimate_richness
-from kyomei.learning.resonance import Directions, default_frequencies, distinct, frequency_threshold, merge, resonate
+from kyomei.learning.resonance import Directions, default_frequencies, frequency_threshold, resonate
 
 SMALL = ResonanceRecipe(neurons=256, steps=12, batch_rows=8192, frequencies=(0.02,))
 
@@ -62,7 +63,7 @@ def test_occurrence_is_near_the_truth_for_uniform_features(found: Directions) ->
 def test_gaussian_rows_have_no_stable_direction() -> None:
     x = torch.randn(20_000, 12, generator=torch.Generator().manual_seed(1))
     assert len(resonate(x, seed=0, recipe=SMALL)) <= 3
-    assert len(resonate(x, seed=0, recipe=SMALL.model_copy(update={"min_stability": -1.0}))) >= 100
+    assert len(resonate(x, seed=0, recipe=SMALL.model_copy(update={"min_stability": -1.0, "joint": False}))) >= 100
 
 
 def test_same_seed_same_bytes_and_another_seed_other_bytes(planted: kyomei.Planted) -> None:
@@ -136,3 +137,28 @@ def test_occurrence_of_a_known_mixture() -> None:
 def test_frequencies_follow_the_number_of_rows() -> None:
     assert default_frequencies(10**7)[0] < default_frequencies(20_000)[0]
     assert default_frequencies(10) != ()
+
+
+@pytest.mark.slow
+def test_joint_refinement_leaves_the_features_and_no_mixtures() -> None:
+    planted = kyomei.Planted(n_features=60, dim=30, active=4, seed=0, coefficient="uniform", co_occurrence=0.2)
+    x = planted.sample(16_000, seed=1)[0]
+    recipe = ResonanceRecipe(frequencies=(0.01, 0.03), neurons=512, steps=10, batch_rows=8192)
+    alone = resonate(x, seed=0, recipe=recipe)
+    joint, again = (resonate(x, seed=0, recipe=recipe.model_copy(update={"joint": True})) for _ in range(2))
+    before, after = (kyomei.recovery(found.vectors, planted.features) for found in (alone, joint))
+    assert after.frr(0.9) > before.frr(0.9) + 0.1 and after.frr(0.9) > 0.9
+    assert after.monosemantic(0.9) > 0.9 and abs(len(joint) - 60) <= 6
+    assert torch.equal(joint.vectors, again.vectors)
+    assert len(joint.support) == len(joint.stability) == len(joint.frequency) == len(joint)
+
+
+def test_joint_refinement_keeps_out_where_rows_are_no_sparse_sums() -> None:
+    """One sparse feature in Gaussian noise: a sum of directions explains little of a row."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(8000, 24, generator=rng)
+    x[torch.rand(8000, generator=rng) < 0.02] += 8 * torch.eye(24)[0]
+    recipe = ResonanceRecipe(frequencies=(0.01,), neurons=256, steps=10, batch_rows=8192)
+    alone, joint = (resonate(x, seed=0, recipe=recipe.model_copy(update={"joint": use})) for use in (False, True))
+    assert len(alone) >= 1
+    assert torch.equal(alone.vectors, joint.vectors)

@@ -146,7 +146,7 @@ GAUSSIAN = Control(
     "Gaussian surrogate",
     "mean and covariance",
     # A filter that empties the null would make its consistency look better than it is, so it keeps every direction.
-    {"resonance.min_stability": -1},
+    {"resonance.min_stability": -1, "resonance.joint": False},
     gaussian=True,
 )
 RANDOM_WEIGHTS = Control(

@@ -28,8 +28,8 @@ from kyomei.evidence.behaviour import (
     spread,
 )
 from kyomei.learning.covariance import Whitening
+from kyomei.learning.merging import distinct
 from kyomei.learning.refinement import SAME, refine
-from kyomei.learning.resonance import distinct
 
 AGREED = 0.9
 """Cosine from which the halves' dictionaries, and the two opinions, agree on a direction."""

@@ -14,9 +14,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
-from numpy.typing import NDArray
-from scipy.optimize import nnls  # type: ignore[import-untyped, unused-ignore]
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -26,11 +24,12 @@ from kyomei.evidence.behaviour import NOTHING, Coded, Geometry, Meetings, Spread
 from kyomei.evidence.controls import GaussianSurrogate
 from kyomei.evidence.second_opinion import SecondOpinion, second_opinion
 from kyomei.learning.covariance import Whitening
+from kyomei.learning.merging import distinct, not_mixtures
 from kyomei.learning.occurrence import estimate_occurrence
-from kyomei.learning.resonance import Directions, distinct, resonate
+from kyomei.learning.resonance import Directions, resonate
 from kyomei.source.shards import Rows, TensorRows, open_rows
 
-QUICK = ResonanceRecipe(neurons=512, steps=8, batch_rows=8192, frequencies=(0.002, 0.01, 0.03))
+QUICK = ResonanceRecipe(neurons=512, steps=8, batch_rows=8192, frequencies=(0.002, 0.01, 0.03), joint=False)
 """The search that every check makes, whatever the data: the calibration holds for this one only."""
 NULL_NEURONS = 256
 HALF_SHARE = 0.45
@@ -40,8 +39,6 @@ CLEAR_ROWS = 20
 """A frequency is tried if at least this many rows of a half clear its threshold."""
 REPRODUCED, SAME, PRECISE = 0.7, 0.85, 0.9
 """Cosines in whitened space: found again at all, the same direction, and the same direction with little noise."""
-MIXTURE_COSINE, MIXTURE_PARTS, LEAST_PART = 0.92, 3, 0.2
-"""A direction this near to a positive sum of at most so many others, each with this weight or more, is their mixture."""
 SPLIT_DIRECTIONS, SPLIT_ROWS = 96, 2000
 PARENT, NOT_PARENT = 0.6, 0.5
 """P(parent | child) is above the first and P(child | parent) below the second in a parent-child pair."""
@@ -316,36 +313,6 @@ def _features(again: _Again, halves: tuple[Directions, Directions], sample: _Sam
         **coded(held_out, w)._asdict(),
         "second": second_opinion((first, second), held_out, w, found, sample.white, seed=seed),
     }
-
-
-def not_mixtures(vectors: Float[Tensor, "k dim"], support: Int[Tensor, " k"]) -> Bool[Tensor, " k"]:
-    """Which directions are no positive sum of a few others, asked from the one that fewest starts fell to upwards.
-
-    Few features make few combinations of active ones, and each combination is then an exact cluster of rows that is found as
-    if it were a feature; but it is a sum of features, and the features are no positive sums of it.
-    """
-    rows = vectors.double().numpy()
-    left = np.ones(len(rows), dtype=bool)
-    for i in support.argsort(stable=True).tolist():
-        left[i] = False
-        left[i] = not _is_mixture(rows[i], rows[left])
-    return torch.from_numpy(left)
-
-
-def _is_mixture(target: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
-    """Non-negative orthogonal matching pursuit of a unit vector with unit rows, a few steps."""
-    chosen: list[int] = []
-    rest = target
-    for _ in range(min(MIXTURE_PARTS, len(others))):
-        best = int((others @ rest).argmax())
-        if best in chosen or others[best] @ rest <= 0:
-            return False
-        chosen.append(best)
-        weights, _ = nnls(others[chosen].T, target)
-        rest = target - weights @ others[chosen]
-        if (weights >= LEAST_PART).sum() > 1 and 1 - rest @ rest >= MIXTURE_COSINE**2:
-            return True
-    return False
 
 
 def _behaviour(z: Float[Tensor, "rows dim"], w: Float[Tensor, "k dim"]) -> dict[str, Any]:

@@ -8,24 +8,27 @@ what another direction explains no longer pulls.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kyomei.learning.resonance import distinct
+from kyomei.learning.merging import distinct, not_mixtures
 
 PARTS = 8
 """Directions in the code of one row at most."""
 ROUNDS, SETTLING = 14, 4
 """Rounds of coding and refitting; in the last few of them no direction is added or dropped."""
-ROWS = 6000
-"""Rows that a refinement is fitted on, evenly taken."""
+ROWS, JOINT_ROWS = 6000, 12_000
+"""Rows that a refinement is fitted on, evenly taken; of each half, where two are compared."""
 MIN_ROWS_CODED = 10
 """A direction in the codes of fewer rows is not refitted, and dropped where directions are dropped."""
 ADDED_SHARE = 0.1
 """Directions added every second round, beside those there are: remainders of badly explained rows."""
+PASSES, AGREED = 2, 0.9
+"""Refinements of both halves one after the other, and the cosine from which the halves agree on a direction."""
 SAME = 0.85
 """Directions above this cosine are one."""
 CHUNK_ROWS = 1024
@@ -53,8 +56,58 @@ def _coded(scores: Float[Tensor, "rows k"], gram: Float[Tensor, "k k"], parts: i
     return torch.zeros_like(scores).scatter(1, chosen, weights)
 
 
+class Joint(NamedTuple):
+    """Directions that the joint refinements of two halves of the rows agree on.
+
+    Attributes:
+        w: unit directions in whitened space.
+        agreement: cosine between the two halves' versions of each.
+        explained: median share of a row's energy that a sum of at most eight of them explains.
+    """
+
+    w: Float[Tensor, "k dim"]
+    agreement: Float[Tensor, " k"]
+    explained: float
+
+
+def refine_jointly(
+    halves: tuple[Float[Tensor, "rows dim"], Float[Tensor, "rows dim"]], start: Float[Tensor, "k dim"], *, seed: int
+) -> Joint:
+    """Refine on two halves apart, keep what both make, and do so again from there; mixtures of others are left out.
+
+    Args:
+        halves: whitened rows, float32.
+        start: unit directions in whitened space.
+        seed: of the draws.
+    """
+    w, agreement = start, torch.ones(len(start))
+    for number in range(PASSES):
+        first, second = (refine(z, w, seed=seed + PASSES * which + number, rows=JOINT_ROWS) for which, z in enumerate(halves))
+        if not len(first) or not len(second):
+            return Joint(start[:0], agreement[:0], 0.0)
+        cosine, partner = (first @ second.T).max(dim=1)
+        both = cosine > AGREED
+        w, agreement = normalize(first[both] + second[partner[both]], dim=1), cosine[both]
+        kept = distinct(w, SAME)
+        w, agreement = w[kept], agreement[kept]
+    rows = torch.cat([thinned(z, ROWS) for z in halves])
+    kept = not_mixtures(w, (positive_code(rows, w) > 0).sum(dim=0)).nonzero().flatten()
+    return Joint(w[kept], agreement[kept], explained(rows, w[kept]))
+
+
+def explained(z: Float[Tensor, "rows dim"], w: Float[Tensor, "k dim"]) -> float:
+    """Share of the median row's energy that a sum of at most eight of the directions explains."""
+    left = (z - positive_code(z, w) @ w).square().sum(dim=1) / z.square().sum(dim=1).clamp_min(1e-6)
+    return 1 - float(left.median())
+
+
+def thinned(z: Float[Tensor, "rows dim"], rows: int) -> Float[Tensor, "some dim"]:
+    """At most so many rows, evenly taken."""
+    return z[:: max(1, math.ceil(len(z) / rows))]
+
+
 def refine(
-    z: Float[Tensor, "rows dim"], start: Float[Tensor, "k dim"], *, seed: int = 0, rounds: int = ROUNDS
+    z: Float[Tensor, "rows dim"], start: Float[Tensor, "k dim"], *, seed: int = 0, rounds: int = ROUNDS, rows: int = ROWS
 ) -> Float[Tensor, "l dim"]:
     """Directions that explain whitened rows together, begun at those that were found one by one.
 
@@ -63,12 +116,13 @@ def refine(
         start: unit directions in whitened space.
         seed: draws the rows whose remainders become new directions.
         rounds: of coding and refitting.
+        rows: that it is fitted on at most, evenly taken.
 
     Returns:
         Unit directions, their number its own; none if `start` has none.
     """
     rng = torch.Generator().manual_seed(seed)
-    z, w = z[:: max(1, math.ceil(len(z) / ROWS))], start
+    z, w = thinned(z, rows), start
     for number in range(rounds if len(start) else 0):
         code = positive_code(z, w)
         w, uses = _refitted(z, code, w), (code > 0).sum(dim=0)

@@ -24,7 +24,9 @@ from torch.nn.functional import normalize
 from kyomei.config import ResonanceRecipe
 from kyomei.errors import DataError
 from kyomei.learning.covariance import Whitening
+from kyomei.learning.merging import distinct, merge
 from kyomei.learning.occurrence import estimate_occurrence, estimate_richness
+from kyomei.learning.refinement import JOINT_ROWS, explained, refine_jointly, thinned
 from kyomei.runs import write_atomic
 from kyomei.source.shards import Rows, open_rows
 
@@ -42,6 +44,11 @@ PUSH_COSINE = 0.8
 """How far a direction is pushed, to opposite sides, before each half of the rows refines it: unpulled, they agree by 0.28."""
 RARE_SHARE = 0.1
 """A direction that fewer starts fall to than this share of the median is a mixture between features, not one more."""
+JOINT_FROM, JOINT_EXPLAINED = 0.4, 0.6
+"""Explained shares of the median row from which a joint refinement is tried, and from which its result stands: below them rows
+are no sums of a few directions, and least squares would fit to what is not there."""
+TRIAL_ROWS = 2000
+JOINT_STREAM = 1000
 POLISH_STEPS = 3
 POLISH_ROWS = 131_072
 
@@ -178,10 +185,12 @@ def resonate(
     if len(support):
         usual = support >= RARE_SHARE * support.double().median()
         found, support = found.select(usual), support[usual]
+    if recipe.joint and len(found.w):
+        found, support = _jointly(data, found, support, parts, recipe, seed)
     # The stable ones stand first, so that none of them gives way to a sharper but unstable neighbour.
     candidates = torch.cat([found.w, everything.w])
     candidates = candidates[distinct(candidates, recipe.merge_cosine)]
-    n_features, interval = estimate_richness(support)
+    n_features, interval = estimate_richness(support.clamp_min(1))
     frequency = estimate_occurrence(data.held_out, found.w)
     return Directions(
         vectors=normalize(found.w @ whitening.backward, dim=1).cpu(),
@@ -214,42 +223,25 @@ def frequency_threshold(scores: Float[Tensor, "rows neurons"], p: float) -> Floa
     return scores.topk(count, dim=0).values[-1]
 
 
-def distinct(vectors: Float[Tensor, "k dim"], cosine: float) -> Int[Tensor, "kept"]:
-    """Indices of rows none of which lies within `cosine` of an earlier kept one.
+def _jointly(
+    data: _Halves, found: _Found, support: Tensor, parts: list[_Found], recipe: ResonanceRecipe, seed: int
+) -> tuple[_Found, Tensor]:
+    """Directions after a joint refinement, where the rows are sums of a few of them; otherwise as they were.
 
-    Blockwise, so memory is O(block × kept) and 100,000 rows never meet all at once.
+    What stands in for a direction's stability is the cosine of the halves' versions; a direction that was added is ascribed to
+    the frequency of its nearest neighbour.
     """
-    kept: list[int] = []
-    for start in range(0, len(vectors), 4096):
-        block = vectors[start : start + 4096]
-        free = torch.ones(len(block), dtype=torch.bool)
-        if kept:
-            free = ((block @ vectors[kept].T).amax(dim=1) <= cosine).cpu()
-        candidates = free.nonzero().flatten()
-        near = (block[candidates] @ block[candidates].T > cosine).cpu()
-        taken = torch.zeros(len(candidates), dtype=torch.bool)
-        for i in range(len(candidates)):
-            if not taken[i]:
-                kept.append(start + int(candidates[i]))
-                taken |= near[i]
-    return torch.tensor(kept, dtype=torch.long, device=vectors.device)
-
-
-def merge(
-    vectors: Float[Tensor, "neurons dim"], sharpness: Float[Tensor, "neurons"], cosine: float, counts: Int[Tensor, "neurons"]
-) -> tuple[Float[Tensor, "k dim"], Int[Tensor, "k"]]:
-    """Cluster means of neurons around the sharpest of them, and the sum of the members' counts."""
-    order = sharpness.argsort(descending=True, stable=True)
-    vectors = vectors[order]
-    counts = counts[order]
-    leaders = vectors[distinct(vectors, cosine)]
-    sums = torch.zeros_like(leaders)
-    support = torch.zeros(len(leaders), dtype=torch.long, device=vectors.device)
-    for block, count in zip(torch.split(vectors, 4096), torch.split(counts, 4096), strict=True):
-        nearest = (block @ leaders.T).argmax(dim=1)
-        sums.index_add_(0, nearest, block * count[:, None])
-        support.index_add_(0, nearest, count)
-    return normalize(sums, dim=1), support
+    rng = np.random.default_rng([seed, JOINT_STREAM])
+    halves = tuple(data.whitened(data.half(which, rng, JOINT_ROWS)).cpu() for which in (0, 1))
+    if explained(thinned(torch.cat(halves), TRIAL_ROWS), found.w.cpu()) < JOINT_FROM:
+        return found, support
+    joint = refine_jointly((halves[0], halves[1]), found.w.cpu(), seed=seed)
+    if joint.explained < JOINT_EXPLAINED or not len(joint.w):
+        return found, support
+    w = joint.w.to(data.device)
+    nearest = (w @ found.w.T).argmax(dim=1)
+    refined = _Found(w, found.p[nearest], found.support[nearest], joint.agreement.to(data.device), found.sharpness[nearest])
+    return refined, _support_of_union(parts, w, recipe.merge_cosine)
 
 
 class _Halves:
@@ -264,6 +256,10 @@ class _Halves:
         for start in range(0, len(index), CHUNK_ROWS):
             x = self.rows.read(index[start : start + CHUNK_ROWS]).to(self.device)
             yield normalize(self.whitening.whiten(x), dim=1)
+
+    def whitened(self, index: np.ndarray) -> Tensor:
+        """Whitened rows with their norm kept."""
+        return self.whitening.whiten(self.rows.read(index).to(self.device))
 
     def batch(self, rng: np.random.Generator, count: int) -> np.ndarray:
         return np.sort(rng.integers(0, self.num_finding, size=min(count, self.num_finding)))

@@ -13,7 +13,7 @@ import torch
 from scipy.stats import mannwhitneyu, spearmanr  # type: ignore[import-untyped, unused-ignore]
 
 from kyomei.evidence.theory import resonance_band
-from kyomei.learning.resonance import merge
+from kyomei.learning.merging import merge
 from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary, Table
 from kyomei.stages.reproduce.trials import (
     beside_null,

@@ -1,0 +1,82 @@
+"""Which directions are one: neighbours merged, and sums told from their parts."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from scipy.optimize import nnls  # type: ignore[import-untyped, unused-ignore]
+from torch import Tensor
+from torch.nn.functional import normalize
+
+MIXTURE_COSINE, MIXTURE_PARTS, LEAST_PART = 0.92, 3, 0.2
+"""A direction this near to a positive sum of at most so many others, each with this weight or more, is their mixture."""
+
+
+def distinct(vectors: Float[Tensor, "k dim"], cosine: float) -> Int[Tensor, "kept"]:
+    """Indices of rows none of which lies within `cosine` of an earlier kept one.
+
+    Blockwise, so memory is O(block × kept) and 100,000 rows never meet all at once.
+    """
+    kept: list[int] = []
+    for start in range(0, len(vectors), 4096):
+        block = vectors[start : start + 4096]
+        free = torch.ones(len(block), dtype=torch.bool)
+        if kept:
+            free = ((block @ vectors[kept].T).amax(dim=1) <= cosine).cpu()
+        candidates = free.nonzero().flatten()
+        near = (block[candidates] @ block[candidates].T > cosine).cpu()
+        taken = torch.zeros(len(candidates), dtype=torch.bool)
+        for i in range(len(candidates)):
+            if not taken[i]:
+                kept.append(start + int(candidates[i]))
+                taken |= near[i]
+    return torch.tensor(kept, dtype=torch.long, device=vectors.device)
+
+
+def merge(
+    vectors: Float[Tensor, "neurons dim"], sharpness: Float[Tensor, "neurons"], cosine: float, counts: Int[Tensor, "neurons"]
+) -> tuple[Float[Tensor, "k dim"], Int[Tensor, "k"]]:
+    """Cluster means of neurons around the sharpest of them, and the sum of the members' counts."""
+    order = sharpness.argsort(descending=True, stable=True)
+    vectors = vectors[order]
+    counts = counts[order]
+    leaders = vectors[distinct(vectors, cosine)]
+    sums = torch.zeros_like(leaders)
+    support = torch.zeros(len(leaders), dtype=torch.long, device=vectors.device)
+    for block, count in zip(torch.split(vectors, 4096), torch.split(counts, 4096), strict=True):
+        nearest = (block @ leaders.T).argmax(dim=1)
+        sums.index_add_(0, nearest, block * count[:, None])
+        support.index_add_(0, nearest, count)
+    return normalize(sums, dim=1), support
+
+
+def not_mixtures(vectors: Float[Tensor, "k dim"], support: Int[Tensor, " k"]) -> Bool[Tensor, " k"]:
+    """Which directions are no positive sum of a few others, asked from the one that fewest starts fell to upwards.
+
+    Few features make few combinations of active ones, and each combination is then an exact cluster of rows that is found as
+    if it were a feature; but it is a sum of features, and the features are no positive sums of it.
+    """
+    rows = vectors.double().numpy()
+    left = np.ones(len(rows), dtype=bool)
+    for i in support.argsort(stable=True).tolist():
+        left[i] = False
+        left[i] = not _is_mixture(rows[i], rows[left])
+    return torch.from_numpy(left)
+
+
+def _is_mixture(target: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
+    """Non-negative orthogonal matching pursuit of a unit vector with unit rows, a few steps."""
+    chosen: list[int] = []
+    rest = target
+    for _ in range(min(MIXTURE_PARTS, len(others))):
+        best = int((others @ rest).argmax())
+        if best in chosen or others[best] @ rest <= 0:
+            return False
+        chosen.append(best)
+        weights, _ = nnls(others[chosen].T, target)
+        rest = target - weights @ others[chosen]
+        if (weights >= LEAST_PART).sum() > 1 and 1 - rest @ rest >= MIXTURE_COSINE**2:
+            return True
+    return False
