@@ -237,6 +237,8 @@ def test_frontier_joins_points_of_a_label_from_sparse_to_dense() -> None:
 
 @given(st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=50), st.lists(st.floats(-1.0, 1.0), min_size=1, max_size=50))
 @example(frequencies=[0.28125], cosines=[0.0])
+@example(frequencies=[1.0, 0.75], cosines=[0.0])
+@example(frequencies=[0.5, 1.0], cosines=[0.0])
 @settings(max_examples=60, deadline=None)
 def test_charts_stay_in_their_box(frequencies: list[float], cosines: list[float]) -> None:
     charts = [

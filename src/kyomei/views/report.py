@@ -352,7 +352,7 @@ def _log_ticks(axis: _Axis) -> list[Tick]:
         else (1, 3)
         if span > 1.2
         else (1, 2, 3, 5)
-        if span > 0.35
+        if span > 0.65
         else (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
     )
     values = [factor * 10.0**decade for decade in decades for factor in factors]
