@@ -237,12 +237,8 @@ def certify_command(
         _print(facts, as_json, f"{folder}: features by status, and origin of the certified ones", header, rows)
         if random_weights and not as_json:
             for name, found in facts["origin_difference"].items():
-                shown = (
-                    "no certified feature on one side" if found is None else "{difference:.3f} (95 % {low:.3f} to {high:.3f})"
-                )
-                watcher.note(
-                    f"certified from context or unexplained, {name}, trained minus random: {shown.format(**found or {})}"
-                )
+                shown = "none on one side" if found is None else "{difference:.3f} (95 % {low:.3f}–{high:.3f})".format(**found)
+                watcher.note(f"certified from context or unexplained, {name}, trained minus random weights: {shown}")
 
 
 @app.command("report")

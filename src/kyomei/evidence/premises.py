@@ -41,7 +41,7 @@ COHERENT = 1.25
 CHILDREN = 0.15
 SIBLINGS = 1.0
 """Cosine of nearest features that all but a tenth exceed, over the median of random directions."""
-KIN = 1.15
+RELATED = 1.15
 """Median cosine of nearest directions of the second opinion, over that of random directions."""
 FAITHFUL = 0.9
 """Cosine with the true feature for which rows are counted."""
@@ -290,7 +290,8 @@ def _co_occurrence(s: Structure) -> Premise:
     divided = s.split.median > DIVIDED or _hierarchical(s)
     meaning = (
         f"Given a feature, its most frequent companion is there in {median:.0%} of the rows (by chance "
-        f"{s.chance_partner:.0%}); rows of one feature vary {s.split.median:.1f} times as much along one axis as noise would."
+        f"{s.chance_partner:.0%}); rows of one feature vary {s.split.median:.1f} times as much along one axis as noise would"
+        + ("; children come with their parent, see hierarchy." if _hierarchical(s) else ".")
     )
     advice = "features that come together are found as one: read such directions as groups, and harvest more varied text"
     return _premise("co-occurrence", median, (low, high), meaning, advice, met=True, not_met=together or divided)
@@ -321,7 +322,7 @@ def _hierarchical(s: Structure) -> bool:
 def _siblings(s: Structure) -> bool:
     """Whether features point partly the same way, by the search itself or by the second opinion."""
     second = s.second.geometry
-    return s.coherence.low > SIBLINGS * s.chance_coherence or second.coherence.median > KIN * second.chance_coherence > 0
+    return s.coherence.low > SIBLINGS * s.chance_coherence or second.coherence.median > RELATED * second.chance_coherence > 0
 
 
 def _hierarchy(s: Structure) -> Premise:

@@ -29,10 +29,8 @@ from kyomei.evidence.behaviour import (
 )
 from kyomei.learning.covariance import Whitening
 from kyomei.learning.merging import distinct
-from kyomei.learning.refinement import SAME, refine
+from kyomei.learning.refinement import AGREED, SAME, refine
 
-AGREED = 0.9
-"""Cosine from which the halves' dictionaries, and the two opinions, agree on a direction."""
 CROWDED = 0.99
 """A direction is apart if this share of random directions would have a nearer neighbour at most as near as its own."""
 

@@ -442,7 +442,7 @@ def _identity(
         "dim": dim,
         "tied": start.decoder is None,
         "held": int(start.hold.sum()),
-        "anchors": [part.tolist() for part in _anchors(start, recipe).unique(return_counts=True)],
+        "anchors": [part.tolist() for part in torch.unique(_anchors(start, recipe), return_counts=True)],
         "num_rows": rows.num_rows,
         **{f"mechanism.{key}": value for key, value in mechanism.settings().items()},
         **{f"train.{key}": value for key, value in recipe.model_dump(mode="json").items() if key not in _FREE_KEYS},
