@@ -66,7 +66,9 @@ class ResonanceRecipe(Section):
     frequencies: tuple[Frequency, ...] = ()
     """Target activation frequencies; empty: chosen for the number of rows."""
     neurons: int = Field(2048, gt=0)
-    """Random starts at each frequency."""
+    """Starts of a round at each frequency."""
+    rounds: int = Field(4, ge=1)
+    """Rounds of starts at each frequency at most; they end when little is left to find or what is found is not stable."""
     steps: int = Field(15, gt=0)
     """Power-like iterations of each start."""
     batch_rows: int = Field(16_384, gt=0)
@@ -84,6 +86,8 @@ class DictionaryRecipe(Section):
 
     width: int | None = Field(None, gt=0)
     """Number of latents; none: from the estimated number of features."""
+    l0: float | None = Field(None, gt=0)
+    """Active latents per row to aim at, resonant and free ones together (resonant start); none: as the frequencies give."""
     tied: bool | None = None
     """Whether encoder and decoder share their rows; none: tied for gba and ba from a random start, untied otherwise."""
     activation: Literal["jumprelu", "relu"] = "jumprelu"
@@ -95,8 +99,8 @@ class MechanismRecipe(Section):
 
     name: Literal["gba", "ba", "topk", "batchtopk", "l1"] = "gba"
     """gba: group bias adaptation; ba: the same with one group; topk, batchtopk, l1: the usual baselines."""
-    start: Literal["resonance", "random"] = "resonance"
-    """gba and ba: start from resonant directions, or at random as in the paper."""
+    start: Literal["resonance", "random"] | None = None
+    """Start from resonant directions (not l1), or at random; none: resonance for gba and ba, random for the baselines."""
     groups: int = Field(10, ge=1)
     """Number of neuron groups K (random start)."""
     highest_frequency: Frequency = Field(0.1, gt=0, lt=1)
@@ -113,15 +117,25 @@ class MechanismRecipe(Section):
     """Training steps between bias adaptations."""
     hold_resonant: bool = True
     """Keep the encoders that resonance found; decoders, thresholds and free neurons are trained."""
-    anchor: float = Field(0.95, ge=-1, le=1)
-    """Least cosine of a resonant latent's decoder to the direction that was found; −1 lets it go anywhere."""
+    resonant_share: float = Field(0.8, ge=0, le=1)
+    """Share of the width that resonant directions take at most; the rest are free neurons."""
+    anchor: float = Field(0.97, ge=-1, le=1)
+    """Least cosine, in whitened space, of a resonant latent's decoder to its direction; −1 lets it go anywhere."""
     k: int = Field(32, gt=0)
     """topk, batchtopk: active latents per row."""
     l1: float = Field(0.01, ge=0)
     """l1: weight of the penalty on normalised input."""
 
+    @property
+    def from_resonance(self) -> bool:
+        """Whether latents start from resonant directions."""
+        usual = "resonance" if self.name in ("gba", "ba") else "random"
+        return (self.start or usual) == "resonance"
+
     @model_validator(mode="after")
     def _ordered(self) -> MechanismRecipe:
+        if self.name == "l1" and self.start == "resonance":
+            raise ValueError("l1 starts at random")
         if self.lowest_frequency > self.highest_frequency:
             raise ValueError("lowest_frequency must not exceed highest_frequency")
         return self
@@ -179,7 +193,7 @@ class Recipe(Section):
             if not 0 < p < 1:
                 raise ValueError(f"resonance.frequencies must lie in (0, 1), found {p}")
         width, mechanism = self.dictionary.width, self.mechanism
-        if width is not None and mechanism.name == "gba" and mechanism.start == "random" and width < mechanism.groups:
+        if width is not None and mechanism.name == "gba" and not mechanism.from_resonance and width < mechanism.groups:
             raise ValueError(f"dictionary.width ({width}) must be at least mechanism.groups ({mechanism.groups})")
         return self
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import kyomei
+from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import Interrupted, RecipeError
-from kyomei.learning.fit import choose_device, resonant_plan, spectrum_targets
+from kyomei.learning.anchoring import Cone
+from kyomei.learning.fit import choose_device, refit, resonant_plan, spectrum_targets
 from kyomei.learning.resonance import resonate
 from kyomei.source.shards import open_rows
 
@@ -36,12 +38,40 @@ def test_default_dictionary_holds_what_resonance_found(planted: kyomei.Planted, 
     assert kyomei.recovery(sae.decoder, planted.features).frr(0.9) >= 0.9
 
 
-def test_a_resonant_latent_scores_one_on_its_own_decoder_row(x: torch.Tensor) -> None:
+def test_decoders_of_resonant_latents_stay_in_their_cone(x: torch.Tensor) -> None:
     directions = resonate(x, seed=0, recipe=RECIPE.resonance)
-    start = resonant_plan(open_rows(x), RECIPE, directions, 0).start
-    assert start.decoder is not None
-    own = (start.encoder * start.decoder).sum(dim=1)[: len(directions)]
-    assert torch.allclose(own, torch.ones(len(directions)), atol=1e-3)
+    sae = kyomei.fit(x, RECIPE, seed=0, directions=directions)
+    whitened = torch.nn.functional.normalize(sae.decoder[: len(directions)] @ directions.whitening.forward, dim=1)
+    cosine = (whitened * directions.whitened).sum(dim=1)
+    assert float(cosine.min()) >= RECIPE.mechanism.anchor - 0.005
+    assert torch.allclose(sae.decoder.norm(dim=1), torch.ones(sae.width), atol=1e-4)
+
+
+def test_refitted_decoders_reconstruct_better(x: torch.Tensor) -> None:
+    directions = resonate(x, seed=0, recipe=RECIPE.resonance)
+    sae = kyomei.fit(x, RECIPE, seed=0, directions=directions)
+    spoilt = torch.nn.functional.normalize(sae.decoder + 0.1 * torch.randn(sae.decoder.shape), dim=1)
+    worse = SparseAutoencoder(sae.encoder, spoilt, sae.threshold, sae.center)
+    cone = Cone.around(directions.whitened, RECIPE.mechanism.anchor, directions.whitening)
+    again = refit(worse, open_rows(x), cone)
+    errors = [float((x - s(x)).square().sum()) for s in (sae, worse, again)]
+    assert errors[2] < errors[1] and errors[2] == pytest.approx(errors[0], rel=0.03)
+    # A latent is active on the same rows, whatever its scale.
+    assert torch.equal(again.encode(x[:500]) > 0, worse.encode(x[:500]) > 0)
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk"])
+def test_selecting_mechanisms_start_at_directions_and_are_free_to_leave(
+    planted: kyomei.Planted, x: torch.Tensor, name: str
+) -> None:
+    values = {"mechanism.name": name, "mechanism.start": "resonance", "mechanism.k": 3, "dictionary.width": 70}
+    recipe = RECIPE.with_values(values)
+    directions = resonate(x, seed=0, recipe=recipe.resonance)
+    start = resonant_plan(open_rows(x), recipe, directions, 0).start
+    assert not bool(start.hold.any()) and start.anchor is not None and float(start.anchor.max()) == -1
+    near = torch.nn.functional.normalize(start.encoder[: len(directions)], dim=1)
+    assert torch.allclose(near, directions.encoders, atol=1e-4)
+    assert kyomei.recovery(kyomei.fit(x, recipe, directions=directions).decoder, planted.features).frr(0.9) >= 0.9
 
 
 def test_seed_decides_the_bytes(x: torch.Tensor) -> None:
@@ -74,8 +104,16 @@ def test_targets_lie_on_the_spectrum() -> None:
     frequency = torch.logspace(-1, -3, 50)
     targets, groups = spectrum_targets(frequency, 10, 5)
     assert len(targets) == 60 and int(groups.max()) == 4
-    assert (targets[:50] / frequency).log().abs().max() < 0.6
+    # A target is an upper bound: none lies below its latent's own frequency, nor far above it.
+    assert (targets[:50] >= frequency * 0.999).all() and (targets[:50] / frequency).log().max() < 1.0
     assert targets[50:].unique().tolist() == targets[:50].unique().tolist()
+
+
+def test_free_neurons_share_what_is_left_of_l0() -> None:
+    frequency = torch.full((20,), 0.1)
+    targets, _ = spectrum_targets(frequency, 10, 5, l0=3.0)
+    assert float(targets[20:].sum()) == pytest.approx(1.0, rel=1e-5)
+    assert float(spectrum_targets(frequency, 10, 5, l0=1.0)[0][20:].max()) == pytest.approx(1e-4)
 
 
 def test_an_absent_device_is_named() -> None:

@@ -14,7 +14,7 @@ import kyomei
 from kyomei.config import ResonanceRecipe
 from kyomei.errors import DataError
 from kyomei.learning.merging import distinct, merge
-from kyomei.learning.occurrence import estimate_occurrence, estimate_richness
+from kyomei.learning.occurrence import estimate_occurrence, estimate_richness, unseen_share
 from kyomei.learning.resonance import Directions, default_frequencies, frequency_threshold, resonate
 
 SMALL = ResonanceRecipe(neurons=256, steps=12, batch_rows=8192, frequencies=(0.02,))
@@ -162,3 +162,17 @@ def test_joint_refinement_keeps_out_where_rows_are_no_sparse_sums() -> None:
     alone, joint = (resonate(x, seed=0, recipe=recipe.model_copy(update={"joint": use})) for use in (False, True))
     assert len(alone) >= 1
     assert torch.equal(alone.vectors, joint.vectors)
+
+
+def test_later_rounds_find_what_few_starts_miss(planted: kyomei.Planted) -> None:
+    x = planted.sample(20_000, seed=4)[0]
+    few = SMALL.model_copy(update={"neurons": 48})
+    one, more = (resonate(x, seed=1, recipe=few.model_copy(update={"rounds": rounds})) for rounds in (1, 6))
+    recovered = [kyomei.recovery(d.vectors, planted.features).frr(0.9) for d in (one, more)]
+    assert recovered[0] <= 0.7 and recovered[1] >= recovered[0] + 0.2
+    assert kyomei.recovery(more.vectors, planted.features).monosemantic(0.9) >= 0.85
+
+
+def test_unseen_share_is_that_of_starts_that_ended_alone() -> None:
+    assert unseen_share(torch.tensor([1, 1, 8])) == pytest.approx(0.2)
+    assert unseen_share(torch.zeros(0, dtype=torch.long)) == 0

@@ -65,6 +65,11 @@ def _weighted_moments(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance.clamp_min(1e-4)
 
 
+def unseen_share(support: Int[Tensor, "k"]) -> float:
+    """Chance that one more start ends where none has ended yet: starts that ended alone, over all (Good 1953)."""
+    return float((support == 1).sum()) / max(1, int(support.sum()))
+
+
 def estimate_richness(support: Int[Tensor, "k"]) -> tuple[int, tuple[int, int]]:
     """Number of features, the unseen ones included, with a 95 % interval.
 

@@ -25,12 +25,12 @@ from kyomei.config import ResonanceRecipe
 from kyomei.errors import DataError
 from kyomei.learning.covariance import Whitening
 from kyomei.learning.merging import distinct, merge
-from kyomei.learning.occurrence import estimate_occurrence, estimate_richness
+from kyomei.learning.occurrence import estimate_occurrence, estimate_richness, unseen_share
 from kyomei.learning.refinement import JOINT_ROWS, explained, refine_jointly, thinned
 from kyomei.runs import write_atomic
 from kyomei.source.shards import Rows, open_rows
 
-FREQUENCY_LADDER = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
+FREQUENCY_LADDER = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
 ROWS_ABOVE_THRESHOLD = 50
 """A frequency is tried when at least this many rows of the data clear its threshold: fewer make a noisy mean."""
 HELD_OUT_SHARE = 0.1
@@ -38,6 +38,17 @@ CHUNK_ROWS = 2048
 """Rows scored at a time: the score matrix stays in cache, and memory does not grow with the batch."""
 THRESHOLD_ROWS = 8192
 """Rows of a batch from which thresholds are taken: the quantile costs more than the products it gates."""
+BATCH_ROWS_ABOVE = 10
+"""An iteration takes more rows than the recipe says where fewer than this would clear a threshold: one row is no mean."""
+UNSEEN_SHARE = 0.05
+"""Another round of starts follows while the chance that a further start finds something new is above this."""
+STABLE_ROUND = 0.1
+"""Rounds end when a smaller share than this of what the last one found is stable: what is left is noise."""
+COVERED_SHARE = 0.8
+"""A direction covers the rows from this share of its threshold on; later rounds start at rows that none covers."""
+POOL_ROWS = 65_536
+STRONGEST_SHARE, STRONGEST_ROWS = 3e-4, 8
+"""Held-out rows on which a direction is clearest: this share of them, and at least so many."""
 MET_COSINE = 0.95
 """Neurons above this cosine halfway will end in the same direction."""
 PUSH_COSINE = 0.8
@@ -47,6 +58,7 @@ RARE_SHARE = 0.1
 JOINT_FROM, JOINT_EXPLAINED = 0.4, 0.6
 """Explained shares of the median row from which a joint refinement is tried, and from which its result stands: below them rows
 are no sums of a few directions, and least squares would fit to what is not there."""
+STABLE_STABILITY = 0.7
 TRIAL_ROWS = 2000
 JOINT_STREAM = 1000
 POLISH_STEPS = 3
@@ -160,7 +172,7 @@ def resonate(
         progress: called with (frequencies done, frequencies in all).
 
     Returns:
-        Distinct directions, one row each, ordered by sharpness.
+        Distinct directions, one row each, those first whose strongest scores on held-out rows are largest.
 
     Raises:
         DataError: too few rows, constant columns, non-finite values.
@@ -174,7 +186,7 @@ def resonate(
     ladder = recipe.frequencies or default_frequencies(data.num_finding)
     parts = []
     for i, p in enumerate(ladder):
-        parts.append(_search(data, p, recipe, np.random.default_rng([seed, i])))
+        parts.append(_search(data, p, recipe, seed=[seed, i]))
         if progress is not None:
             progress(i + 1, len(ladder))
     found = _Found.join(parts)
@@ -187,6 +199,8 @@ def resonate(
         found, support = found.select(usual), support[usual]
     if recipe.joint and len(found.w):
         found, support = _jointly(data, found, support, parts, recipe, seed)
+    clearest = _clarity(data, found.w).argsort(descending=True, stable=True)
+    found, support = found.select(clearest), support[clearest]
     # The stable ones stand first, so that none of them gives way to a sharper but unstable neighbour.
     candidates = torch.cat([found.w, everything.w])
     candidates = candidates[distinct(candidates, recipe.merge_cosine)]
@@ -278,13 +292,38 @@ class _Halves:
             yield self.whitening.whiten(x)
 
 
-def _search(data: _Halves, p: float, recipe: ResonanceRecipe, rng: np.random.Generator) -> _Found:
-    """Directions at one frequency: resonate, merge early, push away, refine on each half."""
+def _clarity(data: _Halves, w: Tensor) -> Tensor:
+    """Mean of each direction's strongest scores on held-out rows of unit norm: it foretells best whether other rows have it."""
+    rows = torch.cat([normalize(z, dim=1) for z in data.held_out()])
+    count = min(len(rows), max(STRONGEST_ROWS, round(STRONGEST_SHARE * len(rows))))
+    parts = [(rows @ part.T).topk(count, dim=0).values.mean(dim=0) for part in torch.split(w, 512)]
+    return torch.cat(parts) if len(w) else w.new_zeros(0)
+
+
+def _search(data: _Halves, p: float, recipe: ResonanceRecipe, seed: list[int]) -> _Found:
+    """Directions at one frequency: a round of random starts, then rounds that start at rows which nothing found covers."""
+    rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    w = normalize(torch.randn(recipe.neurons, data.rows.dim, generator=generator), dim=1).to(data.device)
+    starts = normalize(torch.randn(recipe.neurons, data.rows.dim, generator=generator), dim=1).to(data.device)
+    found = latest = _round(data, starts, p, recipe, rng, generator)
+    for _ in range(1, recipe.rounds):
+        stable = (latest.stability >= STABLE_STABILITY).double().mean() if len(latest.w) else 0.0
+        if unseen_share(latest.support) <= UNSEEN_SHARE or stable < STABLE_ROUND:
+            break
+        latest = _round(data, _uncovered(data, found.w, p, recipe.neurons, rng), p, recipe, rng, generator)
+        joined = _Found.join([found, latest])
+        found = joined.select(distinct(joined.w, recipe.merge_cosine))
+    return found
+
+
+def _round(
+    data: _Halves, w: Tensor, p: float, recipe: ResonanceRecipe, rng: np.random.Generator, generator: torch.Generator
+) -> _Found:
+    """Where starts end: resonate, merge early, push away, refine on each half."""
     counts = torch.ones(len(w), dtype=torch.long, device=data.device)
+    batch_rows = max(recipe.batch_rows, math.ceil(BATCH_ROWS_ABOVE / p))
     for step in range(recipe.steps):
-        w, sharpness = _step(data, data.batch(rng, recipe.batch_rows), w, p)
+        w, sharpness = _step(data, data.batch(rng, batch_rows), w, p)
         if step == recipe.steps // 2:
             # Neurons that have met follow one path from here on; carrying one of them saves most of the products.
             w, counts = merge(w, sharpness, max(MET_COSINE, recipe.merge_cosine), counts)
@@ -299,6 +338,26 @@ def _search(data: _Halves, p: float, recipe: ResonanceRecipe, rng: np.random.Gen
     gaussian = _gaussian_tail_mean(p) / math.sqrt(data.rows.dim)
     w = normalize(halves[0] + halves[1], dim=1)
     return _Found(w, torch.full_like(stability, p), counts, stability, sharpness / gaussian)
+
+
+def _uncovered(data: _Halves, w: Tensor, p: float, number: int, rng: np.random.Generator) -> Tensor:
+    """Starts at rows that lie farthest below the thresholds of all directions found: random ones end where others have been."""
+    index = data.batch(rng, POOL_ROWS)
+    head = torch.cat(list(data.read(index[:: max(1, len(index) // THRESHOLD_ROWS)])))
+    threshold = COVERED_SHARE * torch.cat([frequency_threshold(head @ part.T, p) for part in torch.split(w, 512)])
+    margin = torch.cat(
+        [
+            torch.cat([(z @ part.T - t).amax(dim=1, keepdim=True) for part, t in _blocks(w, threshold)], dim=1).amax(dim=1)
+            for z in data.read(index)
+        ]
+    )
+    order = margin.argsort()[: max(number, int((margin < 0).sum()))].cpu().numpy()
+    chosen = np.sort(rng.permutation(order)[:number])
+    return torch.cat(list(data.read(index[chosen])))
+
+
+def _blocks(w: Tensor, threshold: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(torch.split(w, 512), torch.split(threshold, 512), strict=True)
 
 
 def _pushed_apart(w: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -63,12 +63,14 @@ class Start:
         decoder: decoder rows [width, dim]; none: tied to the encoder.
         hold: encoders (tied: also decoders) that are not trained [width].
         anchor: least cosine of each decoder row to its start, untied only; −1 is free [width]. None: all are free.
+        centre: b_pre [dim]; none: zero.
     """
 
     encoder: Float[Tensor, "width dim"]
     decoder: Float[Tensor, "width dim"] | None
     hold: Bool[Tensor, " width"]
     anchor: Float[Tensor, " width"] | None = None
+    centre: Float[Tensor, " dim"] | None = None
 
 
 def random_start(width: int, dim: int, seed: int, tied: bool) -> Start:
@@ -174,7 +176,8 @@ class _Training:
         mechanism.to(device, kept)
         self.encoder = start.encoder.detach().to(device, kept, copy=True)
         self.decoder = self.encoder if start.decoder is None else start.decoder.detach().to(device, kept, copy=True)
-        self.centre = torch.zeros(self.encoder.shape[1], device=device, dtype=kept)
+        centre = torch.zeros(self.encoder.shape[1]) if start.centre is None else start.centre
+        self.centre = centre.detach().to(device, kept, copy=True)
         self.tied = start.decoder is None
         self.normalisation, self.normalise = normalisation, normalisation.to(self.encoder).apply
         self.decoder.copy_(normalize(self.decoder, dim=1))

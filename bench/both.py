@@ -1,0 +1,107 @@
+"""Reproduced and well reconstructing at once? Dictionaries that start from resonance beside ones that start at random.
+
+    kyomei harvest runs/embedded-1 --model embedded --site model.layers.1.mlp --tokens 800000 --set source.context=256
+    python bench/both.py runs/embedded-1 --k 32
+
+Three replicas that differ in documents and seed; the rule is that of `kyomei certify`, its null the same mechanism on Gaussian
+rows. Directions are kept in --cache and read back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from kyomei.config import Recipe, ResonanceRecipe
+from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.evidence.codes import explained_by_latent
+from kyomei.evidence.controls import GAUSSIAN
+from kyomei.evidence.fidelity import fidelity
+from kyomei.evidence.reproduction import certify_latents, rows_used
+from kyomei.learning.fit import fit
+from kyomei.learning.resonance import Directions, resonate
+from kyomei.runs import Run
+from kyomei.source.shards import Rows
+from kyomei.stages.harvest import activations
+
+
+def found_directions(rows: Rows, seed: int, path: Path, recipe: ResonanceRecipe) -> Directions:
+    if not path.exists():
+        began = time.perf_counter()
+        resonate(rows, seed=seed, recipe=recipe).save(path)
+        print(f"  {path.name}: {time.perf_counter() - began:.0f} s", flush=True)
+    return Directions.load(path)
+
+
+def trained(rows: list[Rows], recipe: Recipe, directions: list[Directions | None]) -> tuple[list[SparseAutoencoder], float]:
+    began = time.perf_counter()
+    saes = [fit(part, recipe, seed=i, directions=d) for i, (part, d) in enumerate(zip(rows, directions, strict=True))]
+    return saes, (time.perf_counter() - began) / len(saes)
+
+
+def figures(saes: list[SparseAutoencoder], null: list[SparseAutoencoder], evidence: Rows, null_rows: Rows) -> dict[str, float]:
+    verdicts = certify_latents(saes, evidence, (null[0], null[1]), null_rows)
+    kept, mask = fidelity(saes[0], evidence), verdicts.mask("certified")
+    explained = explained_by_latent(saes[0], evidence, rows_used(evidence.num_rows)).clip(min=0)
+    return {
+        "fvu": kept.fvu,
+        "l0": kept.l0_mean,
+        "dead": kept.dead_share,
+        "certified": float(mask.mean()),
+        "certified_explained": float(explained[mask].sum() / explained.sum()),
+        "null_false_positives": verdicts.null_false_positives,
+        "rule_encoder": verdicts.rule.encoder,
+        "rule_decoder": verdicts.rule.decoder,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--frequencies", type=float, nargs="*", default=[2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2])
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--null-neurons", type=int, default=512)
+    parser.add_argument("--methods", nargs="*", default=["topk from resonance", "topk", "gba from resonance"])
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    run, cache = Run.open(Path(args.run)), args.cache or Path(args.run) / "both"
+    cache.mkdir(exist_ok=True)
+    search = ResonanceRecipe(frequencies=tuple(args.frequencies), steps=8, rounds=args.rounds, min_stability=0.5)
+    null_search = search.model_copy(update={"neurons": args.null_neurons, "rounds": 1, "min_stability": -1.0})
+    rows, evidence = [activations(run, f"replica-{i}") for i in range(3)], activations(run, "evidence")
+    null_rows = [GAUSSIAN.rows(part, 1000 + i) for i, part in enumerate([*rows[:2], evidence])]
+    found = [found_directions(part, i, cache / f"directions-{i}.safetensors", search) for i, part in enumerate(rows)]
+    null_found = [
+        found_directions(part, i, cache / f"null-directions-{i}.safetensors", null_search)
+        for i, part in enumerate(null_rows[:2])
+    ]
+    base = {"dictionary.width": args.width, "train.steps": args.steps, "train.lr": args.lr, "mechanism.k": args.k}
+    recipes = {
+        "topk from resonance": {"mechanism.name": "topk", "mechanism.start": "resonance"},
+        "topk": {"mechanism.name": "topk"},
+        "gba from resonance": {"mechanism.name": "gba", "dictionary.l0": args.k},
+    }
+    for name in args.methods:
+        recipe = Recipe().with_values({**base, **recipes[name]})
+        resonant = recipe.mechanism.from_resonance
+        saes, seconds = trained(rows, recipe, list(found) if resonant else [None] * 3)
+        null, _ = trained(null_rows[:2], recipe, list(null_found) if resonant else [None] * 2)
+        record = {"run": args.run, "method": name, **base, "seconds": seconds}
+        record |= figures(saes, null, evidence, null_rows[2])
+        print(json.dumps(record), flush=True)
+        with open(cache / "figures.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Latents that stay the features that were found: thresholds at half a usual score, decoders by least squares within a cone.
+
+Trained by gradients, decoders of held encoders drift apart between replicas where the data has little variance, and thresholds
+that follow a price per latent differ with the decoders. Both are given by the data instead: a feature's coefficients are of
+comparable size (premise H2 of arXiv:2506.14002), so a latent is active from half its usual score; and its decoder is the one
+that reconstructs best among those at a cosine of at least `anchor`, in whitened space, to its direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy import sparse
+from torch import Tensor
+
+from kyomei.learning.covariance import Whitening
+
+STRONGEST_SHARE, STRONGEST_ROWS = 3e-4, 10
+"""The usual score of a latent is the mean over this share of the rows, those where it is largest, but at least so many."""
+ACTIVE_SHARE = 0.5
+"""A latent is active from this share of its usual score."""
+SWEEPS = 60
+BISECTIONS = 14
+RIDGE = 1e-4
+
+
+def usual_scores(x: Float[Tensor, "rows dim"], encoder: Float[Tensor, "width dim"]) -> Float[Tensor, " width"]:
+    """Mean of each latent's largest scores x·e."""
+    count = min(len(x), max(STRONGEST_ROWS, round(STRONGEST_SHARE * len(x))))
+    parts = [(x @ rows.T).topk(count, dim=0).values.mean(dim=0) for rows in torch.split(encoder, 512)]
+    return torch.cat(parts) if parts else x.new_zeros(0)
+
+
+def to_scipy(code: Tensor) -> sparse.csr_array:
+    """A sparse CSR tensor as SciPy's."""
+    arrays = (t.detach().cpu().numpy() for t in (code.values(), code.col_indices(), code.crow_indices()))
+    return sparse.csr_array(tuple(arrays), shape=tuple(code.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class CodeMoments:
+    """What least squares needs to know of rows and their codes, as means over rows.
+
+    Attributes:
+        gram: E[z zᵀ], sparse [width, width].
+        products: E[z xᵀ] [width, dim].
+    """
+
+    gram: sparse.csr_array
+    products: Float[Tensor, "width dim"]
+
+    @classmethod
+    def of(cls, blocks: Iterable[tuple[Tensor, Float[Tensor, "rows dim"]]]) -> CodeMoments:
+        """Moments of blocks of (sparse CSR codes [rows, width], centred rows [rows, dim])."""
+        gram, products, count = None, None, 0
+        for code, x in blocks:
+            z = to_scipy(code)
+            own, with_x = (z.T @ z).tocsr(), torch.from_numpy(z.T @ x.cpu().numpy())
+            gram, products = (own, with_x) if gram is None or products is None else (gram + own, products + with_x)
+            count += len(x)
+        if gram is None or products is None:
+            raise ValueError("no rows")
+        return cls(gram / count, products / count)
+
+
+@dataclass(frozen=True, eq=False)
+class Cone:
+    """Decoder rows within a cosine of their directions in whitened space, in the metric of the input.
+
+    Attributes:
+        directions: unit rows in whitened space [k, dim]; they belong to the first k latents.
+        cosine: least cosine; −1 lets decoders go anywhere.
+        axes: eigenvectors of the covariance in columns [dim, dim].
+        deviations: square roots of its eigenvalues [dim].
+    """
+
+    directions: Float[Tensor, "k dim"]
+    cosine: float
+    axes: Float[Tensor, "dim dim"]
+    deviations: Float[Tensor, " dim"]
+
+    @classmethod
+    def around(cls, directions: Float[Tensor, "k dim"], cosine: float, space: Whitening) -> Cone:
+        """The cone around whitened directions."""
+        deviations, axes = torch.linalg.eigh(space.backward.double())
+        return cls(directions, cosine, axes.to(directions), deviations.to(directions))
+
+    def nearest(self, decoder: Float[Tensor, "width dim"]) -> Float[Tensor, "width dim"]:
+        """Decoder rows moved into the cone at little cost in the input's metric; rows beyond the directions stay.
+
+        Along axis j with variance λ_j a row u moves to (λ_j u_j + L a w_j) / (λ_j + L), where a is w's best amplitude and L
+        the smallest weight that reaches the cosine: axes of little variance, hardly seen in reconstruction, follow w.
+        """
+        if self.cosine <= -1 or not len(self.directions):
+            return decoder
+        found = len(self.directions)
+        own = (decoder[:found] @ self.axes) / self.deviations
+        wanted = self.directions @ self.axes
+        cosine = (own * wanted).sum(dim=1) / own.norm(dim=1).clamp_min(1e-12)
+        outside = (cosine < self.cosine).nonzero().flatten()
+        if not len(outside):
+            return decoder
+        moved = (self._moved(own[outside], wanted[outside]) * self.deviations) @ self.axes.T
+        return decoder.index_copy(0, outside, moved)
+
+    def _moved(self, u: Float[Tensor, "k dim"], w: Float[Tensor, "k dim"]) -> Float[Tensor, "k dim"]:
+        variance = self.deviations.square()
+        amplitude = ((u * w * variance).sum(dim=1) / (w * w * variance).sum(dim=1)).clamp_min(1e-3)[:, None]
+
+        def at(log_weight: Tensor) -> Tensor:
+            weight = log_weight.exp() * variance.mean()
+            moved: Tensor = (variance * u + weight * amplitude * w) / (variance + weight)
+            return moved
+
+        low, high = torch.full((len(u), 1), -12.0).to(u), torch.full((len(u), 1), 6.0).to(u)
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            moved = at(middle)
+            inside = (moved * w).sum(dim=1, keepdim=True) >= self.cosine * moved.norm(dim=1, keepdim=True)
+            low, high = torch.where(inside, low, middle), torch.where(inside, middle, high)
+        # A weight of e⁶ may still be short of a cosine of nearly 1; the direction itself never is.
+        moved = at(high)
+        inside = (moved * w).sum(dim=1, keepdim=True) >= (self.cosine - 1e-3) * moved.norm(dim=1, keepdim=True)
+        return torch.where(inside, moved, amplitude * w)
+
+
+def anchored_decoders(
+    moments: CodeMoments, start: Float[Tensor, "width dim"], cone: Cone, sweeps: int = SWEEPS
+) -> Float[Tensor, "width dim"]:
+    """Decoder rows that minimise E‖x − z D‖² within the cone, by accelerated projected gradients (FISTA).
+
+    Each row's step is the inverse of its row sum in the Gram matrix, which no curvature exceeds.
+
+    Args:
+        moments: of codes and centred rows.
+        start: decoder rows to begin with, their norm a latent's scale.
+        cone: what the first rows are kept in.
+        sweeps: gradient steps.
+
+    Returns:
+        Decoder rows, not of unit norm.
+
+    Source: Beck and Teboulle (2009); the cone is ours.
+    """
+    ridge = RIDGE * moments.gram.diagonal()
+    gram = (moments.gram + sparse.diags_array(ridge, format="csr")).astype(np.float32).tocsr()
+    totals = torch.from_numpy(np.asarray(abs(gram).sum(axis=1)).ravel()).to(start)
+    rate = torch.where(totals > 0, 1 / totals.clamp_min(1e-12), 0.0)[:, None]
+    decoder, ahead, momentum = start, start, 1.0
+    for _ in range(sweeps):
+        gradient = moments.products.to(start) - torch.from_numpy(gram @ ahead.numpy())
+        moved = cone.nearest(ahead + rate * gradient)
+        grown = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
+        decoder, ahead, momentum = moved, moved + (momentum - 1) / grown * (moved - decoder), grown
+    return decoder

@@ -1,0 +1,97 @@
+"""Anchored decoders against closed forms, and against whatever else lies in the cone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import normalize
+
+from kyomei.learning.anchoring import CodeMoments, Cone, anchored_decoders, usual_scores
+from kyomei.learning.covariance import Whitening
+from kyomei.source.shards import open_rows
+
+ROWS, WIDTH, DIM = 3000, 12, 8
+
+
+def correlated_rows(seed: int) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(ROWS, DIM, generator=rng) @ torch.diag(torch.logspace(0, -1.5, DIM))
+
+
+def codes(seed: int) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.rand(ROWS, WIDTH, generator=rng) * (torch.rand(ROWS, WIDTH, generator=rng) < 0.2)
+
+
+def cone_of(x: torch.Tensor, cosine: float, found: int = WIDTH) -> Cone:
+    directions = normalize(torch.randn(found, DIM, generator=torch.Generator().manual_seed(5)), dim=1)
+    return Cone.around(directions, cosine, Whitening.fit(open_rows(x)))
+
+
+def cosines(cone: Cone, decoder: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    whitened = normalize(decoder[: len(cone.directions)] @ Whitening.fit(open_rows(x)).forward, dim=1)
+    return (whitened * cone.directions).sum(dim=1)
+
+
+def error(decoder: torch.Tensor, z: torch.Tensor, x: torch.Tensor) -> float:
+    return float((x - z @ decoder).square().sum() / len(x))
+
+
+def test_moments_are_means_over_all_blocks() -> None:
+    x, z = correlated_rows(0), codes(1)
+    blocks = [(part.to_sparse_csr(), rows) for part, rows in zip(z.split(700), x.split(700), strict=True)]
+    moments = CodeMoments.of(blocks)
+    assert torch.allclose(torch.from_numpy(moments.gram.toarray()).float(), z.T @ z / ROWS, atol=1e-6)
+    assert torch.allclose(moments.products, z.T @ x / ROWS, atol=1e-6)
+
+
+def test_without_a_cone_it_is_least_squares() -> None:
+    x, z = correlated_rows(0), codes(1)
+    moments = CodeMoments.of([(z.to_sparse_csr(), x)])
+    found = anchored_decoders(moments, torch.zeros(WIDTH, DIM), cone_of(x, -1.0), sweeps=400)
+    assert torch.allclose(found, torch.linalg.lstsq(z, x).solution, atol=2e-3)
+
+
+@pytest.mark.parametrize("cosine", [0.5, 0.9, 0.97, 1.0])
+def test_decoders_lie_in_the_cone_and_nothing_else_tried_there_is_better(cosine: float) -> None:
+    x, z = correlated_rows(2), codes(3)
+    cone = cone_of(x, cosine)
+    moments = CodeMoments.of([(z.to_sparse_csr(), x)])
+    start = normalize(cone.directions @ Whitening.fit(open_rows(x)).backward, dim=1)
+    found = anchored_decoders(moments, start, cone)
+    assert float(cosines(cone, found, x).min()) >= cosine - 5e-3
+    rng = torch.Generator().manual_seed(4)
+    for scale in (0.01, 0.1, 0.5):
+        other = cone.nearest(found + scale * found.norm(dim=1, keepdim=True) * torch.randn(found.shape, generator=rng))
+        assert error(found, z, x) <= error(other, z, x) * 1.002
+
+
+def test_rows_beyond_the_directions_are_free() -> None:
+    x, z = correlated_rows(6), codes(7)
+    cone = cone_of(x, 0.99, found=4)
+    moments = CodeMoments.of([(z.to_sparse_csr(), x)])
+    found = anchored_decoders(moments, torch.randn(WIDTH, DIM, generator=torch.Generator().manual_seed(1)), cone, sweeps=300)
+    free = torch.linalg.lstsq(z[:, 4:], x - z[:, :4] @ found[:4]).solution
+    assert torch.allclose(found[4:], free, atol=5e-3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.floats(-0.9, 0.999))
+def test_moving_into_the_cone_is_idempotent_and_leaves_what_is_inside(seed: int, cosine: float) -> None:
+    x = correlated_rows(8)
+    cone = cone_of(x, cosine)
+    decoder = torch.randn(WIDTH, DIM, generator=torch.Generator().manual_seed(seed))
+    once = cone.nearest(decoder)
+    assert float(cosines(cone, once, x).min()) >= cosine - 5e-3
+    inside = cosines(cone, decoder, x) >= cosine + 1e-4
+    assert torch.equal(once[inside], decoder[inside])
+
+
+def test_usual_score_is_the_mean_of_the_strongest_rows() -> None:
+    x = correlated_rows(9)
+    encoder = torch.eye(DIM)
+    expected = x.sort(dim=0, descending=True).values[:10].mean(dim=0)
+    assert torch.allclose(usual_scores(x, encoder), expected, atol=1e-5)
+    assert len(usual_scores(x, encoder[:0])) == 0
