@@ -1,7 +1,7 @@
 """Reproduced and well reconstructing at once? Dictionaries that start from resonance beside ones that start at random.
 
     kyomei harvest runs/embedded-1 --model embedded --site model.layers.1.mlp --tokens 800000 --set source.context=256
-    python bench/both.py runs/embedded-1 --k 32
+    python bench/long/both.py runs/embedded-1 --k 32
 
 Three replicas that differ in documents and seed; the rule is that of `kyomei certify`, its null the same mechanism on Gaussian
 rows. Directions are kept in --cache and read back.

@@ -1,8 +1,8 @@
 """Features recovered from hierarchical, correlated planted data: SAELens' own mechanisms and ours, under SAELens' own metrics.
 
-    pip install -r bench/requirements.txt
-    python bench/synthetic.py --seconds 60 --seeds 3 --json /tmp/synthetic.json
-    python bench/synthetic.py --tune
+    pip install -r bench/long/requirements.txt
+    python bench/long/synthetic.py --seconds 22 --seeds 3 --candidate bench/long/nested.py --json synthetic.json
+    python bench/long/synthetic.py --tune
 
 The data is SynthSAEBench-16k (arXiv:2602.14687) at a sixteenth of its size: Zipf frequencies, trees of features whose children
 exclude each other and fire only with their parent, correlated features, magnitudes that vary. Every mechanism sees the same
@@ -10,7 +10,7 @@ rows, has the same width and the same seconds on one thread; a seed draws the da
 Sparsity of SAELens' mechanisms was chosen by F1 on a world of its own (20 s each), and the learning rate there at one sparsity;
 `--tune` prints such a grid on seed 0.
 SAELens evaluates a BatchTopK SAE in its training form: the k best on average of 5,000 judged rows, not a fixed threshold.
-`--candidate` judges a prototype beside them.
+`--candidate bench/long/nested.py` judges our prototype beside them.
 """
 
 from __future__ import annotations
