@@ -29,7 +29,7 @@ from kyomei.learning.occurrence import estimate_occurrence
 from kyomei.learning.resonance import Directions, resonate
 from kyomei.source.shards import Rows, TensorRows, open_rows
 
-QUICK = ResonanceRecipe(neurons=512, steps=8, batch_rows=8192, frequencies=(0.002, 0.01, 0.03), joint=False)
+QUICK = ResonanceRecipe(neurons=512, rounds=1, steps=8, batch_rows=8192, frequencies=(0.002, 0.01, 0.03), joint=False)
 """The search that every check makes, whatever the data: the calibration holds for this one only."""
 NULL_NEURONS = 256
 HALF_SHARE = 0.45

@@ -55,9 +55,13 @@ def beside_null(vectors: Float[Tensor, "k d"], planted: Planted, seed: int) -> d
 
 
 def search(cell: Cell, frequencies: Sequence[float] = ()) -> ResonanceRecipe:
-    """A recipe with the cell's number of starts, steps and rows in a batch."""
+    """A recipe with the cell's number of starts, steps and rows in a batch; one round, as starts are what is varied."""
     return ResonanceRecipe(
-        frequencies=tuple(frequencies), neurons=cell["neurons"], steps=cell["search_steps"], batch_rows=cell["batch"]
+        frequencies=tuple(frequencies),
+        neurons=cell["neurons"],
+        rounds=1,
+        steps=cell["search_steps"],
+        batch_rows=cell["batch"],
     )
 
 
