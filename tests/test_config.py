@@ -172,3 +172,14 @@ def test_a_wrong_dotted_key_gets_the_nearest_right_one(key: str, nearest: str) -
 def test_a_wrong_dotted_value_is_explained() -> None:
     with pytest.raises(RecipeError, match=r"Expected 'train\.steps': .*Found 'x'"):
         Recipe().with_values({"train.steps": "x"})
+
+
+def test_baselines_start_at_random_unless_told_and_have_names_of_their_own() -> None:
+    def mechanism(**values: object) -> MechanismRecipe:
+        return Recipe.parse({"mechanism": values}).mechanism
+
+    assert mechanism(name="gba").from_resonance and not mechanism(name="topk").from_resonance
+    resonant = mechanism(name="topk", start="resonance")
+    assert resonant.from_resonance and resonant.label != mechanism(name="topk").label == "topk"
+    with pytest.raises(RecipeError, match="l1 starts at random"):
+        mechanism(name="l1", start="resonance")

@@ -132,6 +132,11 @@ class MechanismRecipe(Section):
         usual = "resonance" if self.name in ("gba", "ba") else "random"
         return (self.start or usual) == "resonance"
 
+    @property
+    def label(self) -> str:
+        """What a run calls this mechanism; a baseline of the same name starts at random and must not share its folders."""
+        return f"{self.name}-from-resonance" if self.name in ("topk", "batchtopk") and self.from_resonance else self.name
+
     @model_validator(mode="after")
     def _ordered(self) -> MechanismRecipe:
         if self.name == "l1" and self.start == "resonance":

@@ -31,7 +31,7 @@ class Pair:
 
 def own_pair(run: Run) -> Pair:
     """The run's own mechanism beside its null."""
-    own, name = main_arm(run), run.recipe.mechanism.name
+    own, name = main_arm(run), run.recipe.mechanism.label
     return Pair(name, own, null_arm(own, name))
 
 
@@ -71,12 +71,16 @@ def _is_trained(run: Run, name: str) -> bool:
 
 def _settings(run: Run, name: str) -> dict[str, Any]:
     matched = _matched(run)
-    settings: dict[str, Any] = {"mechanism.name": name, "dictionary.width": matched["width"]}
+    settings: dict[str, Any] = {
+        "mechanism.name": name,
+        "mechanism.start": "random",
+        "dictionary.width": matched["width"],
+    }
     if name in ("topk", "batchtopk"):
         return settings | {"mechanism.k": matched["k"]}
     if name == "ba":
         frequency = min(0.5, matched["l0"] / matched["width"])
-        return settings | {"mechanism.start": "random", "mechanism.highest_frequency": frequency}
+        return settings | {"mechanism.highest_frequency": frequency}
     return settings | {"mechanism.l1": _penalty(run, matched)}
 
 
@@ -96,7 +100,7 @@ def _penalty(run: Run, matched: dict[str, Any]) -> float:
     """The ℓ1 penalty whose L0 on unseen documents comes nearest to the run's, by bisection of its logarithm."""
     file = "baselines/l1-penalty.json"
     if not run.path(file).exists():
-        settings = {"mechanism.name": "l1", "dictionary.width": matched["width"]}
+        settings = {"mechanism.name": "l1", "mechanism.start": "random", "dictionary.width": matched["width"]}
         steps = min(PENALTY_STEPS, run.recipe.train.steps)
         recipe = run.recipe.with_values({**settings, "train.steps": steps})
         run.write_json(file, _bisect_penalty(run, recipe, matched["l0"]))

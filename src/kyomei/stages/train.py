@@ -111,7 +111,7 @@ def train_run(run: Run, watcher: Watcher) -> dict[str, Any]:
     """Harvest what is missing, then train the run's dictionaries and their null."""
     harvested = harvest_run(run, watcher)
     own = main_arm(run)
-    arms = [train_arm(run, arm, watcher) for arm in (own, null_arm(own, own.recipe.mechanism.name))]
+    arms = [train_arm(run, arm, watcher) for arm in (own, null_arm(own, own.recipe.mechanism.label))]
     return {"harvest": harvested, "arms": arms}
 
 
