@@ -116,7 +116,7 @@ class MechanismRecipe(Section):
     adapt_every: int = Field(10, gt=0)
     """Training steps between bias adaptations."""
     hold_resonant: bool = True
-    """Keep the encoders that resonance found; decoders, thresholds and free neurons are trained."""
+    """Keep the encoders that resonance found and fit their decoders by least squares; free neurons are trained (gba, ba)."""
     resonant_share: float = Field(0.8, ge=0, le=1)
     """Share of the width that resonant directions take at most; the rest are free neurons."""
     anchor: float = Field(0.97, ge=-1, le=1)

@@ -12,6 +12,7 @@ from jaxtyping import Float64, Int64
 from scipy import sparse
 
 from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.learning.anchoring import to_scipy
 from kyomei.source.shards import Rows
 
 
@@ -25,9 +26,7 @@ def encode_rows(sae: SparseAutoencoder, rows: Rows, index: Int64[np.ndarray, " t
     """
     blocks = []
     for part in _parts(len(index)):
-        code = sae.encode(rows.read(index[part]), sparse=True)
-        arrays = (code.values(), code.col_indices(), code.crow_indices())
-        blocks.append(sparse.csr_array(tuple(a.detach().cpu().numpy() for a in arrays), shape=tuple(code.shape)))
+        blocks.append(to_scipy(sae.encode(rows.read(index[part]), sparse=True)))
     return sparse.vstack(blocks, format="csr")
 
 

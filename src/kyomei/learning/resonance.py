@@ -23,6 +23,7 @@ from torch.nn.functional import normalize
 
 from kyomei.config import ResonanceRecipe
 from kyomei.errors import DataError
+from kyomei.learning.anchoring import usual_scores
 from kyomei.learning.covariance import Whitening
 from kyomei.learning.merging import distinct, merge
 from kyomei.learning.occurrence import estimate_occurrence, estimate_richness, unseen_share
@@ -42,13 +43,11 @@ BATCH_ROWS_ABOVE = 10
 """An iteration takes more rows than the recipe says where fewer than this would clear a threshold: one row is no mean."""
 UNSEEN_SHARE = 0.05
 """Another round of starts follows while the chance that a further start finds something new is above this."""
-STABLE_ROUND = 0.1
-"""Rounds end when a smaller share than this of what the last one found is stable: what is left is noise."""
+ROUND_STABILITY, STABLE_ROUND = 0.7, 0.1
+"""Rounds end when less than the second, a share of what the last one found, is as stable as the first: the rest is noise."""
 COVERED_SHARE = 0.8
 """A direction covers the rows from this share of its threshold on; later rounds start at rows that none covers."""
 POOL_ROWS = 65_536
-STRONGEST_SHARE, STRONGEST_ROWS = 3e-4, 8
-"""Held-out rows on which a direction is clearest: this share of them, and at least so many."""
 MET_COSINE = 0.95
 """Neurons above this cosine halfway will end in the same direction."""
 PUSH_COSINE = 0.8
@@ -58,7 +57,6 @@ RARE_SHARE = 0.1
 JOINT_FROM, JOINT_EXPLAINED = 0.4, 0.6
 """Explained shares of the median row from which a joint refinement is tried, and from which its result stands: below them rows
 are no sums of a few directions, and least squares would fit to what is not there."""
-STABLE_STABILITY = 0.7
 TRIAL_ROWS = 2000
 JOINT_STREAM = 1000
 POLISH_STEPS = 3
@@ -294,10 +292,7 @@ class _Halves:
 
 def _clarity(data: _Halves, w: Tensor) -> Tensor:
     """Mean of each direction's strongest scores on held-out rows of unit norm: it foretells best whether other rows have it."""
-    rows = torch.cat([normalize(z, dim=1) for z in data.held_out()])
-    count = min(len(rows), max(STRONGEST_ROWS, round(STRONGEST_SHARE * len(rows))))
-    parts = [(rows @ part.T).topk(count, dim=0).values.mean(dim=0) for part in torch.split(w, 512)]
-    return torch.cat(parts) if len(w) else w.new_zeros(0)
+    return usual_scores(torch.cat([normalize(z, dim=1) for z in data.held_out()]), w)
 
 
 def _search(data: _Halves, p: float, recipe: ResonanceRecipe, seed: list[int]) -> _Found:
@@ -307,7 +302,7 @@ def _search(data: _Halves, p: float, recipe: ResonanceRecipe, seed: list[int]) -
     starts = normalize(torch.randn(recipe.neurons, data.rows.dim, generator=generator), dim=1).to(data.device)
     found = latest = _round(data, starts, p, recipe, rng, generator)
     for _ in range(1, recipe.rounds):
-        stable = (latest.stability >= STABLE_STABILITY).double().mean() if len(latest.w) else 0.0
+        stable = (latest.stability >= ROUND_STABILITY).double().mean() if len(latest.w) else 0.0
         if unseen_share(latest.support) <= UNSEEN_SHARE or stable < STABLE_ROUND:
             break
         latest = _round(data, _uncovered(data, found.w, p, recipe.neurons, rng), p, recipe, rng, generator)
