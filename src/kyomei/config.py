@@ -97,10 +97,10 @@ class DictionaryRecipe(Section):
 class MechanismRecipe(Section):
     """What makes the code sparse."""
 
-    name: Literal["gba", "ba", "topk", "batchtopk", "l1"] = "gba"
-    """gba: group bias adaptation; ba: the same with one group; topk, batchtopk, l1: the usual baselines."""
+    name: Literal["gba", "ba", "topk", "batchtopk", "matryoshka", "l1", "jumprelu", "gated"] = "gba"
+    """gba: group bias adaptation; ba: the same with one group; the others are the usual baselines."""
     start: Literal["resonance", "random"] | None = None
-    """Start from resonant directions (not l1), or at random; none: resonance for gba and ba, random for the baselines."""
+    """Start from resonant directions (gba, ba, topk, batchtopk), or at random; none: resonance for gba and ba only."""
     groups: int = Field(10, ge=1)
     """Number of neuron groups K (random start)."""
     highest_frequency: Frequency = Field(0.1, gt=0, lt=1)
@@ -122,9 +122,19 @@ class MechanismRecipe(Section):
     anchor: float = Field(0.97, ge=-1, le=1)
     """Least cosine, in whitened space, of a resonant latent's decoder to its direction; −1 lets it go anywhere."""
     k: int = Field(32, gt=0)
-    """topk, batchtopk: active latents per row."""
+    """topk, batchtopk, matryoshka: active latents per row."""
+    auxk: float = Field(1 / 32, ge=0)
+    """topk, batchtopk, matryoshka: weight of the loss that trains dead latents on what the others leave; 0: none."""
+    dead_after: int = Field(100_000, gt=0)
+    """topk, batchtopk, matryoshka: rows of silence after which a latent is dead."""
+    prefixes: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+    """matryoshka: ends of the nested dictionaries, as shares of the width."""
     l1: float = Field(0.01, ge=0)
-    """l1: weight of the penalty on normalised input."""
+    """l1, gated: weight of the penalty on normalised input."""
+    l0: float = Field(1e-3, ge=0)
+    """jumprelu: weight of the penalty on the number of active latents, on normalised input."""
+    bandwidth: float = Field(1e-3, gt=0)
+    """jumprelu: width of the straight-through estimate of the threshold's gradient."""
 
     @property
     def from_resonance(self) -> bool:
@@ -139,8 +149,8 @@ class MechanismRecipe(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> MechanismRecipe:
-        if self.name == "l1" and self.start == "resonance":
-            raise ValueError("l1 starts at random")
+        if self.name not in ("gba", "ba", "topk", "batchtopk") and self.start == "resonance":
+            raise ValueError(f"{self.name} starts at random")
         if self.lowest_frequency > self.highest_frequency:
             raise ValueError("lowest_frequency must not exceed highest_frequency")
         return self

@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kyomei.config import MechanismRecipe, TrainRecipe
-from kyomei.dictionary.mechanisms import BA, GBA, L1, BatchTopK, Mechanism, TopK, geometric_targets, mechanism_from
+from kyomei.dictionary.mechanisms import (
+    BA,
+    GBA,
+    L1,
+    BatchTopK,
+    Gated,
+    JumpReLU,
+    MatryoshkaBatchTopK,
+    Mechanism,
+    TopK,
+    geometric_targets,
+    mechanism_from,
+)
 from kyomei.dictionary.sae import Activation
 from kyomei.errors import DataError, RecipeError
 from kyomei.learning.trainer import Normalisation, random_start, train
@@ -26,7 +38,11 @@ MAKERS: dict[str, Callable[[], Mechanism]] = {
     "ba": lambda: BA(WIDTH, 0.15, gamma_down=0.05, adapt_every=2),
     "topk": lambda: TopK(WIDTH, K),
     "batchtopk": lambda: BatchTopK(WIDTH, K),
+    "topk-dead": lambda: TopK(WIDTH, K, auxk=1 / 32, dead_after=200),
+    "matryoshka": lambda: MatryoshkaBatchTopK(WIDTH, K, auxk=1 / 32, dead_after=200, prefixes=(0.25, 0.5, 1.0)),
     "l1": lambda: L1(WIDTH, 0.05),
+    "jumprelu": lambda: JumpReLU(WIDTH, 2e-3, bandwidth=0.05, threshold=0.05),
+    "gated": lambda: Gated(WIDTH, 0.05),
 }
 
 
@@ -47,11 +63,24 @@ def scores(rows: int = 40, seed: int = 0) -> Tensor:
     return 0.3 * torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
+def code(mechanism: Mechanism, pre: Tensor) -> tuple[Tensor, Tensor]:
+    """Code and penalty of scores, whole."""
+    active = mechanism.select(pre.detach())
+    at = pre.reshape(-1)[active.row * active.width + active.latent]
+    values = mechanism.values(at, active)
+    return active.dense(values), mechanism.penalty(at, values, active) / len(pre)
+
+
+def watch(mechanism: Mechanism, pre: Tensor) -> None:
+    active = mechanism.select(pre.detach())
+    at = pre.detach().reshape(-1)[active.row * active.width + active.latent]
+    mechanism.observe(active, at, mechanism.values(at, active).detach())
+
+
 def exercise(mechanism: Mechanism, batches: int, seed: int = 0) -> None:
     for number in range(batches):
         pre = scores(seed=seed + number)
-        z, _ = mechanism.activate(pre)
-        mechanism.observe(pre, z.detach())
+        watch(mechanism, pre)
         mechanism.adapt()
 
 
@@ -61,7 +90,7 @@ def exercise(mechanism: Mechanism, batches: int, seed: int = 0) -> None:
 def test_code_is_non_negative_of_the_scores_shape_and_penalty_a_scalar(mechanism: Mechanism) -> None:
     exercise(mechanism, 3)
     pre = scores(seed=9)
-    z, penalty = mechanism.activate(pre)
+    z, penalty = code(mechanism, pre)
     assert z.shape == pre.shape and z.dtype == pre.dtype
     assert bool((z >= 0).all()) and bool((z > 0).any())
     assert penalty.shape == () and float(penalty.detach()) >= 0
@@ -69,7 +98,7 @@ def test_code_is_non_negative_of_the_scores_shape_and_penalty_a_scalar(mechanism
 
 def test_inactive_latents_get_no_gradient_and_active_ones_do(mechanism: Mechanism) -> None:
     pre = scores().requires_grad_(True)
-    z, _ = mechanism.activate(pre)
+    z, _ = code(mechanism, pre)
     torch.autograd.backward(z.sum())
     assert pre.grad is not None
     assert torch.equal(pre.grad, (z > 0).float())
@@ -78,7 +107,7 @@ def test_inactive_latents_get_no_gradient_and_active_ones_do(mechanism: Mechanis
 def test_state_round_trip_is_exact(mechanism: Mechanism) -> None:
     exercise(mechanism, 5)
     pre = scores(seed=8)
-    mechanism.observe(pre, mechanism.activate(pre)[0].detach())  # counts that an adaptation has not used up
+    watch(mechanism, pre)  # counts that an adaptation has not used up
     stored = {name: tensor.detach().clone() for name, tensor in mechanism.state().items()}
     other = next(make() for name, make in MAKERS.items() if make().settings() == mechanism.settings())
     other.load_state(stored)
@@ -105,11 +134,11 @@ def test_observations_take_no_more_memory_with_more_rows(mechanism: Mechanism) -
 def test_fired_names_the_latents_active_in_any_batch(mechanism: Mechanism) -> None:
     pre = scores(rows=2)
     pre[:, 5:] = -1.0
-    z, _ = mechanism.activate(pre)
-    mechanism.observe(pre, z.detach())
+    z, _ = code(mechanism, pre)
+    watch(mechanism, pre)
     assert torch.equal(mechanism.fired, (z > 0).any(dim=0))
     quiet = torch.full((2, WIDTH), -1.0)
-    mechanism.observe(quiet, mechanism.activate(quiet)[0].detach())
+    watch(mechanism, quiet)
     assert torch.equal(mechanism.fired, (z > 0).any(dim=0))
 
 
@@ -134,16 +163,17 @@ def test_the_finished_autoencoder_encodes_as_training_did(mechanism: Mechanism) 
     sae = train(start, mechanism, rows, recipe, seed=0, dtype=torch.float64)
     normalisation = Normalisation.measure(rows)
     pre = sae.pre_activations(x) / normalisation.scale
-    z, _ = mechanism.activate(pre)
-    code = sae.encode(x) / normalisation.scale
+    scale = mechanism.finish().scale
+    z, _ = code(mechanism, pre if scale is None else pre / scale)  # scores, as the encoder was before its magnitudes
+    encoded = sae.encode(x) / normalisation.scale
     if isinstance(mechanism, BatchTopK):  # the one whose threshold is an estimate
-        differing = ((z > 0) != (code > 0)).sum() / (z > 0).sum()
+        differing = ((z > 0) != (encoded > 0)).sum() / (z > 0).sum()
         assert float(differing) < 0.1
-        assert float((code > 0).sum() / len(x)) == pytest.approx(K, rel=0.1)
-        both = (z > 0) & (code > 0)
-        torch.testing.assert_close(code[both], z[both])
+        assert float((encoded > 0).sum() / len(x)) == pytest.approx(K, rel=0.1)
+        both = (z > 0) & (encoded > 0)
+        torch.testing.assert_close(encoded[both], z[both])
     else:
-        torch.testing.assert_close(code, z.detach())
+        torch.testing.assert_close(encoded, z.detach())
     assert torch.allclose(sae.decoder.norm(dim=1), torch.ones(WIDTH, dtype=torch.float64))
 
 
@@ -151,7 +181,7 @@ def test_the_finished_autoencoder_encodes_as_training_did(mechanism: Mechanism) 
 def test_promised_sparsity_holds(name: str) -> None:
     mechanism = MAKERS[name]()
     pre = scores(rows=50)
-    z, _ = mechanism.activate(pre)
+    z, _ = code(mechanism, pre)
     assert int((z > 0).sum()) == K * 50
     if name == "topk":
         assert int((z > 0).sum(dim=1).max()) == K
@@ -162,7 +192,7 @@ def test_promised_sparsity_holds(name: str) -> None:
 
 def test_l1_counts_the_code_once_per_row() -> None:
     pre = scores()
-    z, penalty = L1(WIDTH, 0.5).activate(pre)
+    z, penalty = code(L1(WIDTH, 0.5), pre)
     assert float(penalty.detach()) == pytest.approx(0.5 * float(z.detach().sum(dim=1).mean()))
 
 
@@ -171,10 +201,10 @@ def test_batchtopk_threshold_starts_as_a_plain_mean_and_ignores_silent_batches()
     smallest = []
     for seed in range(3):
         pre = scores(seed=seed)
-        z, _ = mechanism.activate(pre)
+        z, _ = code(mechanism, pre)
         smallest.append(float(z[z > 0].min()))
-        mechanism.observe(pre, z)
-        mechanism.observe(-pre.abs(), torch.zeros_like(pre))
+        watch(mechanism, pre)
+        watch(mechanism, -pre.abs())
     assert float(mechanism.threshold) == pytest.approx(sum(smallest) / 3, rel=1e-5)
 
 
@@ -217,7 +247,7 @@ def test_adaptation_equals_the_papers_loop(activation: Activation) -> None:
         for batch in batches:
             batch[:, 0] = 1.5  # always active, so its bias is driven to −1
             batch[:, groups == 2] = batch[:, groups == 2].clamp_max(0.5)
-            mechanism.observe(batch, mechanism.activate(batch)[0])
+            watch(mechanism, batch)
         mechanism.adapt()
         before, expected = expected, slow_adaptation(batches, expected, targets.tolist(), groups.tolist(), 0.01)
         torch.testing.assert_close(mechanism.bias, torch.tensor(expected), rtol=1e-5, atol=1e-6)
@@ -229,7 +259,7 @@ def test_adaptation_equals_the_papers_loop(activation: Activation) -> None:
 def test_a_group_silent_as_a_whole_wakes_up() -> None:
     mechanism = BA(4, 0.1, bias=torch.tensor([-0.8, -0.4, -0.6, -0.6]), gamma_up=0.5)
     quiet = torch.full((10, 4), 0.1)
-    mechanism.observe(quiet, mechanism.activate(quiet)[0])
+    watch(mechanism, quiet)
     mechanism.adapt()
     torch.testing.assert_close(mechanism.bias, torch.tensor([-0.5, -0.1, -0.3, -0.3]))
 
@@ -256,7 +286,7 @@ def test_biases_stay_within_minus_one_and_zero(
     mechanism = GBA(targets, group, bias=-torch.rand(6, generator=generator), gamma_down=gammas[0], gamma_up=gammas[1])
     for _ in range(5):
         pre = offset + scale * torch.randn(8, 6, generator=generator)
-        mechanism.observe(pre, mechanism.activate(pre)[0])
+        watch(mechanism, pre)
         mechanism.adapt()
         assert bool(((mechanism.bias >= -1) & (mechanism.bias <= 0)).all())
 
@@ -266,9 +296,9 @@ def test_targets_are_met_as_upper_bounds_on_gaussian_scores() -> None:
     mechanism = GBA(targets, groups, gamma_down=0.02, gamma_up=0.02)
     for seed in range(150):
         pre = scores(rows=200, seed=seed)
-        mechanism.observe(pre, mechanism.activate(pre)[0])
+        watch(mechanism, pre)
         mechanism.adapt()
-    share = (mechanism.activate(scores(rows=20_000, seed=999))[0] > 0).float().mean(dim=0)
+    share = (code(mechanism, scores(rows=20_000, seed=999))[0] > 0).float().mean(dim=0)
     assert bool((share < 1.3 * targets + 0.003).all())
     assert bool((share[groups == 0] > 0.2).all()) and bool((share > 0).all())
 
@@ -305,6 +335,10 @@ def test_geometric_targets_fall_by_one_ratio_over_groups_of_equal_size() -> None
         (lambda: BatchTopK(4, 2, memory=1.0), r"\[0, 1\)"),
         (lambda: L1(4, -1.0), "l1 ≥ 0"),
         (lambda: TopK(0, 1), "width ≥ 1"),
+        (lambda: TopK(4, 1, auxk=-1.0), "auxk ≥ 0"),
+        (lambda: MatryoshkaBatchTopK(4, 1, prefixes=(0.5, 0.25, 1.0)), "ascending prefixes"),
+        (lambda: JumpReLU(4, 1.0, bandwidth=0.0), "bandwidth"),
+        (lambda: Gated(4, -1.0), "l1 ≥ 0"),
     ],
 )
 def test_wrong_settings_are_refused(make: Callable[[], object], message: str) -> None:
@@ -312,12 +346,12 @@ def test_wrong_settings_are_refused(make: Callable[[], object], message: str) ->
         make()
 
 
-@pytest.mark.parametrize("name", ["gba", "ba", "topk", "batchtopk", "l1"])
+@pytest.mark.parametrize("name", ["gba", "ba", "topk", "batchtopk", "matryoshka", "l1", "jumprelu", "gated"])
 def test_recipes_become_mechanisms(name: str) -> None:
-    recipe = MechanismRecipe.model_validate({"name": name, "k": 5, "l1": 0.3, "gamma_up": 0.2, "adapt_every": 7})
+    recipe = MechanismRecipe.model_validate({"name": name, "k": 5, "l1": 0.3, "l0": 0.2, "gamma_up": 0.2, "adapt_every": 7})
     made = mechanism_from(recipe, 40, "relu")
     assert made.name == name and made.width == 40
-    expected = {"k": 5, "l1": 0.3, "gamma_up": 0.2, "adapt_every": 7, "activation": "relu"}
+    expected = {"k": 5, "l1": 0.3, "l0": 0.2, "gamma_up": 0.2, "adapt_every": 7, "activation": "relu"}
     shared = expected.keys() & made.settings().keys()
     assert shared and all(made.settings()[key] == expected[key] for key in shared)
     if isinstance(made, GBA | BA):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kyomei.config import TrainRecipe
+from kyomei.dictionary.kernels import Active
 from kyomei.dictionary.mechanisms import BA, GBA, L1, BatchTopK, Mechanism, TopK, geometric_targets
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, Interrupted, RecipeError, RunError, TrainingError
@@ -391,9 +392,8 @@ def test_weights_stay_as_they_were_when_the_loss_overflows(monkeypatch: pytest.M
 
 def test_an_infinite_gradient_alone_is_enough() -> None:
     class Spike(TopK):  # type: ignore[misc]  # final for users; a test may break it
-        def activate(self, pre: Tensor) -> tuple[Tensor, Tensor]:
-            z, _ = super().activate(pre)
-            return z, (pre - pre.detach()).clamp_min(0).sqrt().sum()  # value 0, gradient infinite
+        def penalty(self, scores: Tensor, values: Tensor, active: Active) -> Tensor:
+            return (scores - scores.detach()).clamp_min(0).sqrt().sum()  # value 0, gradient infinite
 
     with pytest.raises(NonFiniteError, match=r"loss 0\.\d+, gradient norm (nan|inf) at step 0"):
         train(start(), Spike(WIDTH, 3), TensorRows(data()), recipe(), seed=0)

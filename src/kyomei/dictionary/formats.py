@@ -34,6 +34,8 @@ def save(sae: SparseAutoencoder, folder: Path | str) -> None:
     tensors = {"encoder": sae.encoder, "threshold": sae.threshold, "center": sae.center}
     if not sae.tied:
         tensors["decoder"] = sae.decoder
+    if sae.offset is not None:
+        tensors["offset"] = sae.offset
     config = {
         "schema_version": SCHEMA_VERSION,
         "format": "kyomei",
@@ -71,7 +73,7 @@ def load(folder: Path | str) -> SparseAutoencoder:
     except SafetensorError as error:
         raise DataError(f"safetensors in {path}", f"damage: {error}", "restore the file from a copy, or train again") from error
     expected = {"encoder", "threshold", "center"} | (set() if config["tied"] else {"decoder"})
-    if set(tensors) != expected:
+    if set(tensors) - {"offset"} != expected:
         raise DataError(f"the tensors {sorted(expected)} in {path}", f"{sorted(tensors)}", "copy the whole folder anew")
     shape = [config["width"], config["dim"]]
     if list(tensors["encoder"].shape) != shape:
@@ -85,6 +87,7 @@ def load(folder: Path | str) -> SparseAutoencoder:
             tensors["center"],
             activation=config["activation"],
             k=config["k"],
+            offset=tensors.get("offset"),
         )
     except KyomeiError as error:
         raise DataError(f"a consistent autoencoder in {folder}: {error.expected}", error.found, "copy it anew") from error

@@ -45,6 +45,7 @@ class SparseAutoencoder:
         activation: of an active latent, "jumprelu" gives its score and "relu" its score above the threshold; "topk" is
             jumprelu restricted to the k highest scores of a row.
         k: latents kept per row; for "topk" only.
+        offset: added to the score of an active latent [width]; for "jumprelu" only. None: zero.
 
     Raises:
         DataError: if shapes do not fit together.
@@ -62,11 +63,13 @@ class SparseAutoencoder:
         *,
         activation: Activation = "jumprelu",
         k: int | None = None,
+        offset: Float[Tensor, " width"] | None = None,
     ) -> None:
         if encoder.ndim != 2 or 0 in encoder.shape:
             raise DataError("an encoder of shape [width, dim]", f"shape {list(encoder.shape)}", "pass one row per latent")
         width, dim = encoder.shape
         named = {"decoder": (decoder, (width, dim)), "threshold": (threshold, (width,)), "center": (center, (dim,))}
+        named["offset"] = (offset, (width,))
         for name, (tensor, shape) in named.items():
             if tensor is not None and tensor.shape != shape:
                 raise DataError(f"a {name} of shape {list(shape)}", f"shape {list(tensor.shape)}", f"correct the {name}")
@@ -74,9 +77,11 @@ class SparseAutoencoder:
             raise RecipeError(f"an activation among {', '.join(ACTIVATIONS)}", repr(activation), "choose one of them")
         if (activation == "topk") != (k is not None) or (k is not None and not 1 <= k <= width):
             raise RecipeError(f"k between 1 and {width} for topk, none otherwise", f"{activation} with k={k}", "correct k")
+        if offset is not None and activation != "jumprelu":
+            raise RecipeError("an offset for jumprelu only", f"one with {activation}", "leave it out")
         self.encoder, self.tied = encoder, decoder is None
         self.decoder = encoder if decoder is None else decoder
-        self.threshold, self.center = threshold, center
+        self.threshold, self.center, self.offset = threshold, center, offset
         self.activation: Activation = activation
         self.k = k
         self.width, self.dim = width, dim
@@ -146,9 +151,9 @@ class SparseAutoencoder:
             return tensor.to(device=device, dtype=dtype)
 
         encoder, decoder = move(self.encoder), None if self.tied else move(self.decoder)
-        return SparseAutoencoder(
-            encoder, decoder, move(self.threshold), move(self.center), activation=self.activation, k=self.k
-        )
+        offset = None if self.offset is None else move(self.offset)
+        threshold, center = move(self.threshold), move(self.center)
+        return SparseAutoencoder(encoder, decoder, threshold, center, activation=self.activation, k=self.k, offset=offset)
 
     def save(self, folder: Path | str) -> None:
         """Write `sae.safetensors` and `config.json` into a folder, each atomically; read them with `kyomei.load`."""
@@ -165,7 +170,8 @@ class SparseAutoencoder:
     def _activate(self, scores: Tensor) -> Tensor:
         if self.activation == "relu":
             return (scores - self.threshold).relu()
-        passed = torch.where(scores > self.threshold, scores, 0.0)
+        values = scores if self.offset is None else scores + self.offset
+        passed = torch.where(scores > self.threshold, values, 0.0)
         if self.k is None:
             return passed
         # Scores may pass a negative threshold; only positive ones compete, as in training.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -14,10 +13,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import normalize
 
 from kyomei.config import TrainRecipe
-from kyomei.dictionary.mechanisms import Mechanism
+from kyomei.dictionary import kernels
+from kyomei.dictionary.mechanisms import Mechanism, Objective
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, Interrupted, RecipeError, RunError, TrainingError
 from kyomei.learning import checkpoint
@@ -136,15 +136,19 @@ class Normalisation:
         self, encoder: Tensor, decoder: Tensor | None, centre: Float[Tensor, " dim"], mechanism: Mechanism
     ) -> SparseAutoencoder:
         """The autoencoder on raw input that does what these normalised weights and mechanism do."""
-        threshold, activation, k = mechanism.finish()
+        finish = mechanism.finish()
         center = self.mean + self.scale * centre.detach().cpu().double()
+        scale = encoder.new_ones(len(encoder)) if finish.scale is None else finish.scale.to(encoder)
+        if decoder is None and finish.scale is not None:
+            decoder = encoder
         return SparseAutoencoder(
-            encoder.detach().clone(),
+            scale[:, None] * encoder.detach(),
             None if decoder is None else decoder.detach().clone(),
-            (self.scale * threshold.detach()).to(encoder),
+            (self.scale * scale * finish.threshold.detach()).to(encoder),
             center.to(encoder.dtype).to(encoder.device),
-            activation=activation,
-            k=k,
+            activation=finish.activation,
+            k=finish.k,
+            offset=None if finish.offset is None else (self.scale * finish.offset).to(encoder),
         )
 
 
@@ -154,7 +158,7 @@ class _StepValues(NamedTuple):
     loss: Tensor
     squared_error: Tensor
     xn: Tensor
-    z: Tensor
+    num_active: int
 
 
 class _Training:
@@ -207,18 +211,13 @@ class _Training:
     def step(self, x: Float[Tensor, "rows dim"], step: int, rows: Int64[np.ndarray, " batch"]) -> _StepValues:
         """One optimiser step on raw rows; raises before anything moves if the loss or the gradient is not finite."""
         xn = self.normalise(x)
-        with self._precision():
-            # (xn − b_pre) W_encᵀ with b_pre's part apart: its gradient then needs no product over the whole batch.
-            pre = linear(xn, self.encoder, -(self.encoder @ self.centre))
-            z, penalty = self.mechanism.activate(pre)
-            residual = (z @ self.decoder) + self.centre - xn
-            squared_error = residual.square().sum() / len(xn)
-            loss = 0.5 * squared_error + penalty
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        self.optimizer.zero_grad(set_to_none=False)
+        objective = self._objective(xn)
+        torch.autograd.backward(objective.loss)
         self._hold_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
-        if not bool(torch.isfinite(loss.detach() + norm)):
+        loss = objective.loss.detach()
+        if not bool(torch.isfinite(loss + norm)):
             broken = rows[(~torch.isfinite(x).all(dim=1)).cpu().numpy()].tolist()
             what = f"loss {loss.item():g}, gradient norm {norm.item():g}"
             raise NonFiniteError(step, rows, what, broken)
@@ -226,15 +225,19 @@ class _Training:
             group["lr"] = learning_rate(self.recipe, step)
         self.optimizer.step()
         self._normalise_rows()
-        self.mechanism.observe(pre.detach(), z.detach())
+        self.mechanism.observe(objective.active, objective.scores, objective.values)
         if self.mechanism.adapt_every and (step + 1) % self.mechanism.adapt_every == 0:
             self.mechanism.adapt()
-        return _StepValues(loss.detach(), squared_error.detach(), xn, z.detach())
+        return _StepValues(loss, objective.squared_error, xn, int((objective.values > 0).sum()))
 
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        if self.autocast is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.encoder.device.type, dtype=self.autocast)
+    def _objective(self, xn: Tensor) -> Objective:
+        """Loss and gradient on the active set, or on whole matrices where the code is dense."""
+        weights = xn, self.encoder, self.decoder, self.centre
+        if kernels.supported(self.encoder.device):
+            sparse = self.mechanism.objective(kernels.SparseProducts(*weights, autocast=self.autocast))
+            if sparse.active.density <= kernels.DENSE_ABOVE:
+                return sparse
+        return self.mechanism.objective(kernels.DenseProducts(*weights, autocast=self.autocast))
 
     def _hold_gradients(self) -> None:
         if len(self.held) and self.encoder.grad is not None:
@@ -315,7 +318,7 @@ class _Log:
             step,
             loss=values.loss.item(),
             fvu=(values.squared_error / variance).item(),
-            l0=(values.z > 0).sum().item() / len(values.z),
+            l0=values.num_active / len(values.xn),
             dead=1 - training.mechanism.fired.float().mean().item(),
             lr=learning_rate(training.recipe, step - 1),
             rows_per_second=(step - self.last_step) * self.batch_rows / max(now - self.last_time, 1e-9),

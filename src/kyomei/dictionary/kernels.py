@@ -1,0 +1,333 @@
+"""The sparse step: only the scores are dense; all that follows touches the active set alone.
+
+With x_c = x − b_pre, scores s = x_c W_encᵀ, A their active set, z the values there and e = ∂loss/∂x̂:
+
+    x̂ = z W_dec + b_pre          g = e W_decᵀ on A          ∂W_dec = zᵀ e
+    ∂W_enc = ∂sᵀ x_c             ∂b_pre = Σ e − Σ ∂s W_enc
+
+where ∂s on A follows from g by autograd over one number per active entry: that is all a mechanism has to write. These are
+three products of a sparse and a dense matrix and one sampled product, in CSR on the CPU and in Triton on CUDA
+(`kernels_triton`). Scores are made in blocks of latents that stay in the cache and are never stored. `DenseProducts` is the
+same step by autograd on whole matrices: the reference for tests, and faster where the code is dense.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+SCORES_PER_BLOCK = 2**20
+"""Scores made at once; 4 MB in float32 are still in the cache when they are compared with their thresholds."""
+DENSE_ABOVE = 0.06
+"""Density of the code above which whole matrices are faster (bench/step.py)."""
+
+
+class Active:
+    """The active entries of a code, ordered by latent and then by row.
+
+    Args:
+        latent: latent of each entry, ascending [active].
+        row: row of each entry, ascending within a latent [active].
+        num_rows: rows of the batch.
+        width: number of latents.
+    """
+
+    def __init__(self, latent: Int64[Tensor, " active"], row: Int64[Tensor, " active"], num_rows: int, width: int) -> None:
+        self.latent, self.row, self.num_rows, self.width = latent, row, num_rows, width
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Active:
+        """The true entries of a mask [rows, width]."""
+        num_rows, width = mask.shape
+        index = nonzero(mask.T.contiguous())
+        return cls(index // num_rows, index % num_rows, num_rows, width)
+
+    def __len__(self) -> int:
+        return len(self.latent)
+
+    @property
+    def density(self) -> float:
+        """Active share of all entries."""
+        return len(self) / max(1, self.num_rows * self.width)
+
+    @cached_property
+    def counts(self) -> Int64[Tensor, " width"]:
+        """Active rows of each latent."""
+        return torch.bincount(self.latent, minlength=self.width)
+
+    @cached_property
+    def latent_starts(self) -> Tensor:
+        """Where each latent's entries start [width + 1], int32."""
+        return _starts(self.counts)
+
+    @cached_property
+    def row_starts(self) -> Tensor:
+        """Where each row's entries start in `by_row` order [rows + 1], int32."""
+        return _starts(torch.bincount(self.row, minlength=self.num_rows))
+
+    @cached_property
+    def by_row(self) -> Int64[Tensor, " active"]:
+        """The permutation that orders entries by row and then by latent."""
+        # A radix sort over two bytes takes half as long as over four.
+        keys = self.row.to(torch.int16) if self.num_rows < 2**15 else self.row.to(torch.int32)
+        return keys.argsort(stable=True)
+
+    @cached_property
+    def row32(self) -> Tensor:
+        return self.row.to(torch.int32)
+
+    @cached_property
+    def latent32_by_row(self) -> Tensor:
+        return self.latent.to(torch.int32)[self.by_row]
+
+    def where(self, kept: Tensor) -> Active:
+        """The entries of a boolean mask [active]."""
+        return Active(self.latent[kept], self.row[kept], self.num_rows, self.width)
+
+    def dense(self, values: Float[Tensor, " active"]) -> Float[Tensor, "rows width"]:
+        """Values in a matrix that is zero elsewhere; differentiable."""
+        flat = values.new_zeros(self.num_rows * self.width)
+        return flat.index_put((self.row * self.width + self.latent,), values).view(self.num_rows, self.width)
+
+
+def nonzero(mask: Tensor) -> Int64[Tensor, " true"]:
+    """Flat indices of the true entries of a contiguous mask, ascending."""
+    if mask.device.type == "cpu":
+        # NumPy skips runs of zeros a word at a time: a fifth of torch.nonzero's time at 0.5 % density.
+        return torch.from_numpy(np.flatnonzero(mask.numpy().reshape(-1)))
+    return mask.reshape(-1).nonzero().reshape(-1)
+
+
+def _starts(counts: Tensor) -> Tensor:
+    starts = torch.zeros(len(counts) + 1, dtype=torch.int32, device=counts.device)
+    torch.cumsum(counts, dim=0, out=starts[1:], dtype=torch.int32)
+    return starts
+
+
+def csr_matmul(starts: Tensor, columns: Tensor, values: Tensor, dense: Tensor, out: Tensor) -> Tensor:
+    """out += S dense, where S is the CSR matrix [len(starts) − 1, len(dense)]; returns out."""
+    if dense.device.type == "cuda":
+        _triton().csr_matmul(starts, columns, values, dense, out)
+        return out
+    return torch.addmm(out, _csr(starts, columns, values, (len(starts) - 1, len(dense))), dense, out=out)
+
+
+def sampled_products(starts: Tensor, columns: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """a[i]·b[j] at every entry (i, j) of a CSR pattern [len(a), len(b)]."""
+    if a.device.type == "cuda":
+        sampled: Tensor = _triton().sampled_products(starts, columns, a, b)
+        return sampled
+    pattern = _csr(starts, columns, a.new_zeros(len(columns)), (len(a), len(b)))
+    values: Tensor = torch.sparse.sampled_addmm(pattern, a, b.T, beta=0.0).values()
+    return values
+
+
+def _csr(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+        return torch.sparse_csr_tensor(starts, columns, values, size=size, check_invariants=False)
+
+
+@functools.cache
+def _triton() -> Any:
+    """The Triton kernels; none where torch comes without Triton, as its CPU builds do."""
+    try:
+        return importlib.import_module("kyomei.dictionary.kernels_triton")
+    except ImportError:
+        return None
+
+
+def supported(device: torch.device | str) -> bool:
+    """Whether the sparse step runs on a device; elsewhere the dense one does."""
+    kind = torch.device(device).type
+    return kind == "cpu" or (kind == "cuda" and _triton() is not None)
+
+
+def alone(x: Tensor) -> Tensor:
+    """What one rank has to add from the others: nothing."""
+    return x
+
+
+class Products(ABC):
+    """What a mechanism's objective needs of one batch, whichever way it is computed.
+
+    Args:
+        x: normalised rows [rows, dim].
+        encoder: W_enc [width, dim], a leaf whose gradient buffer is filled; so are those of decoder and centre.
+        decoder: W_dec [width, dim]; the same tensor where tied.
+        centre: b_pre [dim].
+        num_rows: rows over which the loss is a mean, those of other ranks included; none: these.
+        over_latents: adds up what ranks with other latents reconstruct of the same rows; differentiable.
+    """
+
+    def __init__(
+        self,
+        x: Float[Tensor, "rows dim"],
+        encoder: Float[Tensor, "width dim"],
+        decoder: Float[Tensor, "width dim"],
+        centre: Float[Tensor, " dim"],
+        *,
+        num_rows: int | None = None,
+        over_latents: Callable[[Tensor], Tensor] = alone,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.x, self.encoder, self.decoder, self.centre = x, encoder, decoder, centre
+        self.num_rows = num_rows or len(x)
+        self.over_latents, self.autocast = over_latents, autocast
+
+    @property
+    @abstractmethod
+    def scores(self) -> Float[Tensor, "rows width"]:
+        """All scores (x − b_pre) W_encᵀ, without gradient."""
+
+    @abstractmethod
+    def above(self, threshold: Float[Tensor, " width"]) -> tuple[Active, Float[Tensor, " active"] | None]:
+        """Entries whose score exceeds its latent's threshold, and their scores where they are at hand."""
+
+    @abstractmethod
+    def scores_at(self, active: Active, known: Float[Tensor, " active"] | None = None) -> Float[Tensor, " active"]:
+        """Scores of active entries, as known from `above`; differentiable."""
+
+    @abstractmethod
+    def decode(self, active: Active, values: Float[Tensor, " active"]) -> Float[Tensor, "rows dim"]:
+        """z W_dec on this rank's latents; differentiable."""
+
+    def reconstruct(self, active: Active, values: Float[Tensor, " active"]) -> Float[Tensor, "rows dim"]:
+        """x̂ = z W_dec + b_pre; differentiable."""
+        return self.over_latents(self.decode(active, values)) + self.centre
+
+    def frozen(self) -> Products:
+        """The same with a decoder that takes no gradient."""
+        other = copy.copy(self)  # what has been computed is shared
+        other.decoder = self.decoder.detach()
+        return other
+
+
+class DenseProducts(Products):
+    """By autograd on whole matrices."""
+
+    @cached_property
+    def _scores(self) -> Tensor:
+        with self._precision():
+            # (x − b_pre) W_encᵀ with b_pre's part apart: its gradient then needs no product over the whole batch.
+            return torch.nn.functional.linear(self.x, self.encoder, -(self.encoder @ self.centre))
+
+    def _precision(self) -> Any:
+        enabled = self.autocast is not None
+        return torch.autocast(self.x.device.type, dtype=self.autocast or torch.bfloat16, enabled=enabled)
+
+    @property
+    def scores(self) -> Tensor:
+        return self._scores.detach()
+
+    def above(self, threshold: Tensor) -> tuple[Active, Tensor | None]:
+        return Active.of(self.scores > threshold), None
+
+    def scores_at(self, active: Active, known: Tensor | None = None) -> Tensor:
+        return self._scores.reshape(-1)[active.row * active.width + active.latent].to(self.encoder.dtype)
+
+    def decode(self, active: Active, values: Tensor) -> Tensor:
+        with self._precision():
+            product: Tensor = active.dense(values) @ self.decoder
+        return product.to(self.encoder.dtype)
+
+
+class SparseProducts(Products):
+    """On the active set alone; gradients of weights are added to their buffers, as autograd would."""
+
+    @cached_property
+    def centred(self) -> Tensor:
+        """x − b_pre [rows, dim]."""
+        return self.x - self.centre.detach()
+
+    @cached_property
+    def scores(self) -> Tensor:
+        return self._product(self.encoder.detach()).T
+
+    def _product(self, encoder: Tensor, out: Tensor | None = None) -> Tensor:
+        """Scores of some latents, transposed [latents, rows]."""
+        if self.autocast is not None:
+            low: Tensor = encoder.to(self.autocast) @ self.centred.to(self.autocast).T
+            return low.to(self.encoder.dtype)
+        return torch.mm(encoder, self.centred.T, out=out)
+
+    def above(self, threshold: Tensor) -> tuple[Active, Tensor | None]:
+        rows, width = len(self.x), len(self.encoder)
+        per_block = max(1, SCORES_PER_BLOCK // rows) if self.x.device.type == "cpu" else width
+        buffer = self.x.new_empty(min(per_block, width), rows)
+        mask = torch.empty(buffer.shape, dtype=torch.bool, device=buffer.device)
+        found, values = [], []
+        for first in range(0, width, per_block):
+            encoder = self.encoder.detach()[first : first + per_block]
+            scores = self._product(encoder, out=buffer[: len(encoder)])
+            here = torch.gt(scores, threshold[first : first + per_block, None], out=mask[: len(encoder)])
+            index = nonzero(here)
+            values.append(scores.reshape(-1).index_select(0, index))
+            found.append(index + first * rows)
+        index = torch.cat(found)
+        return Active(index // rows, index % rows, rows, width), torch.cat(values)
+
+    def scores_at(self, active: Active, known: Tensor | None = None) -> Tensor:
+        if known is None:
+            known = self.scores.T.reshape(-1).index_select(0, active.latent * active.num_rows + active.row)
+        scores: Tensor = _ScoresAt.apply(known, self.encoder, self.centre, self.centred, active)  # type: ignore[no-untyped-call]
+        return scores
+
+    def decode(self, active: Active, values: Tensor) -> Tensor:
+        decoded: Tensor = _Decode.apply(values, self.decoder, active)  # type: ignore[no-untyped-call]
+        return decoded
+
+
+class _ScoresAt(torch.autograd.Function):
+    """Known scores with the gradients of (x − b_pre)·w_m."""
+
+    @staticmethod
+    def forward(ctx: Any, known: Tensor, encoder: Tensor, centre: Tensor, centred: Tensor, active: Active) -> Tensor:
+        ctx.weights, ctx.centred, ctx.active = (encoder, centre), centred, active
+        return known
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+        (encoder, centre), active = ctx.weights, ctx.active
+        if encoder.requires_grad:
+            csr_matmul(active.latent_starts, active.row32, grad, ctx.centred, _buffer(encoder))
+        if centre.requires_grad:
+            per_latent = grad.new_zeros(active.width).index_add_(0, active.latent, grad)
+            _buffer(centre).sub_(per_latent @ encoder.detach())
+        return (None,) * 5
+
+
+class _Decode(torch.autograd.Function):
+    """z W_dec from the active entries of z."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, decoder: Tensor, active: Active) -> Tensor:
+        ctx.decoder, ctx.active = decoder, active
+        ctx.save_for_backward(values)
+        out = decoder.new_zeros(active.num_rows, decoder.shape[1])
+        return csr_matmul(active.row_starts, active.latent32_by_row, values[active.by_row], decoder.detach(), out)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (values,), decoder, active = ctx.saved_tensors, ctx.decoder, ctx.active
+        grad = grad.contiguous()
+        if decoder.requires_grad:
+            csr_matmul(active.latent_starts, active.row32, values.detach(), grad, _buffer(decoder))
+        return sampled_products(active.latent_starts, active.row32, decoder.detach(), grad), None, None
+
+
+def _buffer(weight: Tensor) -> Tensor:
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return weight.grad

@@ -1,0 +1,205 @@
+"""Group bias adaptation: biases are steered so that every neuron fires at its target frequency."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kyomei.dictionary.kernels import Active
+from kyomei.dictionary.mechanisms.base import Finish, Mechanism
+from kyomei.dictionary.sae import Activation
+from kyomei.errors import RecipeError
+
+
+def geometric_targets(
+    width: int, groups: int, highest: float, lowest: float
+) -> tuple[Float[Tensor, " width"], Int[Tensor, " width"]]:
+    """Target activation frequencies of the paper's form: groups of equal size, geometric from HTF to LTF.
+
+    Args:
+        width: number of neurons M.
+        groups: number of groups K; sizes differ by at most one.
+        highest: target activation frequency of the first group, in (0, 1); with one group, of all neurons.
+        lowest: target activation frequency of the last group, in (0, highest].
+
+    Returns:
+        Targets p [width] and group numbers [width], from 0.
+
+    Raises:
+        RecipeError: if there are more groups than neurons, or frequencies are not ordered within (0, 1).
+
+    Source: arXiv:2506.14002, §3.
+    """
+    if groups < 1 or width < groups:
+        raise RecipeError(f"between 1 and width ({width}) groups", f"{groups} groups", "widen the dictionary or lower groups")
+    if not 0 < lowest <= highest < 1:
+        found = f"highest {highest} and lowest {lowest}"
+        raise RecipeError("target frequencies 0 < lowest ≤ highest < 1", found, "correct the target frequencies")
+    frequencies = torch.logspace(0, 1, groups, base=lowest / highest, dtype=torch.float64) * highest
+    group = torch.arange(width) * groups // width
+    return frequencies.float()[group], group
+
+
+class BiasAdaptation(Mechanism):
+    """Biases that follow target activation frequencies instead of gradients; only counts and maxima are kept.
+
+    Let y = pre + b; a neuron is active where y > 0, with p̂ its share of active rows and r = max(max y, 0) since the last
+    adaptation, and T its group's mean of positive r. Over-active (p̂ > p): b ← max(b − γ₋ r, −1). Dead (p̂ < ε):
+    b ← min(b + γ₊ T, 0); in a group that is silent as a whole, T is the group's mean |b|.
+
+    Args:
+        targets: target activation frequency p of each neuron, in (0, 1) [width].
+        groups: group number of each neuron, from 0 [width].
+        bias: biases to start from, in [−1, 0] [width]; none: 0 as in the paper.
+        activation: "jumprelu" (an active neuron gives pre) or "relu" (it gives y).
+        gamma_down: γ₋.
+        gamma_up: γ₊.
+        epsilon: share of rows ε below which a neuron is dead.
+        adapt_every: training steps between adaptations.
+
+    Raises:
+        RecipeError: if shapes disagree, a target lies outside (0, 1), or a bias outside [−1, 0].
+
+    Source: arXiv:2506.14002, §3.
+    """
+
+    def __init__(
+        self,
+        targets: Float[Tensor, " width"],
+        groups: Int[Tensor, " width"],
+        *,
+        bias: Float[Tensor, " width"] | None = None,
+        activation: Activation = "jumprelu",
+        gamma_down: float = 0.01,
+        gamma_up: float = 0.01,
+        epsilon: float = 1e-6,
+        adapt_every: int = 10,
+    ) -> None:
+        super().__init__(targets.numel(), adapt_every)
+        bias = torch.zeros(self.width) if bias is None else bias.detach().clone()
+        if not targets.shape == groups.shape == bias.shape == (self.width,):
+            found = f"{list(targets.shape)}, {list(groups.shape)} and {list(bias.shape)}"
+            raise RecipeError("targets, groups and biases of one shape [width]", found, "give one of each per neuron")
+        if not bool(((targets > 0) & (targets < 1)).all()):
+            found = f"{targets.min():.3g} to {targets.max():.3g}"
+            raise RecipeError("target frequencies within (0, 1)", found, "correct the target frequencies")
+        if not bool(((bias >= -1) & (bias <= 0)).all()):
+            raise RecipeError("biases within [-1, 0]", f"{bias.min():.3g} to {bias.max():.3g}", "clamp the starting biases")
+        if bool((groups < 0).any()) or activation == "topk" or adapt_every < 1:
+            found = f"groups from {int(groups.min())}, {activation}, adapt_every={adapt_every}"
+            raise RecipeError("groups numbered from 0, jumprelu or relu, adapt_every ≥ 1", found, "correct the mechanism")
+        self.activation: Activation = activation
+        self.gamma_down, self.gamma_up, self.epsilon = gamma_down, gamma_up, epsilon
+        self.targets, self.groups, self.bias = targets.detach().clone(), groups.detach().long().clone(), bias
+        self.num_groups = int(self.groups.max()) + 1
+        self.counts = torch.zeros(self.width, dtype=torch.int64)
+        self.maxima = torch.full((self.width,), -torch.inf)
+        self.rows = torch.zeros((), dtype=torch.int64)
+
+    def thresholds(self) -> Float[Tensor, " width"]:
+        return -self.bias
+
+    def values(self, scores: Float[Tensor, " active"], active: Active) -> Float[Tensor, " active"]:
+        return scores + self.bias[active.latent] if self.activation == "relu" else scores
+
+    @torch.no_grad()
+    def observe(self, active: Active, scores: Float[Tensor, " active"], values: Float[Tensor, " active"]) -> None:
+        # Only active entries are looked at: a maximum at or below the threshold counts as r = 0 in any case. Biases move only
+        # in `adapt`, so they are added there.
+        self.maxima.scatter_reduce_(0, active.latent, scores.to(self.maxima.dtype), "amax")
+        self.counts += active.counts
+        self.rows += active.num_rows
+        self.fired |= active.counts > 0
+
+    @torch.no_grad()
+    def adapt(self) -> None:
+        rows = self.reduce.sum_over_rows(self.rows)
+        if int(rows) == 0:
+            return
+        counts = self.reduce.sum_over_rows(self.counts)
+        share = (counts.double() if counts.device.type != "mps" else counts.float()) / rows
+        largest = (self.reduce.max_over_rows(self.maxima) + self.bias).clamp_min(0)
+        lowered = (self.bias - self.gamma_down * largest).clamp_min(-1)
+        raised = (self.bias + self.gamma_up * self._group_steps(largest)).clamp_max(0)
+        adapted = torch.where(share > self.targets, lowered, torch.where(share < self.epsilon, raised, self.bias))
+        self.bias.copy_(adapted)
+        self.counts.zero_()
+        self.maxima.fill_(-torch.inf)
+        self.rows.zero_()
+
+    def _group_steps(self, largest: Float[Tensor, " width"]) -> Float[Tensor, " width"]:
+        """T of each neuron's group."""
+        # On the CPU, because scattered sums on accelerators are not bitwise reproducible; this is O(width) once in a while.
+        largest_cpu, bias, groups = largest.cpu().double(), self.bias.cpu().double(), self.groups.cpu()
+
+        def per_group(values: Tensor) -> Tensor:
+            own = torch.zeros(self.num_groups, dtype=torch.float64).index_add_(0, groups, values)
+            return self.reduce.sum_over_latents(own)
+
+        awake = per_group((largest_cpu > 0).double())
+        mean_largest = per_group(largest_cpu) / awake.clamp_min(1)
+        mean_bias = per_group(bias.abs()) / per_group(torch.ones_like(bias)).clamp_min(1)
+        return torch.where(awake > 0, mean_largest, mean_bias)[groups].to(largest)
+
+    def finish(self) -> Finish:
+        return Finish(-self.bias, self.activation, None)
+
+    def state(self) -> dict[str, Tensor]:
+        own = {"targets": self.targets, "groups": self.groups, "bias": self.bias}
+        return super().state() | own | {"counts": self.counts, "maxima": self.maxima, "rows": self.rows}
+
+    def settings(self) -> dict[str, float | int | str]:
+        return {
+            "name": self.name,
+            "activation": self.activation,
+            "gamma_down": self.gamma_down,
+            "gamma_up": self.gamma_up,
+            "epsilon": self.epsilon,
+            "adapt_every": self.adapt_every,
+        }
+
+
+@final
+class GBA(BiasAdaptation):
+    """Group bias adaptation: see `BiasAdaptation` for the rule and the arguments."""
+
+    name = "gba"
+
+
+@final
+class BA(BiasAdaptation):
+    """Bias adaptation with one group: every neuron has the same target.
+
+    Args:
+        width: number of neurons.
+        target: target activation frequency p, in (0, 1).
+        bias, activation, gamma_down, gamma_up, epsilon, adapt_every: as in `BiasAdaptation`.
+    """
+
+    name = "ba"
+
+    def __init__(
+        self,
+        width: int,
+        target: float,
+        *,
+        bias: Float[Tensor, " width"] | None = None,
+        activation: Activation = "jumprelu",
+        gamma_down: float = 0.01,
+        gamma_up: float = 0.01,
+        epsilon: float = 1e-6,
+        adapt_every: int = 10,
+    ) -> None:
+        super().__init__(
+            torch.full((width,), target),
+            torch.zeros(width, dtype=torch.int64),
+            bias=bias,
+            activation=activation,
+            gamma_down=gamma_down,
+            gamma_up=gamma_up,
+            epsilon=epsilon,
+            adapt_every=adapt_every,
+        )
