@@ -87,7 +87,7 @@ class DictionaryRecipe(Section):
     width: int | None = Field(None, gt=0)
     """Number of latents; none: from the estimated number of features."""
     l0: float | None = Field(None, gt=0)
-    """Active latents per row to aim at, resonant and free ones together (resonant start); none: as the frequencies give."""
+    """Active latents per row to aim at (gba from resonance); none: 32, or less where resonance alone explains the rows."""
     tied: bool | None = None
     """Whether encoder and decoder share their rows; none: tied for gba and ba from a random start, untied otherwise."""
     activation: Literal["jumprelu", "relu"] = "jumprelu"
@@ -117,6 +117,10 @@ class MechanismRecipe(Section):
     """Training steps between bias adaptations."""
     hold_resonant: bool = True
     """Keep the encoders that resonance found and fit their decoders by least squares; free neurons are trained (gba, ba)."""
+    warm_share: float = Field(0.6, ge=0, le=1)
+    """gba: share of the steps in which the whole width is trained as TopK, where resonance does not explain the rows."""
+    frequent: Frequency = Field(0.005, gt=0, lt=1)
+    """gba: latents that are active this often after that stay free; resonant directions take the place of rarer ones."""
     resonant_share: float = Field(0.8, ge=0, le=1)
     """Share of the width that resonant directions take at most; the rest are free neurons."""
     anchor: float = Field(0.97, ge=-1, le=1)

@@ -128,7 +128,7 @@ def test_observations_take_no_more_memory_with_more_rows(mechanism: Mechanism) -
     before = {name: tensor.shape for name, tensor in mechanism.state().items()}
     exercise(mechanism, 9)
     assert {name: tensor.shape for name, tensor in mechanism.state().items()} == before
-    assert sum(tensor.numel() for tensor in mechanism.state().values()) <= 8 * WIDTH
+    assert sum(tensor.numel() for tensor in mechanism.state().values()) <= 10 * WIDTH
 
 
 def test_fired_names_the_latents_active_in_any_batch(mechanism: Mechanism) -> None:
@@ -262,6 +262,36 @@ def test_a_group_silent_as_a_whole_wakes_up() -> None:
     watch(mechanism, quiet)
     mechanism.adapt()
     torch.testing.assert_close(mechanism.bias, torch.tensor([-0.5, -0.1, -0.3, -0.3]))
+
+
+def test_a_shared_bias_moves_both_ways_by_its_groups_mean_frequency() -> None:
+    targets, groups = torch.tensor([0.3, 0.1, 0.5, 0.1, 0.2]), torch.tensor([0, 0, 1, 1, 2])
+    shared, fixed = torch.tensor([True, True, True, True, False]), torch.tensor([False] * 4 + [True])
+    bias = torch.tensor([-0.5, -0.5, -0.4, -0.4, -0.1])
+    mechanism = GBA(targets, groups, bias=bias, shared=shared, fixed=fixed)
+    pre = torch.zeros(10, 5)
+    pre[:3, 0] = pre[:1, 1] = 0.6  # group 0 fires at 0.2 on average, as it should: 0.3 and 0.1 exchanged would do as well
+    pre[:9, 2] = 0.6  # group 1 at 0.45 instead of 0.3
+    pre[:, 4] = 1.0
+    watch(mechanism, pre)
+    mechanism.adapt()
+    expected = [-0.5, -0.5, -0.4 * (1 + 0.1 * 0.5), -0.4 * (1 + 0.1 * 0.5), -0.1]
+    torch.testing.assert_close(mechanism.bias, torch.tensor(expected))
+    watch(mechanism, torch.zeros(10, 5))
+    mechanism.adapt()
+    assert float(mechanism.bias[0]) == pytest.approx(-0.5 * 0.9) and float(mechanism.bias[4]) == pytest.approx(-0.1)
+
+
+def test_a_shared_bias_finds_its_target_on_gaussian_scores() -> None:
+    targets, groups = torch.full((WIDTH,), 0.05), torch.zeros(WIDTH, dtype=torch.int64)
+    mechanism = GBA(targets, groups, shared=torch.ones(WIDTH, dtype=torch.bool))
+    scale = torch.linspace(0.5, 2.0, WIDTH)
+    for seed in range(150):
+        watch(mechanism, scale * scores(rows=200, seed=seed))
+        mechanism.adapt()
+    share = (code(mechanism, scale * scores(rows=20_000, seed=999))[0] > 0).float().mean(dim=0)
+    assert float(share.mean()) == pytest.approx(0.05, rel=0.05)
+    assert float(share.max()) > 0.09 and float(mechanism.bias.std()) < 1e-6  # who fires is left to the scores
 
 
 def test_an_adaptation_without_observations_changes_nothing() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,7 +13,8 @@ import kyomei
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import Interrupted, RecipeError
 from kyomei.learning.anchoring import Cone
-from kyomei.learning.fit import choose_device, refit, resonant_plan, spectrum_targets
+from kyomei.learning.fit import choose_device, refit
+from kyomei.learning.plan import resonant_plan, spectrum_targets
 from kyomei.learning.resonance import resonate
 from kyomei.source.shards import open_rows
 
@@ -58,6 +63,55 @@ def test_refitted_decoders_reconstruct_better(x: torch.Tensor) -> None:
     assert errors[2] < errors[1] and errors[2] == pytest.approx(errors[0], rel=0.03)
     # A latent is active on the same rows, whatever its scale.
     assert torch.equal(again.encode(x[:500]) > 0, worse.encode(x[:500]) > 0)
+
+
+@pytest.fixture(scope="module")
+def mixed() -> torch.Tensor:
+    """Rare planted features on a dense part: what resonance finds leaves most of the variance."""
+    sparse = kyomei.Planted(n_features=64, dim=32, active=1, seed=0).sample(20_000, seed=1)[0]
+    generator = torch.Generator().manual_seed(5)
+    return sparse + 2 * torch.randn(20_000, 12, generator=generator).abs() @ torch.randn(12, 32, generator=generator)
+
+
+WARM = RECIPE.with_values({"dictionary.width": 80, "dictionary.l0": 8.0, "train.steps": 400})
+
+
+def test_where_resonance_leaves_much_frequent_latents_are_learnt_first(mixed: torch.Tensor, tmp_path: Path) -> None:
+    directions = resonate(mixed, seed=0, recipe=RECIPE.resonance)
+    seen: list[int] = []
+
+    class Events:
+        def event(self, step: int, **values: float) -> None:
+            seen.append(step)
+
+    recipe = WARM.with_values({"train.log_every": 80})
+    sae = kyomei.fit(mixed, recipe, seed=0, directions=directions, folder=tmp_path, sink=Events())
+    assert seen == [80, 160, 240, 320, 400]
+    assert (tmp_path / "warm").is_dir()
+    code = sae.encode(mixed)
+    l0 = float((code > 0).sum() / len(mixed))
+    assert l0 == pytest.approx(8.0, rel=0.25)
+    fvu = float((mixed - sae(mixed)).square().sum() / (mixed - mixed.mean(dim=0)).square().sum())
+    alone = kyomei.fit(mixed, WARM.with_values({"mechanism.warm_share": 0.0}), seed=0, directions=directions)
+    fvu_alone = float((mixed - alone(mixed)).square().sum() / (mixed - mixed.mean(dim=0)).square().sum())
+    assert fvu < 0.5 * fvu_alone
+
+
+def _runs_out(asked: Iterator[int]) -> bool:
+    return next(asked, None) is None
+
+
+def test_a_stop_in_either_part_is_resumed_to_the_same_bytes(mixed: torch.Tensor, tmp_path: Path) -> None:
+    directions = resonate(mixed, seed=0, recipe=RECIPE.resonance)
+    whole = kyomei.fit(mixed, WARM, directions=directions, folder=tmp_path / "whole")
+    for steps_left in (30, 230):  # step 30 of the first 240, then step 20 of the other 160
+        asked = iter(range(steps_left + 1))
+        with pytest.raises(Interrupted):
+            stop = functools.partial(_runs_out, asked)
+            kyomei.fit(mixed, WARM, directions=directions, folder=tmp_path / "cut", resume=True, stop=stop)
+    resumed = kyomei.fit(mixed, WARM, directions=directions, folder=tmp_path / "cut", resume=True)
+    for name in ("encoder", "decoder", "threshold", "center"):
+        assert torch.equal(getattr(whole, name), getattr(resumed, name)), name
 
 
 @pytest.mark.parametrize("name", ["topk", "batchtopk"])

@@ -24,6 +24,8 @@ STRONGEST_SHARE, STRONGEST_ROWS = 3e-4, 10
 ACTIVE_SHARE = 0.5
 """A latent is active from this share of its usual score."""
 SWEEPS = 60
+DENSE_GRAM = 0.05
+"""Share of pairs of latents that are active together from which their Gram matrix is kept whole."""
 BISECTIONS = 14
 RIDGE = 1e-4
 
@@ -31,7 +33,8 @@ RIDGE = 1e-4
 def usual_scores(x: Float[Tensor, "rows dim"], encoder: Float[Tensor, "width dim"]) -> Float[Tensor, " width"]:
     """Mean of each latent's largest scores x·e."""
     count = min(len(x), max(STRONGEST_ROWS, round(STRONGEST_SHARE * len(x))))
-    parts = [(x @ rows.T).topk(count, dim=0).values.mean(dim=0) for rows in torch.split(encoder, 512)]
+    # Latents in rows: the largest of contiguous numbers are found many times faster.
+    parts = [(rows @ x.T).topk(count, dim=1).values.mean(dim=1) for rows in torch.split(encoder, 256)]
     return torch.cat(parts) if parts else x.new_zeros(0)
 
 
@@ -148,11 +151,14 @@ def anchored_decoders(
     """
     ridge = RIDGE * moments.gram.diagonal()
     gram = (moments.gram + sparse.diags_array(ridge, format="csr")).astype(np.float32).tocsr()
+    # Frequent latents meet in most pairs: their Gram matrix is sparse no more.
+    dense = torch.from_numpy(gram.toarray()) if gram.nnz > DENSE_GRAM * np.prod(gram.shape) else None
     totals = torch.from_numpy(np.asarray(abs(gram).sum(axis=1)).ravel()).to(start)
     rate = torch.where(totals > 0, 1 / totals.clamp_min(1e-12), 0.0)[:, None]
     decoder, ahead, momentum = start, start, 1.0
     for _ in range(sweeps):
-        gradient = moments.products.to(start) - torch.from_numpy(gram @ ahead.numpy())
+        product = torch.from_numpy(gram @ ahead.numpy()) if dense is None else dense @ ahead
+        gradient = moments.products.to(start) - product
         moved = cone.nearest(ahead + rate * gradient)
         grown = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
         decoder, ahead, momentum = moved, moved + (momentum - 1) / grown * (moved - decoder), grown

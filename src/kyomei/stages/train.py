@@ -13,7 +13,7 @@ from kyomei.dictionary.formats import load
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.evidence.controls import GAUSSIAN, Control
 from kyomei.learning.checkpoint import resume_step
-from kyomei.learning.fit import choose_device, fit, starts_from_resonance
+from kyomei.learning.fit import WARM_FOLDER, choose_device, fit, starts_from_resonance
 from kyomei.learning.resonance import Directions, resonate
 from kyomei.runs import Run
 from kyomei.sinks import JsonlSink
@@ -127,7 +127,7 @@ def _train_replica(run: Run, arm: Arm, replica: int, watcher: Watcher) -> None:
     rows = rows_of(run, arm, replica)
     seed = replica_seed(arm.recipe.seed, replica, null=arm.control is not None)
     directions = _directions(arm, rows, arm.directions_path(run, replica), seed, f"{arm.folder}/{replica}", watcher)
-    sink = JsonlSink(folder / "events.jsonl", last_step=resume_step(folder))
+    sink = JsonlSink(folder / "events.jsonl", last_step=resume_step(folder / WARM_FOLDER) + resume_step(folder))
     try:
         with watcher.progress(f"train {arm.folder}/{replica}") as progress:
             sae = fit(

@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kyomei.dictionary.kernels import Active
 from kyomei.dictionary.mechanisms.base import Finish, Mechanism
 from kyomei.dictionary.sae import Activation
 from kyomei.errors import RecipeError
+
+SHARED_GAIN = 0.1
+"""γₛ: share of a shared bias by which it moves when its group fires twice as often as it should."""
+SMALLEST_SHARED = 1e-3
 
 
 def geometric_targets(
@@ -50,6 +54,9 @@ class BiasAdaptation(Mechanism):
     adaptation, and T its group's mean of positive r. Over-active (p̂ > p): b ← max(b − γ₋ r, −1). Dead (p̂ < ε):
     b ← min(b + γ₊ T, 0); in a group that is silent as a whole, T is the group's mean |b|.
 
+    Where a group shares its bias, the rule is for the group as a whole and both ways: with p̂ and p the means over its neurons,
+    b ← b (1 + γₛ (p̂/p − 1)), γₛ = 0.1. Which of its neurons fires how often is then left to the data; only the sum is steered.
+
     Args:
         targets: target activation frequency p of each neuron, in (0, 1) [width].
         groups: group number of each neuron, from 0 [width].
@@ -59,6 +66,8 @@ class BiasAdaptation(Mechanism):
         gamma_up: γ₊.
         epsilon: share of rows ε below which a neuron is dead.
         adapt_every: training steps between adaptations.
+        shared: neurons whose group shares one bias [width]; none: no group does.
+        fixed: neurons whose bias is not adapted [width]; none: all are.
 
     Raises:
         RecipeError: if shapes disagree, a target lies outside (0, 1), or a bias outside [−1, 0].
@@ -77,6 +86,8 @@ class BiasAdaptation(Mechanism):
         gamma_up: float = 0.01,
         epsilon: float = 1e-6,
         adapt_every: int = 10,
+        shared: Bool[Tensor, " width"] | None = None,
+        fixed: Bool[Tensor, " width"] | None = None,
     ) -> None:
         super().__init__(targets.numel(), adapt_every)
         bias = torch.zeros(self.width) if bias is None else bias.detach().clone()
@@ -94,6 +105,9 @@ class BiasAdaptation(Mechanism):
         self.activation: Activation = activation
         self.gamma_down, self.gamma_up, self.epsilon = gamma_down, gamma_up, epsilon
         self.targets, self.groups, self.bias = targets.detach().clone(), groups.detach().long().clone(), bias
+        none = torch.zeros(self.width, dtype=torch.bool)
+        self.shared = none if shared is None else shared.clone()
+        self.fixed = none.clone() if fixed is None else fixed.clone()
         self.num_groups = int(self.groups.max()) + 1
         self.counts = torch.zeros(self.width, dtype=torch.int64)
         self.maxima = torch.full((self.width,), -torch.inf)
@@ -125,6 +139,9 @@ class BiasAdaptation(Mechanism):
         lowered = (self.bias - self.gamma_down * largest).clamp_min(-1)
         raised = (self.bias + self.gamma_up * self._group_steps(largest)).clamp_max(0)
         adapted = torch.where(share > self.targets, lowered, torch.where(share < self.epsilon, raised, self.bias))
+        if bool(self.shared.any()):
+            adapted = torch.where(self.shared, self._shared_biases(share), adapted)
+        adapted = torch.where(self.fixed, self.bias, adapted)
         self.bias.copy_(adapted)
         self.counts.zero_()
         self.maxima.fill_(-torch.inf)
@@ -135,20 +152,33 @@ class BiasAdaptation(Mechanism):
         # On the CPU, because scattered sums on accelerators are not bitwise reproducible; this is O(width) once in a while.
         largest_cpu, bias, groups = largest.cpu().double(), self.bias.cpu().double(), self.groups.cpu()
 
-        def per_group(values: Tensor) -> Tensor:
-            own = torch.zeros(self.num_groups, dtype=torch.float64).index_add_(0, groups, values)
-            return self.reduce.sum_over_latents(own)
-
-        awake = per_group((largest_cpu > 0).double())
-        mean_largest = per_group(largest_cpu) / awake.clamp_min(1)
-        mean_bias = per_group(bias.abs()) / per_group(torch.ones_like(bias)).clamp_min(1)
+        awake = self._per_group((largest_cpu > 0).double())
+        mean_largest = self._per_group(largest_cpu) / awake.clamp_min(1)
+        mean_bias = self._per_group(bias.abs()) / self._per_group(torch.ones_like(bias)).clamp_min(1)
         return torch.where(awake > 0, mean_largest, mean_bias)[groups].to(largest)
+
+    def _shared_biases(self, share: Float[Tensor, " width"]) -> Float[Tensor, " width"]:
+        """The bias of each neuron's group after one step towards the group's mean target."""
+        own = [
+            self._per_group(values.cpu().double()) for values in (share, self.targets, self.bias, torch.ones_like(self.bias))
+        ]
+        fired, wanted, bias, size = own
+        # A bias of zero could not be moved by a factor.
+        mean = (bias / size.clamp_min(1)).clamp_max(-SMALLEST_SHARED)
+        moved = mean * (1 + SHARED_GAIN * (fired / wanted - 1).clamp(-1, 1))
+        return moved.clamp(-1, 0)[self.groups.cpu()].to(self.bias)
+
+    def _per_group(self, values: Float[Tensor, " width"]) -> Float[Tensor, " groups"]:
+        """Sum of values over each group's neurons, those of other ranks included; on the CPU."""
+        own = torch.zeros(self.num_groups, dtype=torch.float64).index_add_(0, self.groups.cpu(), values)
+        return self.reduce.sum_over_latents(own)
 
     def finish(self) -> Finish:
         return Finish(-self.bias, self.activation, None)
 
     def state(self) -> dict[str, Tensor]:
         own = {"targets": self.targets, "groups": self.groups, "bias": self.bias}
+        own |= {"shared": self.shared, "fixed": self.fixed}
         return super().state() | own | {"counts": self.counts, "maxima": self.maxima, "rows": self.rows}
 
     def settings(self) -> dict[str, float | int | str]:

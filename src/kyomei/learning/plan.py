@@ -1,0 +1,299 @@
+"""What training starts from: at random, at resonant directions, or at both in two tiers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from kyomei.config import Recipe
+from kyomei.dictionary.mechanisms import BA, GBA, Mechanism, mechanism_from
+from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.errors import RecipeError
+from kyomei.learning.anchoring import ACTIVE_SHARE, CodeMoments, Cone, anchored_decoders, to_scipy, usual_scores
+from kyomei.learning.covariance import Whitening
+from kyomei.learning.resonance import Directions
+from kyomei.learning.trainer import Normalisation, Start, random_start
+from kyomei.source.shards import Rows
+
+CALIBRATION_ROWS = 16_384
+"""Rows from which the first thresholds are taken."""
+ANCHOR_ROWS = 131_072
+"""Rows from which thresholds and decoders of resonant latents are computed."""
+CENTRINGS = 3
+"""Turns in which the centre and the latents' decoders follow each other."""
+TARGET_RANGE = (1e-4, 0.3)
+"""Target frequencies are kept within this range: rarer cannot be counted, commoner is not sparse."""
+SAME_COSINE = 0.9
+"""A direction at this cosine, in whitened space, to the encoder of a frequent latent is that latent."""
+EXPLAINS = 0.8
+"""Resonant latents that explain this share of the variance make a dictionary by themselves."""
+DEFAULT_L0 = 32.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What training starts from: weights in normalised space and the mechanism with its first thresholds."""
+
+    start: Start
+    mechanism: Mechanism
+    cone: Cone | None = None
+    """What the decoders of the first latents are kept in when all are refitted at the end; none: they are not."""
+
+
+def random_plan(rows: Rows, recipe: Recipe, seed: int) -> Plan:
+    """Random unit rows and the mechanism in the paper's form; the width defaults to four times the dimension."""
+    width = recipe.dictionary.width or 4 * rows.dim
+    tied = recipe.mechanism.name in ("gba", "ba") if recipe.dictionary.tied is None else recipe.dictionary.tied
+    mechanism = mechanism_from(recipe.mechanism, width, recipe.dictionary.activation)
+    return Plan(random_start(width, rows.dim, seed, tied), mechanism)
+
+
+def resonant_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int, warm: SparseAutoencoder | None = None) -> Plan:
+    """Resonant latents that are anchored, and free neurons for what they leave.
+
+    A direction w in whitened space scores a row by w·C^(−1/2)(x − μ), whose best linear prediction of x is C^(1/2) w: there its
+    decoder begins, and its encoder carries the norm, so that a row v of the dictionary scores 1 on itself. Thresholds, decoders
+    and the centre then follow from the rows (learning/anchoring.py).
+
+    Args:
+        rows: what is trained on.
+        recipe: width, shares and targets.
+        directions: clearest first.
+        seed: of the free neurons' random starts.
+        warm: a dictionary trained on these rows by itself. Its frequent latents become the free neurons: they are what
+            reconstruction rests on and what training finds again from any start, while rare ones differ with the seed and give
+            way to directions.
+    """
+    if recipe.dictionary.tied:
+        do = "leave dictionary.tied out, or set mechanism.start to random"
+        raise RecipeError("an untied dictionary for a resonant start", "dictionary.tied = true", do)
+    width = recipe.dictionary.width or default_width(directions, rows)
+    whitening = directions.whitening
+    selects = recipe.mechanism.name in ("topk", "batchtopk")
+    normalisation = Normalisation.measure(rows).to(directions.whitened)
+    learnt = _Free.none(rows.dim) if warm is None else _Free.by_frequency(warm, rows, normalisation)
+    num_frequent = int((learnt.frequency >= recipe.mechanism.frequent).sum())
+    others = directions.whitened[_apart(directions, learnt.encoder[:num_frequent])]
+    share = 1.0 if selects or warm is not None else recipe.mechanism.resonant_share
+    num_found = min(math.ceil(share * width), len(others), width - min(width, num_frequent))
+    free = learnt.first(width - num_found)
+    # A code that is selected row by row is trained as a whole: resonance says where it starts, nothing is kept there.
+    cone = Cone.around(others[:num_found], -1.0 if selects else recipe.mechanism.anchor, whitening)
+    x = normalisation.apply(rows.read(evenly(rows, ANCHOR_ROWS)))
+    found = _anchored_latents(x, whitening, cone, free, recipe.dictionary.l0)
+    frozen = recipe.train.freeze != "none"
+    hold = recipe.mechanism.hold_resonant and not selects and not frozen
+    start = _start(found, num_found, width, seed, 1.0 if hold else cone.cosine, hold)
+    if frozen:
+        # A frozen control differs in its rows only: targets and first thresholds are placed as for the directions.
+        start = random_start(width, rows.dim, seed, tied=False)
+    if selects:
+        return Plan(start, mechanism_from(recipe.mechanism, width))
+    mechanism = _adapting(rows, recipe, start, found, num_found, seed, warm is not None)
+    keeps = hold and recipe.dictionary.activation == "jumprelu"
+    return Plan(start, mechanism, cone if keeps else None)
+
+
+def explained_by_resonance(rows: Rows, recipe: Recipe, directions: Directions) -> float:
+    """Share of the variance that resonant latents explain by themselves, on a sample of the rows."""
+    normalisation = Normalisation.measure(rows).to(directions.whitened)
+    cone = Cone.around(directions.whitened, recipe.mechanism.anchor, directions.whitening)
+    x = normalisation.apply(rows.read(evenly(rows, CALIBRATION_ROWS)))
+    return _anchored_latents(x, directions.whitening, cone, _Free.none(rows.dim), None).explained
+
+
+def default_width(directions: Directions, rows: Rows) -> int:
+    """Room for twice as many features as were found or are reckoned to be there."""
+    return 2 * max(len(directions), directions.n_features, rows.dim // 2)
+
+
+def _start(found: _Latents, num_found: int, width: int, seed: int, anchor: float, hold: bool) -> Start:
+    """Found latents, then what is given of the free ones, then random ones."""
+    num_given = len(found.encoder)
+    dim = found.encoder.shape[1]
+    chance = random_start(width - num_given, dim, seed, tied=True).encoder if width > num_given else found.encoder[:0]
+    is_found = torch.arange(width) < num_found
+    return Start(
+        torch.cat([found.encoder, chance]),
+        torch.cat([found.decoder, chance]),
+        is_found if hold else torch.zeros_like(is_found),
+        torch.where(is_found, anchor, -1.0),
+        found.centre,
+    )
+
+
+def _adapting(rows: Rows, recipe: Recipe, start: Start, found: _Latents, num_found: int, seed: int, warm: bool) -> Mechanism:
+    """Group bias adaptation for a resonant start: found latents keep their thresholds, free neurons are steered."""
+    width, own = len(start.encoder), recipe.mechanism
+    options = own.model_dump(include={"gamma_down", "gamma_up", "epsilon", "adapt_every"})
+    frequency = found.frequency[:num_found]
+    frozen = recipe.train.freeze != "none"
+    l0 = recipe.dictionary.l0 or (DEFAULT_L0 if warm else None)
+    targets, groups = spectrum_targets(frequency, width - num_found, own.groups, l0)
+    bias = _first_biases(rows, start, targets, seed)
+    if not frozen:
+        given = -found.threshold.clamp(0, 1)
+        bias[: len(given)] = given
+    if own.name == "ba":
+        one_target = float(targets.double().log().mean().exp())
+        return BA(width, one_target, bias=bias, activation=recipe.dictionary.activation, **options)
+    is_free = torch.arange(width) >= num_found
+    return GBA(
+        targets,
+        groups,
+        bias=bias,
+        activation=recipe.dictionary.activation,
+        shared=is_free if warm and not frozen else None,
+        fixed=None if frozen or not own.hold_resonant else ~is_free,
+        **options,
+    )
+
+
+class _Free(NamedTuple):
+    """Latents that training found, in normalised space, the most frequent first; decoder rows of unit norm."""
+
+    encoder: Tensor
+    decoder: Tensor
+    frequency: Tensor
+    centre: Tensor
+
+    @classmethod
+    def none(cls, dim: int) -> _Free:
+        return cls(torch.zeros(0, dim), torch.zeros(0, dim), torch.zeros(0), torch.zeros(dim))
+
+    @classmethod
+    def by_frequency(cls, warm: SparseAutoencoder, rows: Rows, normalisation: Normalisation) -> _Free:
+        """All latents of a dictionary."""
+        warm = warm.to("cpu", torch.float32)
+        code = warm.encode(rows.read(evenly(rows, CALIBRATION_ROWS)).float(), sparse=True)
+        frequency, order = (torch.bincount(code.col_indices(), minlength=warm.width) / len(code)).sort(
+            descending=True, stable=True
+        )
+        centre = ((warm.center.double() - normalisation.mean.double()) / normalisation.scale).float()
+        return cls(warm.encoder[order], normalize(warm.decoder[order], dim=1), frequency, centre)
+
+    def first(self, count: int) -> _Free:
+        return _Free(self.encoder[:count], self.decoder[:count], self.frequency[:count], self.centre)
+
+
+def _apart(directions: Directions, encoder: Float[Tensor, "k dim"]) -> Int64[Tensor, " apart"]:
+    """Directions that none of some encoder rows, in normalised space, stands for."""
+    if not len(encoder):
+        return torch.arange(len(directions))
+    own = normalize(encoder @ directions.whitening.backward, dim=1)
+    return ((directions.whitened @ own.T).amax(dim=1) < SAME_COSINE).nonzero().flatten()
+
+
+class _Latents(NamedTuple):
+    """Latents in normalised space, resonant ones first; decoder rows of unit norm."""
+
+    encoder: Tensor
+    decoder: Tensor
+    threshold: Tensor
+    centre: Tensor
+    frequency: Tensor
+    explained: float
+
+
+def _anchored_latents(x: Float[Tensor, "rows dim"], white: Whitening, cone: Cone, free: _Free, l0: float | None) -> _Latents:
+    """Thresholds at half the usual score, decoders within the cone, and the centre that the two agree on.
+
+    Free latents share one threshold, at which the code has the L0 asked for; all decoders are fitted together.
+    """
+    num_found = len(cone.directions)
+    decoder = cone.directions @ white.backward
+    encoder = torch.cat([(cone.directions @ white.forward) * decoder.norm(dim=1, keepdim=True), free.encoder])
+    decoder, centre = torch.cat([normalize(decoder, dim=1), free.decoder]), free.centre.to(x)
+    last = _Latents(encoder, decoder, x.new_zeros(0), centre, x.new_zeros(0), 0.0)
+    # A centre that was trained is where it should be.
+    for _ in range(0 if not len(encoder) else 1 if len(free.encoder) else CENTRINGS):
+        threshold = ACTIVE_SHARE * usual_scores(x - centre, encoder[:num_found])
+        threshold = torch.cat([threshold, _free_thresholds(x - centre, encoder, threshold, l0 or DEFAULT_L0)])
+        code = SparseAutoencoder(encoder, decoder, threshold, centre).encode(x, sparse=True)
+        moments = CodeMoments.of([(code, x - centre)])
+        fitted = anchored_decoders(moments, decoder, cone)
+        frequency = torch.bincount(code.col_indices(), minlength=len(encoder)) / len(x)
+        rest = x - centre - torch.from_numpy(to_scipy(code) @ fitted.numpy())
+        explained = 1 - float(rest.var(dim=0, correction=0).sum() / x.var(dim=0, correction=0).sum())
+        gain = fitted.norm(dim=1).clamp_min(1e-6)
+        # Free latents are trained further: their scale and direction are theirs.
+        gain[num_found:], fitted[num_found:] = 1.0, decoder[num_found:]
+        last = _Latents(encoder * gain[:, None], fitted / gain[:, None], threshold * gain, centre, frequency, explained)
+        centre = centre + rest.mean(dim=0)
+    return last
+
+
+def _free_thresholds(
+    x: Float[Tensor, "rows dim"], encoder: Float[Tensor, "width dim"], found: Float[Tensor, " found"], l0: float
+) -> Float[Tensor, " free"]:
+    """The threshold at which free latents fire as often as resonant ones leave of L0."""
+    free = encoder[len(found) :]
+    if not len(free):
+        return found[:0]
+    x = x[:: max(1, len(x) // CALIBRATION_ROWS)]
+    parts = zip(torch.split(encoder[: len(found)], 256), torch.split(found, 256), strict=True)
+    taken = sum(int((x @ e.T > t).sum()) for e, t in parts)
+    left = min(max(1, round(l0 * len(x) - taken)), len(x) * len(free) - 1)
+    scores = (x @ free.T).flatten()
+    return scores.topk(left).values[-1].clamp_min(0).expand(len(free))
+
+
+def evenly(rows: Rows, count: int) -> Int64[np.ndarray, " taken"]:
+    return np.linspace(0, rows.num_rows - 1, min(count, rows.num_rows)).astype(np.int64)
+
+
+def spectrum_targets(
+    frequency: Float[Tensor, "found"], num_free: int, num_groups: int, l0: float | None = None
+) -> tuple[Float[Tensor, "width"], Int[Tensor, "width"]]:
+    """Target activation frequencies and groups from a spectrum of frequencies.
+
+    Args:
+        frequency: of each resonant latent.
+        num_free: neurons without a direction.
+        num_groups: groups K at most.
+        l0: active latents per row to aim at; free neurons share what the resonant ones leave of it. None: free neurons are
+            spread evenly over the groups' targets.
+
+    Returns:
+        Targets [width] and group numbers [width], resonant latents first.
+    """
+    spectrum = frequency.clamp(*TARGET_RANGE) if len(frequency) else torch.logspace(-1, -3, num_groups)
+    # Equal parts of the sorted spectrum, from the most frequent to the rarest; a target is an upper bound, so each part has its
+    # largest frequency for one.
+    parts = spectrum.sort(descending=True, stable=True).indices.tensor_split(min(num_groups, len(spectrum)))
+    level = torch.stack([spectrum[part].max() for part in parts])
+    group = torch.empty(len(spectrum), dtype=torch.long)
+    for number, part in enumerate(parts):
+        group[part] = number
+    if l0 is None or not num_free:
+        free_group = torch.arange(num_free) * len(level) // max(1, num_free)
+    else:
+        left = (l0 - float(frequency.sum())) / num_free
+        level = torch.cat([level, torch.tensor([left]).clamp(*TARGET_RANGE)])
+        free_group = torch.full((num_free,), len(level) - 1)
+    groups = torch.cat([group[: len(frequency)], free_group])
+    return level[groups].float(), groups
+
+
+def _first_biases(rows: Rows, start: Start, targets: Tensor, seed: int) -> Tensor:
+    """Biases at which each neuron fires at its target on a sample of rows, within the paper's range [−1, 0].
+
+    Starting there spares the dense first phase in which biases only creep down from zero.
+    """
+    rng = np.random.default_rng([seed, 1])
+    index = np.sort(rng.integers(0, rows.num_rows, size=min(rows.num_rows, CALIBRATION_ROWS)))
+    normalisation = Normalisation.measure(rows).to(start.encoder)
+    x = normalisation.apply(rows.read(index))
+    thresholds = []
+    for encoder, target in zip(torch.split(start.encoder, 256), torch.split(targets, 256), strict=True):
+        ordered = (x @ encoder.T).sort(dim=0, descending=True).values
+        place = (target * len(x)).round().long().clamp(1, len(x)) - 1
+        thresholds.append(ordered.gather(0, place[None])[0])
+    return -torch.cat(thresholds).clamp(0, 1)
