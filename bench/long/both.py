@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--frequencies", type=float, nargs="*", default=[2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2])
     parser.add_argument("--rounds", type=int, default=4)

@@ -115,6 +115,40 @@ def _starts(counts: Tensor) -> Tensor:
     return starts
 
 
+def _scores(
+    x: Float[Tensor, "rows dim"],
+    encoder: Float[Tensor, "latents dim"],
+    autocast: torch.dtype | None = None,
+    out: Tensor | None = None,
+) -> Float[Tensor, "latents rows"]:
+    if autocast is not None:
+        low: Tensor = encoder.to(autocast) @ x.to(autocast).T
+        return low.to(encoder.dtype)
+    return torch.mm(encoder, x.T, out=out)
+
+
+def active_above(
+    x: Float[Tensor, "rows dim"],
+    encoder: Float[Tensor, "width dim"],
+    threshold: Float[Tensor, " width"],
+    autocast: torch.dtype | None = None,
+) -> tuple[Active, Float[Tensor, " active"]]:
+    """Where scores x·w exceed their latent's threshold, and the scores there; all scores never exist at once on the CPU."""
+    rows, width = len(x), len(encoder)
+    per_block = max(1, SCORES_PER_BLOCK // max(rows, 1)) if x.device.type == "cpu" else width
+    buffer = x.new_empty(min(per_block, width), rows)
+    mask = torch.empty(buffer.shape, dtype=torch.bool, device=buffer.device)
+    found, values = [x.new_zeros(0, dtype=torch.int64)], [x.new_zeros(0)]
+    for first in range(0, width, per_block):
+        part = encoder[first : first + per_block]
+        scores = _scores(x, part, autocast, buffer[: len(part)])
+        index = nonzero(torch.gt(scores, threshold[first : first + per_block, None], out=mask[: len(part)]))
+        values.append(scores.reshape(-1).index_select(0, index))
+        found.append(index + first * rows)
+    index = torch.cat(found)
+    return Active(index // rows, index % rows, rows, width), torch.cat(values)
+
+
 def csr_matmul(starts: Tensor, columns: Tensor, values: Tensor, dense: Tensor, out: Tensor) -> Tensor:
     """out += S dense, where S is the CSR matrix [len(starts) − 1, len(dense)]; returns out."""
     if dense.device.type == "cuda":
@@ -253,30 +287,10 @@ class SparseProducts(Products):
 
     @cached_property
     def scores(self) -> Tensor:
-        return self._product(self.encoder.detach()).T
-
-    def _product(self, encoder: Tensor, out: Tensor | None = None) -> Tensor:
-        """Scores of some latents, transposed [latents, rows]."""
-        if self.autocast is not None:
-            low: Tensor = encoder.to(self.autocast) @ self.centred.to(self.autocast).T
-            return low.to(self.encoder.dtype)
-        return torch.mm(encoder, self.centred.T, out=out)
+        return _scores(self.centred, self.encoder.detach(), self.autocast).T
 
     def above(self, threshold: Tensor) -> tuple[Active, Tensor | None]:
-        rows, width = len(self.x), len(self.encoder)
-        per_block = max(1, SCORES_PER_BLOCK // rows) if self.x.device.type == "cpu" else width
-        buffer = self.x.new_empty(min(per_block, width), rows)
-        mask = torch.empty(buffer.shape, dtype=torch.bool, device=buffer.device)
-        found, values = [], []
-        for first in range(0, width, per_block):
-            encoder = self.encoder.detach()[first : first + per_block]
-            scores = self._product(encoder, out=buffer[: len(encoder)])
-            here = torch.gt(scores, threshold[first : first + per_block, None], out=mask[: len(encoder)])
-            index = nonzero(here)
-            values.append(scores.reshape(-1).index_select(0, index))
-            found.append(index + first * rows)
-        index = torch.cat(found)
-        return Active(index // rows, index % rows, rows, width), torch.cat(values)
+        return active_above(self.centred, self.encoder.detach(), threshold, self.autocast)
 
     def scores_at(self, active: Active, known: Tensor | None = None) -> Tensor:
         if known is None:

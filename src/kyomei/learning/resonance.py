@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kyomei.config import ResonanceRecipe
+from kyomei.dictionary.kernels import active_above, csr_matmul
 from kyomei.errors import DataError
 from kyomei.learning.anchoring import usual_scores
 from kyomei.learning.covariance import Whitening
@@ -60,6 +61,7 @@ are no sums of a few directions, and least squares would fit to what is not ther
 TRIAL_ROWS = 2000
 JOINT_STREAM = 1000
 POLISH_STEPS = 3
+CLARITY_ROWS = 200_000
 POLISH_ROWS = 131_072
 
 FORMAT = "kyomei-directions-1"
@@ -170,7 +172,7 @@ def resonate(
         progress: called with (frequencies done, frequencies in all).
 
     Returns:
-        Distinct directions, one row each, those first whose strongest scores on held-out rows are largest.
+        Distinct directions, one row each, those first whose strongest scores are largest.
 
     Raises:
         DataError: too few rows, constant columns, non-finite values.
@@ -291,8 +293,9 @@ class _Halves:
 
 
 def _clarity(data: _Halves, w: Tensor) -> Tensor:
-    """Mean of each direction's strongest scores on held-out rows of unit norm: it foretells best whether other rows have it."""
-    return usual_scores(torch.cat([normalize(z, dim=1) for z in data.held_out()]), w)
+    """Mean of each direction's strongest scores on rows of unit norm: it foretells best whether other rows have it."""
+    index = np.linspace(0, data.rows.num_rows - 1, min(data.rows.num_rows, CLARITY_ROWS)).astype(np.int64)
+    return usual_scores(torch.cat(list(data.read(index))), w)
 
 
 def _search(data: _Halves, p: float, recipe: ResonanceRecipe, seed: list[int]) -> _Found:
@@ -338,8 +341,7 @@ def _round(
 def _uncovered(data: _Halves, w: Tensor, p: float, number: int, rng: np.random.Generator) -> Tensor:
     """Starts at rows that lie farthest below the thresholds of all directions found: random ones end where others have been."""
     index = data.batch(rng, POOL_ROWS)
-    head = torch.cat(list(data.read(index[:: max(1, len(index) // THRESHOLD_ROWS)])))
-    threshold = COVERED_SHARE * torch.cat([frequency_threshold(head @ part.T, p) for part in torch.split(w, 512)])
+    threshold = COVERED_SHARE * _thresholds(data, index, w, p)
     margin = torch.cat(
         [
             torch.cat([(z @ part.T - t).amax(dim=1, keepdim=True) for part, t in _blocks(w, threshold)], dim=1).amax(dim=1)
@@ -367,16 +369,24 @@ def _pushed_apart(w: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
 
 def _step(data: _Halves, index: np.ndarray, w: Tensor, p: float) -> tuple[Tensor, Tensor]:
     """One move of every neuron to the weighted mean of the rows above its threshold, and the mean score above it."""
-    head = torch.cat(list(data.read(index[:: max(1, len(index) // THRESHOLD_ROWS)])))
-    threshold = torch.cat([frequency_threshold(head @ part.T, p) for part in torch.split(w, 512)])
+    threshold = _thresholds(data, index, w, p)
     total = torch.zeros_like(w)
     excess_sum = torch.zeros_like(threshold)
     for z in data.read(index):
-        excess = torch.relu_(z @ w.T - threshold)
-        total.addmm_(excess.T, z)
-        excess_sum += excess.sum(dim=0)
+        # Only a share p of the scores is above its threshold: the sums run over these alone.
+        active, scores = active_above(z, w, threshold)
+        excess = scores - threshold[active.latent]
+        csr_matmul(active.latent_starts, active.row32, excess, z, total)
+        excess_sum.index_add_(0, active.latent, excess)
     moved = torch.where(excess_sum[:, None] > 0, normalize(total, dim=1), w)
     return moved, threshold + excess_sum / (p * len(index))
+
+
+def _thresholds(data: _Halves, index: np.ndarray, w: Tensor, p: float) -> Tensor:
+    """The threshold of each neuron on some of the rows."""
+    head = torch.cat(list(data.read(index[:: max(1, len(index) // THRESHOLD_ROWS)])))
+    # Neurons in rows, seen from the side: the largest of contiguous numbers are found many times faster.
+    return torch.cat([frequency_threshold((part @ head.T).T, p) for part in torch.split(w, 512)])
 
 
 def _gaussian_tail_mean(p: float) -> float:

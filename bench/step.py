@@ -1,0 +1,222 @@
+"""A training step beside its peers': time in encode matmuls, rows a second and peak memory, each in a process of its own.
+
+    python -m venv peers && peers/bin/pip install -e . -r bench/requirements.txt && peers/bin/python bench/step.py
+
+An encode matmul is x Wᵀ of the same shapes, threads and dtype, measured after each contestant's steps in its process. Peers
+that are not installed are left out, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+NUM_ROWS = 16_384
+Step = Callable[[Tensor], Any]
+
+
+def kyomei_step(dim: int, width: int, density: float, rows: Tensor, mechanism: str, sparse: bool = True) -> Step:
+    """Kyomei's own step at a given density: thresholds at that quantile of the scores, targets there."""
+    import numpy as np
+
+    from kyomei.config import TrainRecipe
+    from kyomei.dictionary import kernels
+    from kyomei.dictionary.mechanisms import GBA, BatchTopK, Mechanism, TopK
+    from kyomei.learning.trainer import Normalisation, _Training, random_start
+    from kyomei.source.shards import TensorRows
+
+    if not sparse:
+        kernels.DENSE_ABOVE = -1.0
+    start = random_start(width, dim, 0, tied=False)
+    made: Mechanism
+    if mechanism == "gba":
+        scores = rows[:512] @ start.encoder[:2048].T / rows.norm(dim=1).mean()
+        threshold = float(scores.flatten().kthvalue(round((1 - density) * scores.numel())).values)
+        made = GBA(torch.full((width,), density), torch.zeros(width, dtype=torch.int64), bias=torch.full((width,), -threshold))
+    else:
+        made = {"topk": TopK, "batchtopk": BatchTopK}[mechanism](width, round(density * width))
+    # A rate that hardly moves the weights keeps the density where it is.
+    recipe = TrainRecipe(lr=1e-6)
+    training = _Training(start, made, Normalisation.measure(TensorRows(rows)), recipe, "cpu", torch.float32)
+    number = iter(range(10**9))
+    index = np.arange(len(rows))
+    return lambda x: training.step(x, next(number), index)
+
+
+def saelens_step(dim: int, width: int, density: float, rows: Tensor, name: str) -> Step:
+    import sae_lens
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    options = {"k": round(density * width)} if "TopK" in name else {}
+    config = getattr(sae_lens, f"{name}TrainingSAEConfig")(d_in=dim, d_sae=width, device="cpu", **options)
+    sae = getattr(sae_lens, f"{name}TrainingSAE")(config)
+    log = LoggingConfig(log_to_wandb=False)
+    settings = SAETrainerConfig(
+        total_training_samples=10**9, train_batch_size_samples=len(rows), lr=1e-6, lr_end=1e-6, logger=log
+    )
+    return SAETrainer(settings, sae, iter(())).step
+
+
+def dictionary_learning_step(dim: int, width: int, density: float, rows: Tensor, name: str) -> Step:
+    from dictionary_learning.trainers.top_k import TopKTrainer
+
+    trainer = TopKTrainer(10**6, dim, width, round(density * width), layer=0, lm_name="none", lr=1e-6, device="cpu")
+    number = iter(range(10**9))
+    return lambda x: trainer.update(next(number), x)
+
+
+def sparsify_step(dim: int, width: int, density: float, rows: Tensor, name: str) -> Step:
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    coder = SparseCoder(dim, SparseCoderConfig(num_latents=width, k=round(density * width)))
+    optimizer = torch.optim.Adam(coder.parameters(), lr=1e-6)
+
+    def step(x: Tensor) -> None:
+        out = coder(x)
+        (out.fvu + out.auxk_loss / 32).backward()
+        coder.remove_gradient_parallel_to_decoder_directions()
+        torch.nn.utils.clip_grad_norm_(coder.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        coder.set_decoder_norm_to_unit_norm()
+
+    return step
+
+
+def overcomplete_step(dim: int, width: int, density: float, rows: Tensor, name: str) -> Step:
+    from overcomplete.sae import TopKSAE
+    from overcomplete.sae.losses import mse_l1
+
+    sae = TopKSAE(dim, width, top_k=round(density * width), device="cpu")
+    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-6)
+
+    def step(x: Tensor) -> None:
+        optimizer.zero_grad()
+        pre, z, x_hat = sae(x)
+        mse_l1(x, x_hat, pre, z, sae.get_dictionary(), 0.0).backward()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def dense_gba(dim: int, width: int, density: float, rows: Tensor, name: str) -> Step:
+    return kyomei_step(dim, width, density, rows, name, sparse=False)
+
+
+CONTESTANTS: dict[str, tuple[Callable[..., Step], str]] = {
+    "kyomei GBA": (kyomei_step, "gba"),
+    "kyomei GBA, dense": (dense_gba, "gba"),
+    "kyomei TopK": (kyomei_step, "topk"),
+    "kyomei BatchTopK": (kyomei_step, "batchtopk"),
+    "SAELens Standard": (saelens_step, "Standard"),
+    "SAELens TopK": (saelens_step, "TopK"),
+    "SAELens JumpReLU": (saelens_step, "JumpReLU"),
+    "SAELens BatchTopK": (saelens_step, "BatchTopK"),
+    "dictionary_learning TopK": (dictionary_learning_step, "TopK"),
+    "sparsify TopK": (sparsify_step, "TopK"),
+    "overcomplete TopK": (overcomplete_step, "TopK"),
+}
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def encode_seconds(x: Tensor, width: int, repeats: int = 3) -> list[float]:
+    w, out = normalize(torch.randn(width, x.shape[1]), dim=1), torch.empty(len(x), width)
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        torch.mm(x, w.T, out=out)
+        times.append(time.perf_counter() - began)
+    return times[1:]
+
+
+def measure(name: str, dim: int, width: int, batch: int, density: float, steps: int, threads: int) -> dict[str, Any]:
+    """Median step of one contestant, in this process."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    rows = torch.randn(max(NUM_ROWS, batch), dim)
+    build, mechanism = CONTESTANTS[name]
+    build(8, 64, 0.1, rows[:, :8].contiguous(), mechanism)  # its imports are part of what memory is counted from
+    before = peak_bytes()
+    step = build(dim, width, density, rows, mechanism)
+    times = []
+    for number in range(steps + 2):
+        first = number * batch % (len(rows) - batch + 1)
+        x = rows[first : first + batch]
+        began = time.perf_counter()
+        step(x)
+        times.append(time.perf_counter() - began)
+    peak = peak_bytes()
+    matmul = encode_seconds(rows[:batch], width, 5)
+    seconds, encode = sorted(times[2:])[len(times[2:]) // 2], sorted(matmul)[len(matmul) // 2]
+    return {
+        "name": name,
+        "dim": dim,
+        "width": width,
+        "density": density,
+        "step_ms": 1e3 * seconds,
+        "encode_ms": 1e3 * encode,
+        "encodes": seconds / encode,
+        "rows_per_second": batch / seconds,
+        "peak_mb": peak / 2**20,
+        "steps_mb": (peak - before) / 2**20,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="*", default=["384x8192", "768x32768"])
+    parser.add_argument("--densities", nargs="*", type=float, default=[0.005, 0.01])
+    parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="*", default=list(CONTESTANTS))
+    parser.add_argument("--json", type=Path, default=Path("bench-step.json"))
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes]
+    if args.one:
+        (dim, width), density = shapes[0], args.densities[0]
+        print(json.dumps(measure(args.one, dim, width, args.batch, density, args.steps, args.threads)))
+        return
+    records = []
+    print("| d × width | density | step | ms | encodes | rows/s | peak MB | of the steps |\n|---|---|---|---|---|---|---|---|")
+    for dim, width in shapes:
+        for density in args.densities:
+            for name in args.only:
+                own = [sys.executable, __file__, "--one", name, "--shapes", f"{dim}x{width}", "--densities", str(density)]
+                own += ["--batch", str(args.batch), "--steps", str(args.steps), "--threads", str(args.threads)]
+                done = subprocess.run(own, capture_output=True, text=True)
+                if done.returncode:
+                    reason = done.stderr.strip().splitlines()[-1][:90] if done.stderr else "no message"
+                    print(f"| {dim} × {width} | {density:.1%} | {name} | did not run: {reason} |", flush=True)
+                    continue
+                r = json.loads(done.stdout.strip().splitlines()[-1])
+                records.append(r)
+                print(
+                    f"| {dim} × {width} | {density:.1%} | {name} | {r['step_ms']:.0f} | {r['encodes']:.2f} |"
+                    f" {r['rows_per_second']:.0f} | {r['peak_mb']:.0f} | {r['steps_mb']:.0f} |",
+                    flush=True,
+                )
+    machine = {"torch": torch.__version__, "machine": platform.machine(), "threads": args.threads, "batch": args.batch}
+    args.json.write_text(json.dumps({"machine": machine, "records": records}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
