@@ -34,7 +34,9 @@ def kyomei_step(dim: int, width: int, density: float, rows: Tensor, mechanism: s
     from kyomei.config import TrainRecipe
     from kyomei.dictionary import kernels
     from kyomei.dictionary.mechanisms import GBA, BatchTopK, Mechanism, TopK
-    from kyomei.learning.trainer import Normalisation, _Training, random_start
+    from kyomei.learning.mesh import Mesh
+    from kyomei.learning.start import Normalisation, random_start
+    from kyomei.learning.state import Training
     from kyomei.source.shards import TensorRows
 
     if not sparse:
@@ -49,7 +51,7 @@ def kyomei_step(dim: int, width: int, density: float, rows: Tensor, mechanism: s
         made = {"topk": TopK, "batchtopk": BatchTopK}[mechanism](width, round(density * width))
     # A rate that hardly moves the weights keeps the density where it is.
     recipe = TrainRecipe(lr=1e-6)
-    training = _Training(start, made, Normalisation.measure(TensorRows(rows)), recipe, "cpu", torch.float32)
+    training = Training(start, made, Normalisation.measure(TensorRows(rows)), recipe, "cpu", torch.float32, Mesh())
     number = iter(range(10**9))
     index = np.arange(len(rows))
     return lambda x: training.step(x, next(number), index)

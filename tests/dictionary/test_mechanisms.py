@@ -27,7 +27,8 @@ from kyomei.dictionary.mechanisms import (
 )
 from kyomei.dictionary.sae import Activation
 from kyomei.errors import DataError, RecipeError
-from kyomei.learning.trainer import Normalisation, random_start, train
+from kyomei.learning.start import Normalisation, random_start
+from kyomei.learning.trainer import train
 from kyomei.source.shards import TensorRows
 
 WIDTH, DIM, K = 24, 12, 3

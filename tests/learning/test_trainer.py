@@ -19,7 +19,9 @@ from kyomei.dictionary.mechanisms import BA, GBA, L1, BatchTopK, Mechanism, TopK
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, Interrupted, RecipeError, RunError, TrainingError
 from kyomei.learning.checkpoint import list_checkpoints
-from kyomei.learning.trainer import NonFiniteError, Normalisation, Start, learning_rate, random_start, train
+from kyomei.learning.start import Normalisation, Start, random_start
+from kyomei.learning.state import NonFiniteError, Training, learning_rate
+from kyomei.learning.trainer import train
 from kyomei.source.shards import BatchOrder, TensorRows
 
 WIDTH, DIM = 20, 10
@@ -133,14 +135,14 @@ def test_held_encoders_stay_to_the_bit_and_the_rest_trains(tied: bool) -> None:
 
 def test_held_encoders_do_not_count_in_the_norm_that_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
-    clip = torch.nn.utils.clip_grad_norm_
+    clip = Training._clip_gradients
 
-    def spying(parameters: list[Tensor], max_norm: float) -> Tensor:
-        assert parameters[0].grad is not None
-        seen.append(parameters[0].grad.norm(dim=1))
-        return clip(parameters, max_norm)
+    def spying(self: Training) -> float:
+        assert self.encoder.grad is not None
+        seen.append(self.encoder.grad.norm(dim=1))
+        return clip(self)
 
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spying)
+    monkeypatch.setattr(Training, "_clip_gradients", spying)
     train(start(tied=False, held=6), gba(), TensorRows(data()), recipe(), seed=0)
     assert len(seen) == 12
     assert all(bool((norms[:6] == 0).all()) and bool((norms[6:] > 0).any()) for norms in seen)
@@ -374,16 +376,14 @@ def test_a_non_finite_batch_stops_before_anything_moves(tmp_path: Path) -> None:
 
 
 def test_weights_stay_as_they_were_when_the_loss_overflows(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kyomei.learning import trainer
-
     kept: list[Any] = []
-    original = trainer._Training.step
+    original = Training.step
 
-    def spying(self: Any, x: Tensor, step: int, rows: Any) -> Any:
+    def spying(self: Any, x: Tensor, step: int, rows: Any, stop: bool = False) -> Any:
         kept[:] = [self, [tensor.detach().clone() for tensor in self.parameters]]
-        return original(self, x * (1e30 if step == 5 else 1), step, rows)
+        return original(self, x * (1e30 if step == 5 else 1), step, rows, stop)
 
-    monkeypatch.setattr(trainer._Training, "step", spying)
+    monkeypatch.setattr(Training, "step", spying)
     with pytest.raises(NonFiniteError, match=r"loss inf.*step 5, over rows \d+, .* and 42 more.*Lower train.lr"):
         train(start(), gba(), TensorRows(data()), recipe(), seed=0)
     training, before = kept

@@ -203,6 +203,8 @@ class Products(ABC):
         centre: b_pre [dim].
         num_rows: rows over which the loss is a mean, those of other ranks included; none: these.
         over_latents: adds up what ranks with other latents reconstruct of the same rows; differentiable.
+        centre_share: share of b_pre that this rank adds to that sum, so that its gradient is a sum over ranks as well.
+        autocast: dtype of the scores' product; none: that of the weights.
     """
 
     def __init__(
@@ -214,11 +216,12 @@ class Products(ABC):
         *,
         num_rows: int | None = None,
         over_latents: Callable[[Tensor], Tensor] = alone,
+        centre_share: float = 1.0,
         autocast: torch.dtype | None = None,
     ) -> None:
         self.x, self.encoder, self.decoder, self.centre = x, encoder, decoder, centre
         self.num_rows = num_rows or len(x)
-        self.over_latents, self.autocast = over_latents, autocast
+        self.over_latents, self.centre_share, self.autocast = over_latents, centre_share, autocast
 
     @property
     @abstractmethod
@@ -239,7 +242,12 @@ class Products(ABC):
 
     def reconstruct(self, active: Active, values: Float[Tensor, " active"]) -> Float[Tensor, "rows dim"]:
         """x̂ = z W_dec + b_pre; differentiable."""
-        return self.over_latents(self.decode(active, values)) + self.centre
+        return self.over_latents(self.decode(active, values) + self.centre_part)
+
+    @property
+    def centre_part(self) -> Float[Tensor, " dim"]:
+        """What this rank adds of b_pre."""
+        return self.centre if self.centre_share == 1 else self.centre * self.centre_share
 
     def frozen(self) -> Products:
         """The same with a decoder that takes no gradient."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -9,23 +10,25 @@ import random
 import re
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from kyomei.errors import RunError
+from kyomei.learning.mesh import Mesh
 from kyomei.runs import sha256_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KEPT = 2
 TENSORS_FILE = "tensors.safetensors"
 STATE_FILE = "state.json"
+FULL = "a full disk"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -38,12 +41,14 @@ class Checkpoint:
         tensors: model, optimiser and mechanism, by name.
         identity: what training this is a state of, as plain JSON values.
         generators: states of the process's random generators, as `generator_states` gives them.
+        parts: tensors that are some rows of a larger one, and which; those of the other rows are with other ranks.
     """
 
     step: int
     tensors: dict[str, Tensor]
     identity: dict[str, Any]
     generators: dict[str, Any]
+    parts: dict[str, slice] = field(default_factory=dict)
 
 
 class _DamagedError(Exception):
@@ -76,12 +81,14 @@ def set_generator_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(_bytes_tensor(state), device)
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> Path:
+def save(folder: Path, checkpoint: Checkpoint, mesh: Mesh | None = None) -> Path:
     """Write a checkpoint so that it exists whole or not at all, then drop all but the newest two.
 
     Args:
         folder: of the training; the checkpoint becomes `checkpoints/step-00000200` in it.
-        checkpoint: what to write.
+        checkpoint: what to write; of a mesh, this rank's part, and every rank has to call. Each feature part is one file, so
+            that no rank holds more than its own.
+        mesh: the ranks that write together; none: this process alone.
 
     Returns:
         The checkpoint's folder.
@@ -89,32 +96,55 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     Raises:
         RunError: if the disk is full; older checkpoints are intact and training can be resumed.
     """
+    mesh = mesh or Mesh()
     parent = folder / "checkpoints"
     final = parent / f"step-{checkpoint.step:08d}"
+    temporary = parent / f".{final.name}.{mesh.tell(os.getpid())[0]}.tmp"
+    failed: Exception | None = None
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _drop_unfinished(parent)
-        temporary = parent / f".{final.name}.{os.getpid()}.tmp"
-        try:
+        if mesh.leads:
+            parent.mkdir(parents=True, exist_ok=True)
+            _drop_unfinished(parent)
             temporary.mkdir()
-            _write(temporary, checkpoint)
+    except OSError as error:
+        failed = error
+    digests: dict[str, str] = {}
+    told = mesh.tell(_reason(failed))
+    try:
+        if not any(told) and mesh.data_rank == 0:
+            name = _tensors_name(mesh.feature_rank, mesh.features)
+            digests[name] = _write_tensors(temporary / name, checkpoint.tensors)
+    except (OSError, SafetensorError) as error:
+        failed = error
+    every = mesh.tell((_reason(failed), digests))
+    told = [*told, *(reason for reason, _ in every)]
+    try:
+        if mesh.leads and not any(told):
+            _write_state(temporary, checkpoint, {name: digest for _, own in every for name, digest in own.items()})
             if final.exists():  # what lies there was found damaged, or it would have been resumed from
                 shutil.rmtree(final)
             os.replace(temporary, final)
             _flush_folder(parent)
-        finally:
+    except OSError as error:
+        failed = error
+    finally:
+        if mesh.leads:
             shutil.rmtree(temporary, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise _unwritable(final, error) from error
+    reasons = [reason for reason in [*told, *mesh.tell(_reason(failed))] if reason]
+    if reasons:
+        raise _unwritable(final, reasons[0]) from failed
+    if not mesh.leads:
+        return final
     _prune(parent, checkpoint.step)
     return final
 
 
-def load(folder: Path) -> Checkpoint | None:
+def load(folder: Path, parts: dict[str, slice] | None = None) -> Checkpoint | None:
     """The newest checkpoint that is whole.
 
     Args:
         folder: of the training.
+        parts: rows to read of some tensors, on whatever mesh they were written; the others are read whole.
 
     Returns:
         The checkpoint, its tensors on the CPU; none if training never wrote one.
@@ -128,7 +158,7 @@ def load(folder: Path) -> Checkpoint | None:
     found = list_checkpoints(folder)
     for path in reversed(found):
         try:
-            return _read(path)
+            return _read(path, parts or {})
         except _DamagedError as damage:
             warnings.warn(f"Checkpoint {path} is damaged ({damage}); falling back to the one before.", stacklevel=2)
     if found:
@@ -148,35 +178,71 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(paths, key=step_of)
 
 
-def _write(folder: Path, checkpoint: Checkpoint) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    save_file(tensors, folder / TENSORS_FILE)
+def _tensors_name(number: int, count: int) -> str:
+    return TENSORS_FILE if count == 1 else f"tensors-{number:05d}-of-{count:05d}.safetensors"
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
+    """Write tensors to the disk itself; returns their file's sha256."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    _flush(path)
+    return sha256_of(path)
+
+
+def _write_state(folder: Path, checkpoint: Checkpoint, digests: dict[str, str]) -> None:
     state = {
         "schema_version": SCHEMA_VERSION,
         "step": checkpoint.step,
-        "sha256": sha256_of(folder / TENSORS_FILE),
+        "sha256": digests,
+        "sharded": sorted(checkpoint.parts),
         "identity": checkpoint.identity,
         "generators": checkpoint.generators,
     }
-    (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
-    for path in (folder / TENSORS_FILE, folder / STATE_FILE):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    path = folder / STATE_FILE
+    path.write_text(json.dumps(state), encoding="utf-8")
+    _flush(path)
     _flush_folder(folder)
 
 
-def _read(path: Path) -> Checkpoint:
+def _read(path: Path, parts: dict[str, slice]) -> Checkpoint:
     try:
         state = json.loads((path / STATE_FILE).read_bytes())
         version = state["schema_version"]
         if version > SCHEMA_VERSION:
             raise RunError(f"a checkpoint of schema {SCHEMA_VERSION}", f"{version} in {path}", "resume with a newer Kyomei")
-        if sha256_of(path / TENSORS_FILE) != state["sha256"]:
-            raise _DamagedError(f"sha256 of {TENSORS_FILE} differs from {STATE_FILE}")
-        tensors = load_file(path / TENSORS_FILE)
-        return Checkpoint(state["step"], tensors, state["identity"], state["generators"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        for name, digest in state["sha256"].items():
+            if sha256_of(path / name) != digest:
+                raise _DamagedError(f"sha256 of {name} differs from {STATE_FILE}")
+        tensors = _read_tensors([path / name for name in sorted(state["sha256"])], set(state["sharded"]), parts)
+        return Checkpoint(state["step"], tensors, state["identity"], state["generators"], parts)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise _DamagedError(f"{type(error).__name__}: {error}") from error
+
+
+def _read_tensors(files: list[Path], sharded: set[str], parts: dict[str, slice]) -> dict[str, Tensor]:
+    """Tensors from the files of all feature parts, of some only the rows in `parts`."""
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
+        tensors = {}
+        for name in opened[0].keys():  # noqa: SIM118  not a dict
+            pieces = [file.get_slice(name) for file in (opened if name in sharded else opened[:1])]
+            wanted = parts.get(name)
+            tensors[name] = opened[0].get_tensor(name) if len(pieces) == 1 and wanted is None else _rows(pieces, wanted)
+        return tensors
+
+
+def _rows(pieces: list[Any], wanted: slice | None) -> Tensor:
+    """Some rows of a tensor that lies in pieces, one under the other."""
+    read: list[Tensor] = []
+    first = 0
+    for piece in pieces:
+        last = first + piece.get_shape()[0]
+        start = first if wanted is None else max(first, wanted.start)
+        stop = last if wanted is None else min(last, wanted.stop)
+        if start < stop or (not read and piece is pieces[-1]):
+            read.append(piece[max(0, start - first) : max(0, stop - first)])
+        first = last
+    return torch.cat(read)
 
 
 def _prune(parent: Path, newest: int) -> None:
@@ -193,12 +259,20 @@ def _drop_unfinished(parent: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _unwritable(path: Path, error: Exception) -> RunError:
+def _reason(error: Exception | None) -> str:
+    """Why something could not be written, as plain text that ranks can tell each other; empty: it could."""
+    if error is None:
+        return ""
     # safetensors reports system errors as text only.
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-    found = "a full disk" if full else str(error)
+    return FULL if full else str(error) or type(error).__name__
+
+
+def _unwritable(path: Path, reason: str) -> RunError:
     do = "free space and go on with `kyomei train --resume`; older checkpoints are intact"
-    return RunError(f"room to write the checkpoint {path}", found, do if full else do.replace("free space", "make it writable"))
+    return RunError(
+        f"room to write the checkpoint {path}", reason, do if reason == FULL else do.replace("free space", "make it writable")
+    )
 
 
 def step_of(path: Path) -> int:
@@ -208,6 +282,11 @@ def step_of(path: Path) -> int:
 
 def _bytes_tensor(text: str) -> Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:

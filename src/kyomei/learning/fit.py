@@ -28,7 +28,8 @@ from kyomei.learning.plan import (
     resonant_plan,
 )
 from kyomei.learning.resonance import Directions, resonate
-from kyomei.learning.trainer import EventSink, random_start, train
+from kyomei.learning.start import random_start
+from kyomei.learning.trainer import EventSink, train
 from kyomei.source.shards import Rows, open_rows
 
 REFIT_BLOCK_ROWS = 8192

@@ -19,7 +19,7 @@ from kyomei.errors import RecipeError
 from kyomei.learning.anchoring import ACTIVE_SHARE, CodeMoments, Cone, anchored_decoders, to_scipy, usual_scores
 from kyomei.learning.covariance import Whitening
 from kyomei.learning.resonance import Directions
-from kyomei.learning.trainer import Normalisation, Start, random_start
+from kyomei.learning.start import Normalisation, Start, random_start
 from kyomei.source.shards import Rows
 
 CALIBRATION_ROWS = 16_384

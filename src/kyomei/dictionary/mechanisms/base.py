@@ -181,6 +181,21 @@ class Mechanism(ABC):
     def adapt(self) -> None:  # noqa: B027  most mechanisms have nothing to adapt
         """Move what gradients do not, from what was observed since the last call."""
 
+    def settle(self, counts_here: bool) -> None:
+        """Make the state the same on all ranks that hold the same latents, before it is kept.
+
+        Args:
+            counts_here: whether this rank goes on with what all of them have counted; the others start from nothing.
+        """
+        self.fired.copy_(self.reduce.max_over_rows(self.fired.to(torch.int32)) > 0)
+
+    def shard(self, part: slice) -> None:
+        """Keep some of the latents; `settings` stay those of the whole."""
+        for name, tensor in vars(self).items():
+            if isinstance(tensor, Tensor) and tensor.shape == (self.width,):
+                setattr(self, name, tensor.detach()[part].clone().requires_grad_(tensor.requires_grad))
+        self.width = part.stop - part.start
+
     def state(self) -> dict[str, Tensor]:
         """Every tensor on which the next step depends, by name; not copies."""
         return {"fired": self.fired}

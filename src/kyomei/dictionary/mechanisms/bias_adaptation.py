@@ -147,6 +147,13 @@ class BiasAdaptation(Mechanism):
         self.maxima.fill_(-torch.inf)
         self.rows.zero_()
 
+    def settle(self, counts_here: bool) -> None:
+        super().settle(counts_here)
+        counts, rows = self.reduce.sum_over_rows(self.counts), self.reduce.sum_over_rows(self.rows)
+        self.counts.copy_(counts if counts_here else torch.zeros_like(counts))
+        self.rows.copy_(rows if counts_here else torch.zeros_like(rows))
+        self.maxima.copy_(self.reduce.max_over_rows(self.maxima))
+
     def _group_steps(self, largest: Float[Tensor, " width"]) -> Float[Tensor, " width"]:
         """T of each neuron's group."""
         # On the CPU, because scattered sums on accelerators are not bitwise reproducible; this is O(width) once in a while.

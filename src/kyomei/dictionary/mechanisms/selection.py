@@ -190,15 +190,20 @@ class MatryoshkaBatchTopK(BatchTopK):
     def reconstruction(self, products: Products, active: Active, values: Tensor) -> tuple[Tensor, Tensor]:
         # Nested partial sums: each part of the latents is decoded once and added to those before it.
         starts = active.latent_starts.tolist()
-        squares, so_far = values.new_zeros(()), products.centre
+        squares, so_far = values.new_zeros(()), values.new_zeros(())
         first = 0
         for end in self.ends:
             own = range(*(min(max(edge - self.first_latent, 0), active.width) for edge in (first, end)))
             entries = slice(starts[own.start], starts[own.stop])
             part = Active(active.latent[entries], active.row[entries], active.num_rows, active.width)
-            so_far = so_far + products.over_latents(products.decode(part, values[entries]))
+            decoded = products.decode(part, values[entries])
+            so_far = so_far + products.over_latents(decoded if first else decoded + products.centre_part)
             squares, first = squares + (so_far - products.x).square().sum(), end
         return squares / len(self.ends), so_far - products.x
+
+    def shard(self, part: slice) -> None:
+        super().shard(part)
+        self.first_latent = part.start
 
     def settings(self) -> dict[str, float | int | str]:
         return super().settings() | {"prefixes": ",".join(f"{share:g}" for share in self.prefixes)}

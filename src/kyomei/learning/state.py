@@ -1,0 +1,282 @@
+"""The state that training steps change: weights, optimiser and mechanism, whole or this rank's part of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from kyomei.config import TrainRecipe
+from kyomei.dictionary import kernels
+from kyomei.dictionary.mechanisms import Finish, Mechanism, Objective
+from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.errors import TrainingError
+from kyomei.learning import checkpoint
+from kyomei.learning.checkpoint import Checkpoint
+from kyomei.learning.mesh import Mesh
+from kyomei.learning.start import Normalisation, Start
+
+SOFT_FROZEN_COSINE = 0.8
+"""A soft-frozen decoder row keeps at least this cosine to its start (arXiv:2602.14111)."""
+
+
+class NonFiniteError(TrainingError):
+    """A step whose loss or gradient is not finite; the weights are as before it.
+
+    Attributes:
+        step: the step, from 0.
+        rows: row numbers of its batch.
+    """
+
+    def __init__(self, step: int, rows: Int64[np.ndarray, " batch"], what: str, broken: list[int]) -> None:
+        shown = ", ".join(str(row) for row in (broken or rows.tolist())[:8])
+        rest = "" if len(broken or rows) <= 8 else f" and {len(broken or rows) - 8} more"
+        culprit = f"whose input rows {shown}{rest} are not finite" if broken else f"over rows {shown}{rest}"
+        do = "repair these rows" if broken else "lower train.lr; the weights and the last checkpoint are those before this step"
+        super().__init__("a finite loss and gradient", f"{what} at step {step}, {culprit}", do)
+        self.step, self.rows = step, rows
+
+
+class StepValues(NamedTuple):
+    """What a step leaves for its event, over the rows and latents of all ranks; and whether a rank was asked to stop."""
+
+    loss: float
+    squared_error: float
+    variance: float
+    l0: float
+    stop: bool
+
+
+class Training:
+    """The state that steps change: weights, optimiser, mechanism."""
+
+    def __init__(
+        self,
+        start: Start,
+        mechanism: Mechanism,
+        normalisation: Normalisation,
+        recipe: TrainRecipe,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        mesh: Mesh,
+    ) -> None:
+        self.mesh, self.parts = mesh, parts_of(start, mechanism, recipe, mesh)
+        if mesh.size > 1:
+            start, mechanism.reduce = _sharded(start, mesh), mesh
+            mechanism.shard(mesh.latents(mechanism.width))
+        # bfloat16 has too few digits for small updates: weights stay in float32 and the products are autocast.
+        self.autocast = torch.bfloat16 if dtype == torch.bfloat16 else None
+        kept = torch.float32 if dtype == torch.bfloat16 else dtype
+        self.mechanism, self.recipe = mechanism, recipe
+        mechanism.to(device, kept)
+        self.encoder = start.encoder.detach().to(device, kept, copy=True)
+        self.decoder = self.encoder if start.decoder is None else start.decoder.detach().to(device, kept, copy=True)
+        centre = torch.zeros(self.encoder.shape[1]) if start.centre is None else start.centre
+        self.centre = centre.detach().to(device, kept, copy=True)
+        self.tied = start.decoder is None
+        self.normalisation, self.normalise = normalisation, normalisation.to(self.encoder).apply
+        self.decoder.copy_(normalize(self.decoder, dim=1))
+        hold = torch.ones_like(start.hold) if recipe.freeze == "encoder" else start.hold
+        self.held = hold.nonzero().flatten().to(device)
+        self.held_rows = self.encoder[self.held].clone()
+        anchor = anchors_of(start, recipe)
+        self.anchored = (anchor > -1).nonzero().flatten().to(device)
+        self.anchor = anchor.to(device, kept)[self.anchored, None]
+        self.anchor_rows = self.decoder[self.anchored].clone()
+        matrices = [self.encoder] if self.tied else [self.encoder, self.decoder]
+        self.weights = [*matrices, self.centre]
+        self.parameters = [*self.weights, *mechanism.parameters()]
+        for tensor in self.parameters:
+            tensor.requires_grad_(True)
+        self.optimizer = self._optimizer(matrices, self.parameters[len(matrices) :])
+
+    def _optimizer(self, matrices: list[Tensor], vectors: list[Tensor]) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        # Decay is for weights; b_pre and biases have a meaningful zero of their own.
+        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+        if recipe.optimizer == "adam":
+            groups[0]["weight_decay"] = 0.0
+        return kind(groups, lr=recipe.lr, fused=self.encoder.device.type in ("cpu", "cuda"))
+
+    def step(
+        self, x: Float[Tensor, "rows dim"], step: int, rows: Int64[np.ndarray, " batch"], stop: bool = False
+    ) -> StepValues:
+        """One optimiser step on this rank's raw rows; raises before anything moves if the loss or a gradient is not finite."""
+        xn = self.normalise(x)
+        self.optimizer.zero_grad(set_to_none=False)
+        objective = self._objective(xn)
+        torch.autograd.backward(objective.loss)
+        self._reduce_gradients()
+        self._hold_gradients()
+        norm = self._clip_gradients()
+        values = self._values(objective, xn, stop)
+        if not math.isfinite(values.loss + norm):
+            broken = rows[(~torch.isfinite(x).all(dim=1)).cpu().numpy()].tolist()
+            raise NonFiniteError(step, rows, f"loss {values.loss:g}, gradient norm {norm:g}", broken)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, step)
+        self.optimizer.step()
+        self._normalise_rows()
+        self.mechanism.observe(objective.active, objective.scores, objective.values)
+        if self.mechanism.adapt_every and (step + 1) % self.mechanism.adapt_every == 0:
+            self.mechanism.adapt()
+        return values
+
+    def _objective(self, xn: Tensor) -> Objective:
+        """Loss and gradient on the active set, or on whole matrices where the code is dense."""
+        mesh = self.mesh
+        options: dict[str, Any] = {"num_rows": len(xn) * mesh.data, "autocast": self.autocast}
+        if mesh.features > 1:
+            options |= {"over_latents": mesh.sum_over_latents, "centre_share": 1 / mesh.features}
+        weights = xn, self.encoder, self.decoder, self.centre
+        if kernels.supported(self.encoder.device):
+            sparse = self.mechanism.objective(kernels.SparseProducts(*weights, **options))
+            # All ranks have to take one way: their sums differ in number.
+            if float(mesh.sum_over_all(torch.tensor(sparse.active.density))) <= kernels.DENSE_ABOVE * mesh.size:
+                return sparse
+        return self.mechanism.objective(kernels.DenseProducts(*weights, **options))
+
+    def _reduce_gradients(self) -> None:
+        """Gradients of this rank's latents from all rows; that of b_pre from all ranks."""
+        if self.mesh.size == 1:
+            return
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                sum_up = self.mesh.sum_over_all if parameter is self.centre else self.mesh.sum_over_rows
+                parameter.grad.copy_(sum_up(parameter.grad))
+
+    def _clip_gradients(self) -> float:
+        """Scale the gradient of all ranks to the largest norm allowed; returns the norm it had."""
+        grads = [(p.grad, p is self.centre) for p in self.parameters if p.grad is not None]
+        own = [torch.linalg.vector_norm(grad).cpu().double().square() for grad, is_centre in grads if not is_centre]
+        shared = [torch.linalg.vector_norm(grad).cpu().double().square() for grad, is_centre in grads if is_centre]
+        norm = math.sqrt(float(self.mesh.sum_over_latents(torch.stack(own).sum()) + sum(shared)))
+        if norm > self.recipe.clip:
+            for grad, _ in grads:
+                grad.mul_(self.recipe.clip / (norm + 1e-6))
+        return norm
+
+    def _values(self, objective: Objective, xn: Tensor, stop: bool) -> StepValues:
+        mesh = self.mesh
+        rows = len(xn) * mesh.data
+        own = [objective.loss.detach(), objective.squared_error, xn.square().sum() / rows]
+        per_row = torch.stack([value.cpu().double() for value in own]) / mesh.features
+        counted = torch.tensor([float((objective.values > 0).sum()) / rows, float(stop)], dtype=torch.float64)
+        loss, squared_error, variance, l0, asked = mesh.sum_over_all(torch.cat([per_row, counted])).tolist()
+        return StepValues(loss, squared_error, variance, l0, asked > 0)
+
+    def _hold_gradients(self) -> None:
+        if len(self.held) and self.encoder.grad is not None:
+            self.encoder.grad.index_fill_(0, self.held, 0.0)
+
+    @torch.no_grad()
+    def _normalise_rows(self) -> None:
+        # clamp: a row that weight decay emptied stays zero instead of becoming NaN.
+        self.decoder.div_(torch.linalg.vector_norm(self.decoder, dim=1, keepdim=True).clamp_min(1e-12))
+        if len(self.anchored):
+            self._anchor_decoder()
+        if len(self.held):
+            self.encoder.index_copy_(0, self.held, self.held_rows)
+
+    def _anchor_decoder(self) -> None:
+        """Put decoder rows that left the cone around their start back on it."""
+        rows, first, least = self.decoder[self.anchored], self.anchor_rows, self.anchor
+        along = (rows * first).sum(dim=1, keepdim=True)
+        on_cone = least * first + (1 - least.square()).sqrt() * normalize(rows - along * first, dim=1)
+        self.decoder.index_copy_(0, self.anchored, torch.where((along < least) | (least == 1), on_cone, rows))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor the rest of training depends on; of `parts`, this rank's."""
+        self.mechanism.settle(counts_here=self.mesh.data_rank == 0)
+        named = {f"model.{number}": tensor for number, tensor in enumerate(self.weights)}
+        named["model.held"] = self.held_rows
+        named["model.anchor"] = self.anchor_rows
+        named["normalisation.mean"] = self.normalisation.mean
+        named["normalisation.scale"] = torch.tensor(self.normalisation.scale, dtype=torch.float64)
+        for number, slots in self.optimizer.state_dict()["state"].items():
+            named |= {f"optimizer.{number}.{slot}": value for slot, value in slots.items()}
+        return named | {f"mechanism.{name}": tensor for name, tensor in self.mechanism.state().items()}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take over the tensors that `tensors` gave."""
+        for number, tensor in enumerate(self.weights):
+            tensor.copy_(tensors[f"model.{number}"])
+        self.held_rows.copy_(tensors["model.held"])
+        self.anchor_rows.copy_(tensors["model.anchor"])
+        prefix = "mechanism."
+        self.mechanism.load_state({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, parameter, slot = name.split(".")
+                state.setdefault(int(parameter), {})[slot] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+    def finish(self) -> SparseAutoencoder:
+        """The autoencoder on raw input."""
+        whole = self.mesh.whole
+        decoder = None if self.tied else whole(self.decoder)
+        finish = self.mechanism.finish()
+        if self.mesh.features > 1:
+            offset, scale = (None if value is None else whole(value) for value in (finish.offset, finish.scale))
+            finish = Finish(whole(finish.threshold), finish.activation, finish.k, offset, scale)
+        return self.normalisation.fold(whole(self.encoder), decoder, self.centre, finish)
+
+    def at(self, step: int, identity: dict[str, Any]) -> Checkpoint:
+        """The checkpoint after so many steps."""
+        return Checkpoint(step, self.tensors(), identity, checkpoint.generator_states(), self.parts)
+
+    @property
+    def dead_share(self) -> float:
+        """Share of all latents silent since `fired` was cleared."""
+        fired = self.mesh.max_over_rows(self.mechanism.fired.to(torch.int32)).double().sum()
+        return 1 - float(self.mesh.sum_over_latents(fired)) / (len(self.encoder) * self.mesh.features)
+
+
+def _sharded(start: Start, mesh: Mesh) -> Start:
+    """This rank's latents of a start."""
+    part = mesh.latents(len(start.encoder))
+    decoder = None if start.decoder is None else start.decoder[part]
+    anchor = None if start.anchor is None else start.anchor[part]
+    return Start(start.encoder[part], decoder, start.hold[part], anchor, start.centre)
+
+
+def parts_of(start: Start, mechanism: Mechanism, recipe: TrainRecipe, mesh: Mesh) -> dict[str, slice]:
+    """Which tensors of a checkpoint are this rank's part of a larger one, and which rows of that they are."""
+    if mesh.features == 1:
+        return {}
+    width = len(start.encoder)
+    latents = mesh.latents(width)
+    hold = torch.ones_like(start.hold) if recipe.freeze == "encoder" else start.hold
+    anchored = anchors_of(start, recipe) > -1
+    parts = {
+        name: slice(int(mask[: latents.start].sum()), int(mask[: latents.stop].sum()))
+        for name, mask in (("model.held", hold), ("model.anchor", anchored))
+    }
+    matrices = 1 if start.decoder is None else 2
+    trained = [*range(matrices), *range(matrices + 1, matrices + 1 + len(mechanism.parameters()))]
+    parts |= {f"model.{number}": latents for number in range(matrices)}
+    parts |= {f"optimizer.{number}.{slot}": latents for number in trained for slot in ("exp_avg", "exp_avg_sq")}
+    return parts | {f"mechanism.{name}": latents for name, value in mechanism.state().items() if value.shape == (width,)}
+
+
+def anchors_of(start: Start, recipe: TrainRecipe) -> Float[Tensor, " width"]:
+    """Least cosine of every decoder row to its start; a frozen control's is the same for all."""
+    frozen = {"decoder": 1.0, "soft_decoder": SOFT_FROZEN_COSINE}.get(recipe.freeze)
+    if frozen is None:
+        return torch.full((len(start.encoder),), -1.0) if start.anchor is None else start.anchor
+    return torch.full((len(start.encoder),), frozen)
+
+
+def learning_rate(recipe: TrainRecipe, step: int) -> float:
+    """Learning rate of a step, counted from 0: linear warm-up, plateau, linear decay at the end."""
+    warm = min(1.0, (step + 1) / max(recipe.warmup_steps, 1))
+    decay_steps = recipe.decay_share * recipe.steps
+    return recipe.lr * warm * (min(1.0, (recipe.steps - step) / decay_steps) if decay_steps else 1.0)
