@@ -164,19 +164,35 @@ def train_command(
     seed: Seed = None,
     device: Device = None,
     dtype: Dtype = None,
+    mesh: Annotated[
+        str | None,
+        typer.Option(
+            "--mesh", help="Under torchrun: parts of the rows x parts of the latents, such as 2x4.", show_default="all rows"
+        ),
+    ] = None,
     threads: Threads = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Dictionaries of every replica and of the Gaussian null; harvests first where that is not done."""
+    """Dictionaries of every replica and of the Gaussian null; harvests first where that is not done.
+
+    Under torchrun all processes train each dictionary together; the run has to be harvested, and --resume is implied.
+    """
     source = {"source.model": model, "source.text": text, "source.sites": site, "source.num_tokens": tokens}
     with _verb(threads) as watcher:
         from kyomei.stages.train import train_run
 
-        run = _create(folder, recipe, settings, {**source, "seed": seed, "device": device, "dtype": dtype}, resume, overwrite)
-        with run.lock():
-            facts = train_run(run, watcher)
+        options = {**source, "seed": seed, "device": device, "dtype": dtype}
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            run = _create(folder, recipe, settings, options, resume=True, overwrite=False)
+            facts = _train_on_mesh(run, mesh, watcher)
+            if facts is None:
+                return
+        else:
+            run = _create(folder, recipe, settings, options, resume, overwrite)
+            with run.lock():
+                facts = train_run(run, watcher)
         rows = [
             (f"{arm['folder']}/{i}", arm["mechanism"], str(v["width"]), str(v.get("directions", "–")))
             for arm in facts["arms"]
@@ -389,6 +405,25 @@ def _create(
     run = Run.create(folder, _recipe(path, settings, options), resume=resume, overwrite=overwrite)
     _note_command(run)
     return run
+
+
+def _train_on_mesh(run: Run, mesh: str | None, watcher: Watcher) -> dict[str, Any] | None:
+    """This rank's part of a training under torchrun; facts for the summary on the leading rank."""
+    from kyomei.learning.fit import choose_device
+    from kyomei.learning.mesh import Mesh
+    from kyomei.stages.train import train_run
+
+    size = int(os.environ["WORLD_SIZE"])
+    try:
+        data, features = (int(part) for part in (mesh or f"{size}x1").split("x"))
+    except ValueError as error:
+        raise RecipeError("--mesh as 2x4", f"'{mesh}'", "give parts of the rows and of the latents") from error
+    joined = Mesh.join(data, features, choose_device(run.recipe.device))
+    with run.lock() if joined.leads else contextlib.nullcontext():
+        joined.wait()
+        facts = train_run(run, watcher.on(joined))
+    joined.leave()
+    return facts if joined.leads else None
 
 
 def _note_command(run: Run) -> None:

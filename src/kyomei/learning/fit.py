@@ -16,6 +16,7 @@ from kyomei.dictionary.mechanisms import TopK
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import RecipeError
 from kyomei.learning.anchoring import CodeMoments, Cone, anchored_decoders
+from kyomei.learning.mesh import Mesh
 from kyomei.learning.plan import (
     ANCHOR_ROWS,
     DEFAULT_L0,
@@ -61,6 +62,7 @@ def fit(
     sink: EventSink | None = None,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int, int], None] | None = None,
+    mesh: Mesh | None = None,
 ) -> SparseAutoencoder:
     """Learn a sparse dictionary of rows.
 
@@ -74,6 +76,7 @@ def fit(
         sink: takes training metrics.
         stop: asked before every step; once true, training is saved and `Interrupted` raised.
         progress: called with (steps done, steps in all).
+        mesh: the ranks that learn it together, each calling with the same arguments; none: this process alone.
 
     Returns:
         The dictionary, on raw input.
@@ -100,12 +103,13 @@ def fit(
             stop=stop,
             progress=None if progress is None else lambda done, _: progress(first + done, total),
             resume=resume,
+            mesh=mesh,
         )
 
     steps, warm_steps = recipe.train.steps, 0
     if not starts_from_resonance(recipe):
         return learn(random_plan(rows, recipe, seed), steps, 0, steps, folder)
-    directions = directions or resonate(rows, seed=seed, recipe=recipe.resonance, device=device)
+    directions = directions or resonate(rows, seed=seed, recipe=recipe.resonance, device=device, mesh=mesh)
     warm = None
     if _leaves_much(rows, recipe, directions):
         warm_steps = round(recipe.mechanism.warm_share * steps)

@@ -71,12 +71,22 @@ class Mesh:
             return cls(device=device)
         if not dist.is_initialized():
             backend = "nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_SECONDS))
+            timeout = timedelta(seconds=TIMEOUT_SECONDS)
+            with _loss_named():
+                dist.init_process_group(
+                    backend, store=_store(timeout), rank=int(os.environ["RANK"]), world_size=size, timeout=timeout
+                )
         rank = dist.get_rank()
         # Every rank has to make every group, in one order.
         rows = [dist.new_group([d * features + f for d in range(data)]) for f in range(features)]
         latents = [dist.new_group([d * features + f for f in range(features)]) for d in range(data)]
         return cls(data, features, rank, device, (rows[rank % features], latents[rank // features]))
+
+    def leave(self) -> None:
+        """Part from the other ranks, once all is done."""
+        if self.size > 1:
+            self.wait()
+            dist.destroy_process_group()
 
     @property
     def size(self) -> int:
@@ -184,6 +194,24 @@ class Mesh:
         longest[: len(flat)] = flat.detach()
         parts = self._gathered(longest, group, count)
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)]).to(x.dtype)
+
+
+def _store(timeout: timedelta) -> Any:
+    """Where ranks find each other. torchrun keeps it over restarts: without a name of its own for each, ranks that were started
+    again would call at the addresses of the dead."""
+    env = os.environ
+    kept_by_torchrun = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    stores: Any = dist
+    store = stores.TCPStore(
+        env["MASTER_ADDR"],
+        int(env["MASTER_PORT"]),
+        int(env["WORLD_SIZE"]),
+        not kept_by_torchrun and env["RANK"] == "0",
+        timeout,
+        wait_for_workers=False,
+    )
+    start = f"{env.get('TORCHELASTIC_RUN_ID', '')}/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    return stores.PrefixStore(f"kyomei/{start}", store)
 
 
 class _Sum(torch.autograd.Function):

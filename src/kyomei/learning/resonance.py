@@ -27,6 +27,7 @@ from kyomei.errors import DataError
 from kyomei.learning.anchoring import usual_scores
 from kyomei.learning.covariance import Whitening
 from kyomei.learning.merging import distinct, merge
+from kyomei.learning.mesh import Mesh
 from kyomei.learning.occurrence import estimate_occurrence, estimate_richness, unseen_share
 from kyomei.learning.refinement import JOINT_ROWS, explained, refine_jointly, thinned
 from kyomei.runs import write_atomic
@@ -161,6 +162,7 @@ def resonate(
     recipe: ResonanceRecipe | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
+    mesh: Mesh | None = None,
 ) -> Directions:
     """Find the directions in which neurons resonate with features of the data.
 
@@ -170,6 +172,7 @@ def resonate(
         recipe: how to search; the default suits any data.
         device: where the products run.
         progress: called with (frequencies done, frequencies in all).
+        mesh: ranks that share the neurons; every rank calls and gets the same. None: this process alone.
 
     Returns:
         Distinct directions, one row each, those first whose strongest scores are largest.
@@ -182,7 +185,7 @@ def resonate(
     recipe = recipe or ResonanceRecipe()
     rows = open_rows(x)
     whitening = Whitening.fit(rows).to(device)
-    data = _Halves(rows, whitening, device)
+    data = _Halves(rows, whitening, device, mesh or Mesh())
     ladder = recipe.frequencies or default_frequencies(data.num_finding)
     parts = []
     for i, p in enumerate(ladder):
@@ -261,8 +264,8 @@ def _jointly(
 class _Halves:
     """Whitened unit-norm rows in three contiguous parts: two halves to find in, and rows held out."""
 
-    def __init__(self, rows: Rows, whitening: Whitening, device: str) -> None:
-        self.rows, self.whitening, self.device = rows, whitening, device
+    def __init__(self, rows: Rows, whitening: Whitening, device: str, mesh: Mesh) -> None:
+        self.rows, self.whitening, self.device, self.mesh = rows, whitening, device, mesh
         self.num_finding = int(rows.num_rows * (1 - HELD_OUT_SHARE))
         self.borders = (0, self.num_finding // 2, self.num_finding)
 
@@ -369,6 +372,11 @@ def _pushed_apart(w: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
 
 def _step(data: _Halves, index: np.ndarray, w: Tensor, p: float) -> tuple[Tensor, Tensor]:
     """One move of every neuron to the weighted mean of the rows above its threshold, and the mean score above it."""
+    moved, sharpness = data.mesh.in_parts(lambda own: _step_of(data, index, own, p), w)
+    return moved, sharpness
+
+
+def _step_of(data: _Halves, index: np.ndarray, w: Tensor, p: float) -> tuple[Tensor, Tensor]:
     threshold = _thresholds(data, index, w, p)
     total = torch.zeros_like(w)
     excess_sum = torch.zeros_like(threshold)

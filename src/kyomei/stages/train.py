@@ -11,6 +11,7 @@ import numpy as np
 from kyomei.config import Recipe
 from kyomei.dictionary.formats import load
 from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.errors import RunError
 from kyomei.evidence.controls import GAUSSIAN, Control
 from kyomei.learning.checkpoint import resume_step
 from kyomei.learning.fit import WARM_FOLDER, choose_device, fit, starts_from_resonance
@@ -18,7 +19,7 @@ from kyomei.learning.resonance import Directions, resonate
 from kyomei.runs import Run
 from kyomei.sinks import JsonlSink
 from kyomei.source.shards import Rows
-from kyomei.stages.harvest import activations, harvest_run
+from kyomei.stages.harvest import STAGE, activations, harvest_run
 from kyomei.stages.watcher import Watcher
 
 
@@ -96,11 +97,14 @@ def train_arm(run: Run, arm: Arm, watcher: Watcher) -> dict[str, Any]:
         Facts for the summary: width and number of directions of each replica.
     """
     facts = []
+    mesh = watcher.mesh
     for replica in range(arm.replicas):
-        if not run.done(arm.stage(replica)):
+        if not mesh.tell(run.done(arm.stage(replica)))[0]:
             _train_replica(run, arm, replica, watcher)
-            run.record(*(path for path in arm.path(run, replica).iterdir() if path.is_file()))
-            run.finish(arm.stage(replica))
+            if mesh.leads:
+                run.record(*(path for path in arm.path(run, replica).iterdir() if path.is_file()))
+                run.finish(arm.stage(replica))
+            mesh.wait()
         directions = arm.directions(run, replica)
         found = {} if directions is None else {"directions": len(directions), "n_features": directions.n_features}
         facts.append({"width": arm.dictionary(run, replica).width, **found})
@@ -108,7 +112,13 @@ def train_arm(run: Run, arm: Arm, watcher: Watcher) -> dict[str, Any]:
 
 
 def train_run(run: Run, watcher: Watcher) -> dict[str, Any]:
-    """Harvest what is missing, then train the run's dictionaries and their null."""
+    """Harvest what is missing, then train the run's dictionaries and their null.
+
+    Raises:
+        RunError: on a mesh, if the run is not harvested yet: one process does that.
+    """
+    if watcher.mesh.size > 1 and not run.done(STAGE):
+        raise RunError("a harvested run on a mesh", f"none in {run.folder}", "run `kyomei harvest` first, in one process")
     harvested = harvest_run(run, watcher)
     own = main_arm(run)
     arms = [train_arm(run, arm, watcher) for arm in (own, null_arm(own, own.recipe.mechanism.label))]
@@ -127,7 +137,9 @@ def _train_replica(run: Run, arm: Arm, replica: int, watcher: Watcher) -> None:
     rows = rows_of(run, arm, replica)
     seed = replica_seed(arm.recipe.seed, replica, null=arm.control is not None)
     directions = _directions(arm, rows, arm.directions_path(run, replica), seed, f"{arm.folder}/{replica}", watcher)
-    sink = JsonlSink(folder / "events.jsonl", last_step=resume_step(folder / WARM_FOLDER) + resume_step(folder))
+    mesh = watcher.mesh
+    last_step = resume_step(folder / WARM_FOLDER) + resume_step(folder)
+    sink = JsonlSink(folder / "events.jsonl", last_step=last_step) if mesh.leads else None
     try:
         with watcher.progress(f"train {arm.folder}/{replica}") as progress:
             sae = fit(
@@ -140,16 +152,20 @@ def _train_replica(run: Run, arm: Arm, replica: int, watcher: Watcher) -> None:
                 sink=sink,
                 stop=watcher.stop,
                 progress=progress,
+                mesh=mesh,
             )
     finally:
-        sink.close()
-    sae.save(folder)
+        if sink is not None:
+            sink.close()
+    if mesh.leads:
+        sae.save(folder)
 
 
 def _directions(arm: Arm, rows: Rows, path: Path, seed: int, label: str, watcher: Watcher) -> Directions | None:
     if not starts_from_resonance(arm.recipe):
         return None
-    if path.exists():
+    mesh = watcher.mesh
+    if mesh.tell(path.exists())[0]:
         return Directions.load(path)
     with watcher.progress(f"resonance {label}") as progress:
 
@@ -158,6 +174,9 @@ def _directions(arm: Arm, rows: Rows, path: Path, seed: int, label: str, watcher
             watcher.leave_if_asked("resonance")
 
         device = choose_device(arm.recipe.device)
-        directions = resonate(rows, seed=seed, recipe=arm.recipe.resonance, device=device, progress=frequency_done)
-    directions.save(path)
+        recipe = arm.recipe.resonance
+        directions = resonate(rows, seed=seed, recipe=recipe, device=device, progress=frequency_done, mesh=mesh)
+    if mesh.leads:
+        directions.save(path)
+    mesh.wait()
     return directions

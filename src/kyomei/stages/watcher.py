@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,6 +13,7 @@ from rich.progress import Task as RichTask
 from rich.text import Text
 
 from kyomei.errors import Interrupted
+from kyomei.learning.mesh import Mesh
 from kyomei.runs import interruptible
 
 
@@ -33,10 +34,16 @@ class Watcher:
     Attributes:
         stop: true once the user asked for a stop.
         console: where progress and notes go; never standard output, which belongs to results.
+        mesh: the ranks that do this work together; only the leading one says and writes anything.
     """
 
     stop: Callable[[], bool]
     console: Console
+    mesh: Mesh = field(default_factory=Mesh)
+
+    def on(self, mesh: Mesh) -> Watcher:
+        """The watcher of one rank of a mesh."""
+        return Watcher(self.stop, self.console if mesh.leads else Console(quiet=True), mesh)
 
     def note(self, message: str) -> None:
         """Say what is going on."""
@@ -63,7 +70,8 @@ class Watcher:
         Raises:
             Interrupted: the user asked for a stop.
         """
-        if self.stop():
+        # Ranks leave together, or those that stay would wait for the others.
+        if any(self.mesh.tell(self.stop())):
             raise Interrupted(f"{what} to finish", "a signal to stop", "run again with --resume: finished stages are kept")
 
 

@@ -1,0 +1,74 @@
+"""`kyomei train` under torchrun: several processes make one run's dictionaries, also after one of them is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import kyomei
+
+SETTINGS = ("--tokens", "40000", "--set", "source.replicas=2", "--set", "source.context=64", "--set", "source.spread=1")
+TRAINING = ("train.steps=120", "train.batch_rows=256", "train.checkpoint_every=10", "dictionary.width=256", "dictionary.l0=16")
+SEARCH = ("resonance.neurons=128", "resonance.steps=4", "resonance.rounds=1", "resonance.frequencies=[0.01]")
+
+
+def harvested(folder: Path) -> Path:
+    chosen = [part for value in (*TRAINING, *SEARCH) for part in ("--set", value)]
+    arguments = ["harvest", str(folder), *SETTINGS, *chosen, "--threads", "1"]
+    subprocess.run([sys.executable, "-m", "kyomei", *arguments], check=True, capture_output=True, timeout=300)
+    return folder
+
+
+def torchrun(folder: Path, mesh: str, *, restarts: int = 0) -> subprocess.Popen[str]:
+    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}"]
+    arguments = ["-m", "kyomei", "train", str(folder), "--mesh", mesh, "--threads", "1", "--json"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, *ranks, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_is_restarted_and_the_run_ends_as_in_one_process(tmp_path: Path) -> None:
+    folder = harvested(tmp_path / "one")
+    subprocess.run(["cp", "-r", str(folder), str(tmp_path / "two")], check=True)
+    train = [sys.executable, "-m", "kyomei", "train", str(folder), "--resume", "--threads", "1"]
+    subprocess.run(train, check=True, capture_output=True, timeout=300)
+    spread = tmp_path / "two"
+    process = torchrun(spread, "1x2", restarts=2)
+    kill_a_worker(process, spread / "replicas" / "0")
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    assert output.count('"arms"') == 1, "one rank prints the summary"
+    one, two = kyomei.load(folder / "replicas" / "0"), kyomei.load(spread / "replicas" / "0")
+    x = torch.randn(500, one.dim, generator=torch.Generator().manual_seed(0))
+    assert one.width == two.width == 256
+    # The same batches and the same rule; rounding differs, and near a threshold it decides.
+    differing = ((one.encode(x) > 0) != (two.encode(x) > 0)).float().mean()
+    assert float(differing) < 0.01
+    assert (spread / "controls" / "gaussian" / "gba" / "1" / "sae.safetensors").exists()
+
+
+def kill_a_worker(process: subprocess.Popen[str], training: Path) -> None:
+    """Kill one worker of torchrun once training has written a checkpoint."""
+    for _ in range(3000):
+        if list(training.glob("**/step-*")):
+            break
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+
+
+def test_a_run_that_is_not_harvested_is_refused_on_a_mesh(tmp_path: Path) -> None:
+    process = torchrun(tmp_path / "new", "1x2")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "Expected a harvested run on a mesh" in errors and "`kyomei harvest`" in errors.lower()
