@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from kyomei.config import TrainRecipe
 from kyomei.dictionary.mechanisms import Mechanism
@@ -18,7 +22,7 @@ from kyomei.learning.checkpoint import Checkpoint
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.start import Normalisation, Start
 from kyomei.learning.state import StepValues, Training, anchors_of, learning_rate, parts_of
-from kyomei.source.shards import BatchOrder, Rows
+from kyomei.source.shards import BatchOrder, Rows, ShardFolder
 
 # What these keys change is written, not learnt, so a resumed training may have others.
 _FREE_KEYS = ("log_every", "checkpoint_every")
@@ -50,6 +54,28 @@ class _Log:
             rows_per_second=(step - self.last_step) * self.batch_rows / max(now - self.last_time, 1e-9),
         )
         self.last_step, self.last_time = step, now
+
+
+class _Ahead:
+    """Reads the next batch while a step computes, where rows lie on a disk; what else makes rows is asked when it is due."""
+
+    def __init__(self, rows: Rows, order: BatchOrder, part: slice, steps: int) -> None:
+        self.rows, self.order, self.part, self.steps = rows, order, part, steps
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rows")
+        self._next: tuple[int, Future[tuple[np.ndarray, Tensor]]] | None = None
+        weakref.finalize(self, self._thread.shutdown, wait=False)
+
+    def batch(self, step: int) -> tuple[np.ndarray, Tensor]:
+        """Row numbers and rows of this rank's part of a step's batch."""
+        held = self._next
+        found = held[1].result() if held is not None and held[0] == step else self._read(step)
+        more = step + 1 < self.steps and isinstance(self.rows, ShardFolder)
+        self._next = (step + 1, self._thread.submit(self._read, step + 1)) if more else None
+        return found
+
+    def _read(self, step: int) -> tuple[np.ndarray, Tensor]:
+        index = self.order.indices(step)[self.part]
+        return index, self.rows.read(index)
 
 
 class _Silence:
@@ -119,14 +145,14 @@ def train(
         first = saved_step = saved.step
     order = BatchOrder(rows.num_rows, recipe.batch_rows, seed)
     log = _Log(sink or _Silence(), recipe.batch_rows, first)
-    own_rows, asked = mesh.rows(recipe.batch_rows), mesh.size == 1 and stop()
+    ahead, asked = _Ahead(rows, order, mesh.rows(recipe.batch_rows), recipe.steps), mesh.size == 1 and stop()
     for step in range(first, recipe.steps):
         if asked:
             if folder is not None and saved_step != step:
                 checkpoint.save(folder, training.at(step, identity), mesh)
             raise _interrupted(step, recipe.steps, folder)
-        index = order.indices(step)[own_rows]
-        values = training.step(rows.read(index), step, index, stop() if mesh.size > 1 else False)
+        index, x = ahead.batch(step)
+        values = training.step(x, step, index, stop() if mesh.size > 1 else False)
         done = step + 1
         if done % recipe.log_every == 0 or done == recipe.steps:
             dead = training.dead_share

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, final
 
@@ -57,17 +58,19 @@ def harvest(
     plan = _Plan(model, tokens, recipe)
     finished = {site: read_journal(Path(folder) / site) for site in sites}
     writers = plan.writers(Path(folder), sites, finished)
-    for number in range(plan.num_shards):
-        todo = [site for site in sites if number not in writers[site].finished]
-        if todo:
-            plan.write_shard(number, {site: writers[site] for site in todo})
-        if progress is not None:
-            progress(plan.windows_of(number).stop * tokens.context, tokens.num_tokens)
-        left = any(writers[site].complete < plan.num_shards for site in sites)
-        if todo and left and stop():
-            done = min(writers[site].complete for site in sites)
-            found = f"a signal to stop after {done} of {plan.num_shards} shards in {folder}"
-            raise Interrupted("time to finish the harvest", found, "run again with --resume")
+    with _Behind() as disk:
+        for number in range(plan.num_shards):
+            todo = [site for site in sites if number not in writers[site].finished]
+            if todo:
+                shards = plan.run_shard(number, {site: writers[site] for site in todo})
+                disk.write(shards)
+            if progress is not None:
+                progress(plan.windows_of(number).stop * tokens.context, tokens.num_tokens)
+            if todo and number + 1 < plan.num_shards and stop():
+                disk.finish()
+                done = min(writers[site].complete for site in sites)
+                found = f"a signal to stop after {done} of {plan.num_shards} shards in {folder}"
+                raise Interrupted("time to finish the harvest", found, "run again with --resume")
     return {site: _finish(writers[site]) for site in sites}
 
 
@@ -75,6 +78,40 @@ def _finish(writer: ShardWriter) -> ShardFolder:
     if (writer.folder / INDEX).exists():
         return ShardFolder(writer.folder, verify=False)
     return writer.close()
+
+
+class _Behind:
+    """Writes one shard to the disk while the model runs the next; at most two shards are in memory."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shards")
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> _Behind:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.finish()
+        finally:
+            self._thread.shutdown(wait=True)
+
+    def write(self, shards: list[_Shard]) -> None:
+        """Write shards once those before are written; raises what went wrong with those."""
+        self.finish()
+        self._pending = self._thread.submit(_write_all, shards)
+
+    def finish(self) -> None:
+        """Wait for what is being written; raises what went wrong with it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
+def _write_all(shards: list[_Shard]) -> None:
+    for shard in shards:
+        shard.write()
 
 
 @final
@@ -139,8 +176,8 @@ class _Plan:
     def _is_special(self, windows: slice) -> Bool[Tensor, "batch context"]:
         return torch.isin(self.tokens.ids[windows], self._special) | (self.tokens.document[windows] < 0)
 
-    def write_shard(self, number: int, writers: dict[str, ShardWriter]) -> None:
-        """Run one shard's windows and write it at every site of `writers`."""
+    def run_shard(self, number: int, writers: dict[str, ShardWriter]) -> list[_Shard]:
+        """The rows of one shard's windows at every site of `writers`."""
         windows = self.windows_of(number)
         shards = {site: _Shard(number, writer, len(windows) * self.tokens.context) for site, writer in writers.items()}
         for first in range(windows.start, windows.stop, self.recipe.windows_per_batch):
@@ -150,8 +187,7 @@ class _Plan:
             row_tokens = torch.arange(batch.start * self.tokens.context, batch.stop * self.tokens.context)
             for site, x in self._capture(batch, list(writers)).items():
                 shards[site].add(x.flatten(0, 1)[wanted], row_tokens[wanted], int((~wanted).sum()), self.recipe.norm_bound)
-        for shard in shards.values():
-            shard.write()
+        return list(shards.values())
 
 
 @final
