@@ -201,6 +201,34 @@ def train_command(
         _print(facts, as_json, str(folder), ("dictionary", "mechanism", "width", "directions"), rows)
 
 
+@app.command("plan")
+def plan_command(
+    recipe: RecipeFile = None,
+    model: ModelName = None,
+    site: Sites = None,
+    tokens: NumTokens = None,
+    width: Annotated[int | None, typer.Option(help="Number of latents.", show_default="4 x dimension")] = None,
+    hardware: Annotated[str, typer.Option(help="'here' (probed), or a100, h100, h200, b200, l40s, rtx4090.")] = "here",
+    gpus: Annotated[int, typer.Option(help="GPUs there are.")] = 1,
+    price: Annotated[float | None, typer.Option(help="Dollars an hour of one.", show_default="of the table")] = None,
+    settings: Settings = None,
+    device: Device = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time, memory, disk and money of a training before it is begun."""
+    source = {"source.model": model, "source.sites": site, "source.num_tokens": tokens, "dictionary.width": width}
+    with _verb(threads):
+        from kyomei.stages.plan import plan, table
+
+        asked = _recipe(recipe, settings, {**source, "device": device})
+        found = plan(asked, hardware, price=price, gpus=gpus)
+        title = (
+            "measured on this machine" if hardware == "here" else f"{hardware}: reckoned from its maker's figures, not measured"
+        )
+        _print(found.to_dict(), as_json, title, ("what", "figure"), table(found, asked))
+
+
 @app.command("measure")
 def measure_command(
     folder: RunFolder,

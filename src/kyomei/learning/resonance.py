@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -388,6 +389,22 @@ def _step_of(data: _Halves, index: np.ndarray, w: Tensor, p: float) -> tuple[Ten
         excess_sum.index_add_(0, active.latent, excess)
     moved = torch.where(excess_sum[:, None] > 0, normalize(total, dim=1), w)
     return moved, threshold + excess_sum / (p * len(index))
+
+
+def neuron_rows_per_second(rows: Float[Tensor, "rows dim"], neurons: int) -> float:
+    """Rows × neurons that a step goes through in a second here, for `kyomei plan`.
+
+    Args:
+        rows: any rows; their first chunks are scored.
+        neurons: of a round.
+    """
+    data = _Halves(open_rows(rows), Whitening.fit(open_rows(rows)), "cpu", Mesh())
+    w = normalize(torch.randn(neurons, rows.shape[1], generator=torch.Generator().manual_seed(0)), dim=1)
+    index = np.arange(data.num_finding)
+    _step_of(data, index, w, 0.005)
+    began = time.perf_counter()
+    _step_of(data, index, w, 0.005)
+    return len(index) * neurons / (time.perf_counter() - began)
 
 
 def _thresholds(data: _Halves, index: np.ndarray, w: Tensor, p: float) -> Tensor:

@@ -1,0 +1,301 @@
+"""What a training will take before it is begun: time, memory, disk and money, from a short probe here or a table of GPUs."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kyomei.config import Recipe
+from kyomei.dictionary.mechanisms import GBA, Mechanism, TopK, mechanism_from
+from kyomei.errors import RecipeError
+from kyomei.learning.fit import starts_from_resonance
+from kyomei.learning.mesh import Mesh
+from kyomei.learning.plan import ANCHOR_ROWS, DEFAULT_L0
+from kyomei.learning.resonance import CLARITY_ROWS, POLISH_ROWS, default_frequencies, neuron_rows_per_second
+from kyomei.learning.start import Normalisation, random_start
+from kyomei.learning.state import Training
+from kyomei.source.model import LanguageModel
+from kyomei.source.shards import RELEASE_BYTES, TensorRows
+from kyomei.stages.harvest import load_model, part_names
+
+PROBE_STEPS = 5
+PROBE_ROWS = 8192
+NULL_ROUNDS, USUAL_ROUNDS = 1.0, 2.0
+"""Rounds of resonance on Gaussian rows, where nothing is stable, and on activations, where they often end early."""
+LEFT_AFTER_MERGING = 0.5
+"""Share of the neurons that is carried on once those that met are one."""
+NUM_NULLS = 2
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A GPU of the table.
+
+    Attributes:
+        tflops: dense bfloat16 matrix products, 10¹² a second, as its maker states them.
+        memory_gb: its memory.
+        price: US dollars an hour, about what clouds ask in 2026; `--price` replaces it.
+    """
+
+    tflops: float
+    memory_gb: float
+    price: float
+
+
+GPUS = {
+    "a100": Hardware(312, 80, 1.8),
+    "h100": Hardware(989, 80, 3.0),
+    "h200": Hardware(989, 141, 3.5),
+    "b200": Hardware(2250, 180, 6.0),
+    "l40s": Hardware(362, 48, 1.2),
+    "rtx4090": Hardware(165, 24, 0.5),
+}
+UTILISATION = 0.4
+"""Share of a GPU's stated rate that large matrix products reach; not measured by us."""
+GPU_ENCODES = 4.0
+"""Encode products that a step is reckoned to take on a GPU; not measured by us."""
+
+LAUNCH_SECONDS = 0.003
+"""What a GPU step takes at least, for its kernels to be launched; not measured by us."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `kyomei train` will take.
+
+    Attributes:
+        hardware: where; "here" was probed, a GPU is reckoned from its maker's figures.
+        seconds: of each part of the work.
+        memory_bytes: largest resident memory of a process (here), or of a GPU.
+        disk_bytes: activations, tokens, dictionaries and checkpoints.
+        price: US dollars in all; none: no price an hour was given.
+        mesh: parts of rows × parts of latents to train on.
+    """
+
+    hardware: str
+    seconds: dict[str, float]
+    memory_bytes: float
+    disk_bytes: float
+    price: float | None
+    mesh: str
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "total_seconds": self.total_seconds}
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """What the probe found, or a table gives."""
+
+    tokens_per_second: float
+    warm_step: float
+    step: float
+    neuron_rows: float
+    base_bytes: float
+
+
+def plan(recipe: Recipe, hardware: str = "here", *, price: float | None = None, gpus: int = 1) -> Plan:
+    """Time, memory, disk and money of `kyomei train` with a recipe.
+
+    Args:
+        recipe: what would be trained.
+        hardware: "here" measures for about 20 seconds; or a GPU of the table.
+        price: US dollars an hour of one machine or GPU; none: the table's, or no sum.
+        gpus: how many GPUs there are.
+
+    Raises:
+        RecipeError: the hardware is not in the table.
+    """
+    if hardware != "here" and hardware not in GPUS:
+        raise RecipeError(f"here or one of {', '.join(GPUS)}", f"'{hardware}'", "choose one of them")
+    began = time.perf_counter()
+    model = load_model(recipe)
+    load_seconds = time.perf_counter() - began
+    size = _Size.of(recipe, model)
+    rates = _probed(recipe, model, size) if hardware == "here" else _reckoned(GPUS[hardware], model, size, gpus)
+    seconds = {"harvest": load_seconds + size.tokens / rates.tokens_per_second, **_training_seconds(recipe, size, rates)}
+    memory = rates.base_bytes + size.working_bytes if hardware == "here" else size.gpu_bytes(gpus)
+    rate = price if price is not None or hardware == "here" else GPUS[hardware].price
+    features = 1
+    while hardware != "here" and features < gpus and size.gpu_bytes(features) > 0.8e9 * GPUS[hardware].memory_gb:
+        features *= 2
+    total = sum(seconds.values())
+    cost = None if rate is None else rate * gpus * total / 3600
+    return Plan(hardware, seconds, memory, size.disk_bytes, cost, f"{max(1, gpus // features)}x{features}")
+
+
+@dataclass(frozen=True)
+class _Size:
+    """How large everything is."""
+
+    recipe: Recipe
+    tokens: int
+    dim: int
+    width: int
+    rows: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, model: LanguageModel) -> _Size:
+        source = recipe.source
+        site = source.sites[0] if source.sites else model.default_site()
+        ids = torch.full((1, min(source.context, 8)), 5, dtype=torch.int64)
+        dim = int(model.capture(ids, [site], source.side)[site].shape[-1])
+        rows = int(source.num_tokens * (1 - source.evidence_share) / source.replicas)
+        # Without a width, resonance decides; four times the dimension is what it usually comes to.
+        return cls(recipe, source.num_tokens, dim, recipe.dictionary.width or 4 * dim, rows)
+
+    @property
+    def weights_bytes(self) -> float:
+        """Encoder and decoder, their gradients and two moments of each."""
+        return 8.0 * self.width * self.dim * 4
+
+    @property
+    def working_bytes(self) -> float:
+        """Beyond the libraries and the language model: the largest of the parts of the work, and mapped shards."""
+        sample = min(self.rows, ANCHOR_ROWS)
+        l0 = self.recipe.dictionary.l0 or DEFAULT_L0
+        batch = self.recipe.train.batch_rows
+        # Scores of a warm step, their positive part, its k largest as values, indices and mask.
+        stepping = self.weights_bytes + batch * self.width * 10.0
+        codes = sample * l0 * 60.0
+        placing = self.weights_bytes + sample * (self.dim * 4 * 4 + 256 * 4 * 1.5) + codes + self.width**2 * 24.0
+        finding = min(self.rows, CLARITY_ROWS) * (self.dim * 4 * 3 + 256 * 4 * 1.5)
+        mapped = min(RELEASE_BYTES, self.rows * self.dim * 4)
+        return max(stepping, placing, finding) + mapped
+
+    def gpu_bytes(self, parts: int) -> float:
+        """A GPU's part of weights and moments, and of a batch's scores in bfloat16."""
+        return (self.weights_bytes + self.recipe.train.batch_rows * self.width * 6.0) / parts + 2e9
+
+    @property
+    def disk_bytes(self) -> float:
+        source = self.recipe.source
+        stored = {"float32": 4, "float16": 2, "bfloat16": 2}[source.dtype]
+        dictionaries = source.replicas + NUM_NULLS
+        per_dictionary = self.weights_bytes / 4 + 2 * 2 * 0.75 * self.weights_bytes
+        return self.tokens * (self.dim * stored * max(1, len(source.sites)) + 8 + 20) + dictionaries * per_dictionary
+
+
+def _training_seconds(recipe: Recipe, size: _Size, rates: _Rates) -> dict[str, float]:
+    """Seconds of resonance and training over all replicas and the two of the null."""
+    replicas = recipe.source.replicas
+    steps = recipe.train.steps
+    if not starts_from_resonance(recipe):
+        return {"training": (replicas + NUM_NULLS) * steps * rates.step}
+    warm = recipe.mechanism.warm_share * steps if recipe.mechanism.name == "gba" else 0.0
+    training = warm * rates.warm_step + (steps - warm) * rates.step
+    own = recipe.resonance
+    rounds = min(own.rounds, USUAL_ROUNDS) * replicas + NULL_ROUNDS * NUM_NULLS
+    finding = 0.0
+    for p in own.frequencies or default_frequencies(int(0.9 * size.rows)):
+        batch = min(max(own.batch_rows, round(10 / p)), size.rows)
+        polished = 2 * 3 * min(POLISH_ROWS, size.rows // 2)
+        alive = own.neurons * (0.5 + 0.5 * LEFT_AFTER_MERGING)
+        finding += own.steps * batch * alive + polished * LEFT_AFTER_MERGING * own.neurons
+    placing = (replicas + NUM_NULLS) * _placing_seconds(recipe, size, rates)
+    return {
+        "resonance": rounds * finding / rates.neuron_rows,
+        "placing latents": placing,
+        "training": (replicas + NUM_NULLS) * training,
+    }
+
+
+def _placing_seconds(recipe: Recipe, size: _Size, rates: _Rates) -> float:
+    """Thresholds and decoders of resonant latents, twice: they score a sample about eight times over."""
+    sample = min(size.rows, ANCHOR_ROWS)
+    return 8 * sample * size.width / rates.neuron_rows
+
+
+def _probed(recipe: Recipe, model: LanguageModel, size: _Size) -> _Rates:
+    source = recipe.source
+    site = source.sites[0] if source.sites else model.default_site()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(10, 200, (source.windows_per_batch, source.context), generator=generator)
+    batch_seconds = _median(lambda: model.capture(ids, [site], source.side), 3)
+    base = _peak_bytes()
+    rows = torch.randn(PROBE_ROWS, size.dim, generator=generator)
+    l0 = recipe.dictionary.l0 or DEFAULT_L0
+    if starts_from_resonance(recipe) and recipe.mechanism.name == "gba":
+        step = _step_seconds(recipe, size, rows, _at_l0(rows, size, l0))
+        warm = _step_seconds(recipe, size, rows, TopK(size.width, min(size.width, round(l0))))
+    else:
+        step = warm = _step_seconds(recipe, size, rows, mechanism_from(recipe.mechanism, size.width))
+    speed = neuron_rows_per_second(rows, recipe.resonance.neurons)
+    return _Rates(ids.numel() / batch_seconds, warm, step, speed, base)
+
+
+def _at_l0(rows: Tensor, size: _Size, l0: float) -> Mechanism:
+    """GBA whose biases give an L0 on random rows."""
+    start = random_start(size.width, size.dim, 0, tied=True)
+    scores = rows[:256] @ start.encoder.T / float(np.sqrt(size.dim))
+    threshold = float(scores.flatten().topk(round(l0 * 256)).values[-1])
+    targets = torch.full((size.width,), min(l0 / size.width, 0.5))
+    return GBA(targets, torch.zeros(size.width, dtype=torch.int64), bias=torch.full((size.width,), -min(threshold, 1.0)))
+
+
+def _step_seconds(recipe: Recipe, size: _Size, rows: Tensor, mechanism: Mechanism) -> float:
+    start = random_start(size.width, size.dim, 0, tied=False)
+    own = recipe.train.model_copy(update={"lr": 1e-6})
+    device = "cpu" if recipe.device == "auto" and not torch.cuda.is_available() else recipe.device.replace("auto", "cuda")
+    normalisation = Normalisation.measure(TensorRows(rows))
+    training = Training(start, mechanism, normalisation, own, device, getattr(torch, recipe.dtype), Mesh())
+    count = recipe.train.batch_rows
+    batch = rows[torch.arange(count) % len(rows)]
+    number = iter(range(10**6))
+    return _median(lambda: training.step(batch, next(number), np.arange(count)), PROBE_STEPS)
+
+
+def _median(run: Any, times: int) -> float:
+    run()
+    taken = []
+    for _ in range(times):
+        began = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - began)
+    return sorted(taken)[len(taken) // 2]
+
+
+def _reckoned(gpu: Hardware, model: LanguageModel, size: _Size, gpus: int) -> _Rates:
+    """Rates of a GPU from its maker's figures: none of them is measured."""
+    flops = UTILISATION * gpu.tflops * 1e12 * gpus
+    parameters = sum(parameter.numel() for parameter in model.model.parameters())
+    encode = 2.0 * size.recipe.train.batch_rows * size.width * size.dim / flops
+    step = max(GPU_ENCODES * encode, LAUNCH_SECONDS)
+    return _Rates(flops / (2 * parameters), step, step, flops / (4.0 * size.dim), 0.0)
+
+
+def _peak_bytes() -> float:
+    """Largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def table(found: Plan, recipe: Recipe) -> list[tuple[str, str]]:
+    """The plan in rows of (what, figure)."""
+    rows = [(f"time, {part}", _duration(seconds)) for part, seconds in found.seconds.items()]
+    rows.append(("time in all", _duration(found.total_seconds)))
+    rows.append(("memory", f"{found.memory_bytes / 1e9:.2f} GB"))
+    rows.append(("disk", f"{found.disk_bytes / 1e9:.2f} GB"))
+    if found.price is not None:
+        rows.append(("money", f"{found.price:.2f} dollars"))
+    rows.append(("mesh", found.mesh))
+    parts = len(part_names(recipe))
+    rows.append(("what", f"{parts} parts of the documents, {recipe.source.replicas} replicas and {NUM_NULLS} of the null"))
+    return rows
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,61 @@
+"""What a training is reckoned to take."""
+
+from __future__ import annotations
+
+import pytest
+
+from kyomei.config import Recipe
+from kyomei.errors import RecipeError
+from kyomei.stages.plan import GPUS, Plan, plan, table
+
+SMALL = Recipe().with_values(
+    {
+        "source.num_tokens": 20_000,
+        "source.context": 64,
+        "dictionary.width": 256,
+        "train.steps": 100,
+        "train.batch_rows": 256,
+        "resonance.frequencies": [0.01],
+        "resonance.neurons": 128,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def here() -> Plan:
+    return plan(SMALL)
+
+
+def test_every_part_of_the_work_is_there(here: Plan) -> None:
+    assert list(here.seconds) == ["harvest", "resonance", "placing latents", "training"]
+    assert all(seconds > 0 for seconds in here.seconds.values()) and here.total_seconds < 600
+    assert here.price is None and here.mesh == "1x1"
+    assert 1e8 < here.memory_bytes < 1e10
+    assert dict(table(here, SMALL))["what"] == "4 parts of the documents, 3 replicas and 2 of the null"
+
+
+def test_more_of_anything_takes_more(here: Plan) -> None:
+    longer = plan(SMALL.with_values({"train.steps": 10_000}))
+    assert longer.seconds["training"] > 20 * here.seconds["training"]
+    wider = plan(SMALL.with_values({"dictionary.width": 8192}))
+    assert wider.memory_bytes > here.memory_bytes and wider.disk_bytes > here.disk_bytes
+    more = plan(SMALL.with_values({"source.num_tokens": 2_000_000}))
+    assert more.seconds["harvest"] > 10 * here.seconds["harvest"] and more.disk_bytes > 50 * here.disk_bytes / 2
+    baseline = plan(SMALL.with_values({"mechanism.name": "topk"}))
+    assert list(baseline.seconds) == ["harvest", "training"]
+
+
+def test_a_gpu_is_reckoned_from_the_table_and_priced() -> None:
+    wide = SMALL.with_values({"dictionary.width": 1_048_576, "train.batch_rows": 8192, "train.steps": 20_000})
+    one, eight = plan(wide, "h100"), plan(wide, "h100", gpus=8)
+    assert one.price == pytest.approx(one.total_seconds / 3600 * GPUS["h100"].price)
+    assert plan(wide, "h100", price=6.0).price == pytest.approx(2 * (one.price or 0), rel=0.01)
+    assert eight.total_seconds < one.total_seconds
+    # The table's smallest GPU holds a part of such a dictionary only.
+    rows, latents = map(int, plan(wide, "rtx4090", gpus=8).mesh.split("x"))
+    assert rows * latents == 8 and latents > 1
+
+
+def test_unknown_hardware_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"here or one of a100, h100.*'abacus'"):
+        plan(SMALL, "abacus")
