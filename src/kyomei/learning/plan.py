@@ -79,15 +79,22 @@ def resonant_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int,
     selects = recipe.mechanism.name in ("topk", "batchtopk")
     normalisation = Normalisation.measure(rows).to(directions.whitened)
     learnt = _Free.none(rows.dim) if warm is None else _Free.by_frequency(warm, rows, normalisation)
-    num_frequent = int((learnt.frequency >= recipe.mechanism.frequent).sum())
+    # Where there is room for all directions they stay, whatever else is learnt; in a narrower dictionary frequent latents
+    # go first.
+    roomy = 2 * len(directions) <= width
+    num_frequent = 0 if roomy else int((learnt.frequency >= recipe.mechanism.frequent).sum())
     others = directions.whitened[_apart(directions, learnt.encoder[:num_frequent])]
-    share = 1.0 if selects or warm is not None else recipe.mechanism.resonant_share
+    share = 1.0 if selects or num_frequent else recipe.mechanism.resonant_share
     num_found = min(math.ceil(share * width), len(others), width - min(width, num_frequent))
     free = learnt.first(width - num_found)
     # A code that is selected row by row is trained as a whole: resonance says where it starts, nothing is kept there.
     cone = Cone.around(others[:num_found], -1.0 if selects else recipe.mechanism.anchor, whitening)
     x = normalisation.apply(rows.read(evenly(rows, ANCHOR_ROWS)))
-    found = _anchored_latents(x, whitening, cone, free, recipe.dictionary.l0)
+    if roomy and warm is not None:
+        # Fitted beside latents that explain the rows without them, decoders of features that are sums' parts would drift.
+        found = _beside(_anchored_latents(x, whitening, cone, _Free.none(rows.dim), None), free, x, recipe.dictionary.l0)
+    else:
+        found = _anchored_latents(x, whitening, cone, free, recipe.dictionary.l0)
     frozen = recipe.train.freeze != "none"
     hold = recipe.mechanism.hold_resonant and not selects and not frozen
     start = _start(found, num_found, width, seed, 1.0 if hold else cone.cosine, hold)
@@ -97,7 +104,7 @@ def resonant_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int,
     if selects:
         return Plan(start, mechanism_from(recipe.mechanism, width))
     mechanism = _adapting(rows, recipe, start, found, num_found, seed, warm is not None)
-    keeps = hold and recipe.dictionary.activation == "jumprelu"
+    keeps = hold and recipe.dictionary.activation == "jumprelu" and not (roomy and warm is not None)
     return Plan(start, mechanism, cone if keeps else None)
 
 
@@ -228,6 +235,16 @@ def _anchored_latents(x: Float[Tensor, "rows dim"], white: Whitening, cone: Cone
         last = _Latents(encoder * gain[:, None], fitted / gain[:, None], threshold * gain, centre, frequency, explained)
         centre = centre + rest.mean(dim=0)
     return last
+
+
+def _beside(found: _Latents, free: _Free, x: Float[Tensor, "rows dim"], l0: float | None) -> _Latents:
+    """Resonant latents as they are, and free ones with a threshold of their own."""
+    centred = x - found.centre
+    encoder = torch.cat([found.encoder, free.encoder])
+    threshold = _free_thresholds(centred, encoder, found.threshold, l0 or DEFAULT_L0)
+    frequency = torch.cat([found.frequency, free.frequency])
+    decoder = torch.cat([found.decoder, free.decoder])
+    return _Latents(encoder, decoder, torch.cat([found.threshold, threshold]), found.centre, frequency, found.explained)
 
 
 def _free_thresholds(
