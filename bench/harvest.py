@@ -1,6 +1,6 @@
 """Harvest beside SAELens' ActivationsStore: same model, site, windows and batch, tokens a second.
 
-    peers/bin/python bench/harvest.py        (peers as in bench/step.py)
+    make bench        (or, with SAELens installed: python bench/harvest.py)
 
 Both start from the same token windows, so that tokenising is nobody's cost. Kyomei's rows end as verified shards on the disk;
 SAELens' store mixes them in memory and hands out training batches.

@@ -1,6 +1,6 @@
 """A training step beside its peers': time in encode matmuls, rows a second and peak memory, each in a process of its own.
 
-    python -m venv peers && peers/bin/pip install -e . -r bench/requirements.txt && peers/bin/python bench/step.py
+    make bench        (or, with the peers of bench/requirements.txt: python bench/step.py)
 
 An encode matmul is x Wᵀ of the same shapes, threads and dtype, measured after each contestant's steps in its process. Peers
 that are not installed are left out, and the table says so.
@@ -27,6 +27,10 @@ NUM_ROWS = 16_384
 Step = Callable[[Tensor], Any]
 
 
+DEVICE, DTYPE = torch.device("cpu"), torch.float32
+"""Where and in which precision of products all contestants run; `bench/gpu.py` sets them."""
+
+
 def kyomei_step(dim: int, width: int, density: float, rows: Tensor, mechanism: str, sparse: bool = True) -> Step:
     """Kyomei's own step at a given density: thresholds at that quantile of the scores, targets there."""
     import numpy as np
@@ -44,14 +48,14 @@ def kyomei_step(dim: int, width: int, density: float, rows: Tensor, mechanism: s
     start = random_start(width, dim, 0, tied=False)
     made: Mechanism
     if mechanism == "gba":
-        scores = rows[:512] @ start.encoder[:2048].T / rows.norm(dim=1).mean()
+        scores = rows[:512].cpu() @ start.encoder[:2048].T / float(rows.norm(dim=1).mean())
         threshold = float(scores.flatten().kthvalue(round((1 - density) * scores.numel())).values)
         made = GBA(torch.full((width,), density), torch.zeros(width, dtype=torch.int64), bias=torch.full((width,), -threshold))
     else:
         made = {"topk": TopK, "batchtopk": BatchTopK}[mechanism](width, round(density * width))
     # A rate that hardly moves the weights keeps the density where it is.
     recipe = TrainRecipe(lr=1e-6)
-    training = Training(start, made, Normalisation.measure(TensorRows(rows)), recipe, "cpu", torch.float32, Mesh())
+    training = Training(start, made, Normalisation.measure(TensorRows(rows.cpu())), recipe, DEVICE, DTYPE, Mesh())
     number = iter(range(10**9))
     index = np.arange(len(rows))
     return lambda x: training.step(x, next(number), index)
@@ -63,7 +67,7 @@ def saelens_step(dim: int, width: int, density: float, rows: Tensor, name: str) 
     from sae_lens.training.sae_trainer import SAETrainer
 
     options = {"k": round(density * width)} if "TopK" in name else {}
-    config = getattr(sae_lens, f"{name}TrainingSAEConfig")(d_in=dim, d_sae=width, device="cpu", **options)
+    config = getattr(sae_lens, f"{name}TrainingSAEConfig")(d_in=dim, d_sae=width, device=str(DEVICE), **options)
     sae = getattr(sae_lens, f"{name}TrainingSAE")(config)
     log = LoggingConfig(log_to_wandb=False)
     settings = SAETrainerConfig(
@@ -75,7 +79,7 @@ def saelens_step(dim: int, width: int, density: float, rows: Tensor, name: str) 
 def dictionary_learning_step(dim: int, width: int, density: float, rows: Tensor, name: str) -> Step:
     from dictionary_learning.trainers.top_k import TopKTrainer
 
-    trainer = TopKTrainer(10**6, dim, width, round(density * width), layer=0, lm_name="none", lr=1e-6, device="cpu")
+    trainer = TopKTrainer(10**6, dim, width, round(density * width), layer=0, lm_name="none", lr=1e-6, device=str(DEVICE))
     number = iter(range(10**9))
     return lambda x: trainer.update(next(number), x)
 
@@ -83,7 +87,7 @@ def dictionary_learning_step(dim: int, width: int, density: float, rows: Tensor,
 def sparsify_step(dim: int, width: int, density: float, rows: Tensor, name: str) -> Step:
     from sparsify import SparseCoder, SparseCoderConfig
 
-    coder = SparseCoder(dim, SparseCoderConfig(num_latents=width, k=round(density * width)))
+    coder = SparseCoder(dim, SparseCoderConfig(num_latents=width, k=round(density * width)), device=DEVICE)
     optimizer = torch.optim.Adam(coder.parameters(), lr=1e-6)
 
     def step(x: Tensor) -> None:
@@ -102,7 +106,7 @@ def overcomplete_step(dim: int, width: int, density: float, rows: Tensor, name: 
     from overcomplete.sae import TopKSAE
     from overcomplete.sae.losses import mse_l1
 
-    sae = TopKSAE(dim, width, top_k=round(density * width), device="cpu")
+    sae = TopKSAE(dim, width, top_k=round(density * width), device=str(DEVICE))
     optimizer = torch.optim.Adam(sae.parameters(), lr=1e-6)
 
     def step(x: Tensor) -> None:
@@ -134,16 +138,26 @@ CONTESTANTS: dict[str, tuple[Callable[..., Step], str]] = {
 }
 
 
+def wait() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def peak_bytes() -> int:
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def encode_seconds(x: Tensor, width: int, repeats: int = 3) -> list[float]:
-    w, out = normalize(torch.randn(width, x.shape[1]), dim=1), torch.empty(len(x), width)
+    x = x.to(DTYPE)
+    w = normalize(torch.randn(width, x.shape[1]), dim=1).to(x)
+    out = torch.empty(len(x), width, dtype=x.dtype, device=x.device)
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
         torch.mm(x, w.T, out=out)
+        wait()
         times.append(time.perf_counter() - began)
     return times[1:]
 
@@ -152,7 +166,7 @@ def measure(name: str, dim: int, width: int, batch: int, density: float, steps: 
     """Median step of one contestant, in this process."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    rows = torch.randn(max(NUM_ROWS, batch), dim)
+    rows = torch.randn(max(NUM_ROWS, batch), dim, device=DEVICE)
     build, mechanism = CONTESTANTS[name]
     build(8, 64, 0.1, rows[:, :8].contiguous(), mechanism)  # its imports are part of what memory is counted from
     before = peak_bytes()
@@ -163,6 +177,7 @@ def measure(name: str, dim: int, width: int, batch: int, density: float, steps: 
         x = rows[first : first + batch]
         began = time.perf_counter()
         step(x)
+        wait()
         times.append(time.perf_counter() - began)
     peak = peak_bytes()
     matmul = encode_seconds(rows[:batch], width, 5)

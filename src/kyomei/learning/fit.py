@@ -32,6 +32,7 @@ from kyomei.learning.resonance import Directions, resonate
 from kyomei.learning.start import random_start
 from kyomei.learning.trainer import EventSink, train
 from kyomei.source.shards import Rows, open_rows
+from kyomei.source.stream import StreamedRows
 
 REFIT_BLOCK_ROWS = 8192
 WARM_FOLDER = "warm"
@@ -67,7 +68,7 @@ def fit(
     """Learn a sparse dictionary of rows.
 
     Args:
-        x: activations [rows, dim], or a folder of shards.
+        x: activations [rows, dim], a folder of shards, or rows that a model makes while it is trained (`StreamedRows`).
         recipe: how; the default finds directions by resonance and needs no knowledge of the data.
         seed: overrides the recipe's.
         directions: resonant directions found before, if there are any; otherwise they are found here.
@@ -109,6 +110,9 @@ def fit(
     steps, warm_steps = recipe.train.steps, 0
     if not starts_from_resonance(recipe):
         return learn(random_plan(rows, recipe, seed), steps, 0, steps, folder)
+    if isinstance(rows, StreamedRows):
+        do = "harvest the rows first, or set mechanism.start to random"
+        raise RecipeError("stored rows for a resonant start, which visits them many times", "a stream", do)
     directions = directions or resonate(rows, seed=seed, recipe=recipe.resonance, device=device, mesh=mesh)
     warm = None
     if _leaves_much(rows, recipe, directions):

@@ -22,7 +22,7 @@ from kyomei.learning.checkpoint import Checkpoint
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.start import Normalisation, Start
 from kyomei.learning.state import StepValues, Training, anchors_of, learning_rate, parts_of
-from kyomei.source.shards import BatchOrder, Rows, ShardFolder
+from kyomei.source.shards import BatchOrder, Rows, ShardFolder, order_of
 
 # What these keys change is written, not learnt, so a resumed training may have others.
 _FREE_KEYS = ("log_every", "checkpoint_every")
@@ -143,7 +143,7 @@ def train(
         training.load(saved.tensors)
         checkpoint.set_generator_states(saved.generators)
         first = saved_step = saved.step
-    order = BatchOrder(rows.num_rows, recipe.batch_rows, seed)
+    order = order_of(rows, recipe.batch_rows, seed)
     log = _Log(sink or _Silence(), recipe.batch_rows, first)
     ahead, asked = _Ahead(rows, order, mesh.rows(recipe.batch_rows), recipe.steps), mesh.size == 1 and stop()
     for step in range(first, recipe.steps):

@@ -392,7 +392,6 @@ class ShardWriter:
         return ShardFolder(self.folder, verify=False)
 
 
-@final
 class BatchOrder:
     """Which rows make which batch: a fresh permutation each epoch, a pure function of seed and step, with nothing stored.
 
@@ -444,3 +443,10 @@ class BatchOrder:
             mixed ^= mixed >> np.uint64(32)
             left, right = right, left ^ (mixed & self._mask)
         return (left << self._half) | right
+
+
+def order_of(rows: Rows, batch_rows: int, seed: int) -> BatchOrder:
+    """The order in which training visits rows: their own, where they have one."""
+    own = getattr(rows, "order", None)
+    order: BatchOrder = BatchOrder(rows.num_rows, batch_rows, seed) if own is None else own(batch_rows, seed)
+    return order

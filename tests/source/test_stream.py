@@ -1,0 +1,87 @@
+"""Rows straight from the model: the right ones, in a known order, with a bounded buffer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import kyomei
+from kyomei.config import SourceRecipe
+from kyomei.errors import DataError, Interrupted, RecipeError
+from kyomei.source.harvest import harvest
+from kyomei.source.model import LanguageModel
+from kyomei.source.stream import StreamedRows
+from kyomei.source.text import Document, Tokens, pack
+
+SITE = "model.layers.1.mlp"
+RECIPE = SourceRecipe(sites=(SITE,), context=16, windows_per_batch=3)
+
+
+@pytest.fixture
+def tokens(llama: LanguageModel, documents: list[Document]) -> Tokens:
+    return pack(documents, llama.tokenizer, 16, 16 * 18)
+
+
+@pytest.fixture
+def rows(llama: LanguageModel, tokens: Tokens) -> StreamedRows:
+    return StreamedRows(llama, tokens, SITE, RECIPE, windows_per_buffer=4)
+
+
+def test_rows_are_those_that_a_harvest_stores(llama: LanguageModel, tokens: Tokens, rows: StreamedRows, tmp_path: Path) -> None:
+    stored = harvest(llama, tokens, tmp_path, RECIPE)[SITE]
+    all_stored = stored.read(np.arange(stored.num_rows))
+    assert rows.num_buffers == len(tokens.ids) // 4 and rows.rows_per_buffer == int(0.9 * 64)
+    where = stored.row_tokens() // (4 * 16)
+    for number in range(rows.num_buffers):
+        own = all_stored[where == number]
+        index = number * rows.rows_per_buffer + np.arange(rows.rows_per_buffer)
+        expected = own[np.arange(rows.rows_per_buffer) % len(own)]
+        torch.testing.assert_close(rows.read(index), expected)
+    mixed = np.array([rows.num_rows - 1, 0, rows.rows_per_buffer, 1])
+    torch.testing.assert_close(rows.read(mixed), torch.cat([rows.read(mixed[i : i + 1]) for i in range(4)]))
+
+
+def test_buffers_follow_one_another_and_two_are_held(rows: StreamedRows) -> None:
+    order = rows.order(8, seed=3)
+    steps = 2 * rows.num_rows // 8
+    seen = np.concatenate([order.indices(step) for step in range(steps)])
+    buffers = seen // rows.rows_per_buffer
+    changes = np.flatnonzero(np.diff(buffers))
+    assert len(changes) == 2 * rows.num_buffers - 1
+    first = seen[: rows.rows_per_buffer]
+    assert sorted(first) == list(range(rows.rows_per_buffer)) and list(first) != sorted(first)
+    for step in range(steps):
+        rows.read(order.indices(step))
+        assert len(rows._held) <= 3  # two, and the one that a batch across a border leaves
+
+
+def test_a_stopped_training_on_a_stream_is_resumed_to_the_same_bytes(
+    llama: LanguageModel, tokens: Tokens, rows: StreamedRows, tmp_path: Path
+) -> None:
+    recipe = kyomei.Recipe.parse(
+        {
+            "mechanism": {"name": "topk", "k": 4},
+            "dictionary": {"width": 64},
+            "train": {"steps": 30, "batch_rows": 16, "checkpoint_every": 7, "warmup_steps": 3},
+        }
+    )
+    whole = kyomei.fit(rows, recipe)
+    asked = iter([False] * 17 + [True])
+    again = StreamedRows(llama, tokens, SITE, RECIPE, windows_per_buffer=4)
+    with pytest.raises(Interrupted):
+        kyomei.fit(again, recipe, folder=tmp_path, stop=lambda: next(asked))
+    resumed = kyomei.fit(StreamedRows(llama, tokens, SITE, RECIPE, windows_per_buffer=4), recipe, folder=tmp_path, resume=True)
+    for name in ("encoder", "decoder", "threshold", "center"):
+        assert torch.equal(getattr(whole, name), getattr(resumed, name)), name
+
+
+def test_what_a_stream_cannot_do_is_said(llama: LanguageModel, tokens: Tokens, rows: StreamedRows) -> None:
+    with pytest.raises(RecipeError, match=r"stored rows for a resonant start.*a stream.*[Hh]arvest"):
+        kyomei.fit(rows, kyomei.Recipe())
+    with pytest.raises(DataError, match="at least 400 windows"):
+        StreamedRows(llama, tokens, SITE, RECIPE, windows_per_buffer=400)
+    with pytest.raises(DataError, match="row numbers from 0"):
+        rows.read(np.array([rows.num_rows]))
