@@ -11,8 +11,9 @@ import gc
 import json
 from pathlib import Path
 
-import step
 import torch
+
+import step
 
 DIM, WIDTH, BATCH, STEPS = 1536, 65_536, 8192, 20
 WIDTHS = (16_384, 32_768, 65_536, 131_072, 262_144, 524_288, 1_048_576)

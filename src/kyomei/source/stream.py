@@ -130,4 +130,5 @@ class _BufferOrder(BatchOrder):
     def indices(self, step: int) -> Int64[np.ndarray, " batch_rows"]:
         position = step * self.batch_rows + np.arange(self.batch_rows, dtype=np.int64)
         first: Int64[np.ndarray, " batch_rows"] = position // self.num_rows % self.num_buffers * self.num_rows
-        return first + super().indices(step)
+        within: Int64[np.ndarray, " batch_rows"] = first + super().indices(step)
+        return within
