@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kyomei import __version__
-from kyomei.errors import Interrupted, KyomeiError, RecipeError
+from kyomei.errors import Interrupted, KyomeiError, RecipeError, RunError
 
 if TYPE_CHECKING:
     from kyomei.config import Recipe
@@ -184,7 +184,12 @@ def train_command(
         from kyomei.stages.train import train_run
 
         options = {**source, "seed": seed, "device": device, "dtype": dtype}
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if mesh is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            if overwrite:
+                raise RecipeError("--overwrite in one process only", "a mesh", "harvest anew with --overwrite, then train")
+            if not (folder / "manifest.json").exists():
+                do = "run `kyomei harvest` first, in one process"
+                raise RunError("a harvested run on a mesh", f"none in {folder}", do)
             run = _create(folder, recipe, settings, options, resume=True, overwrite=False)
             facts = _train_on_mesh(run, mesh, watcher)
             if facts is None:
@@ -441,7 +446,7 @@ def _train_on_mesh(run: Run, mesh: str | None, watcher: Watcher) -> dict[str, An
     from kyomei.learning.mesh import Mesh
     from kyomei.stages.train import train_run
 
-    size = int(os.environ["WORLD_SIZE"])
+    size = int(os.environ.get("WORLD_SIZE", "1"))
     try:
         data, features = (int(part) for part in (mesh or f"{size}x1").split("x"))
     except ValueError as error:

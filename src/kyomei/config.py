@@ -48,7 +48,7 @@ class SourceRecipe(Section):
     """Windows in one forward pass."""
     windows_per_shard: int = Field(256, gt=0)
     """Windows whose rows make one activation shard."""
-    replicas: int = Field(3, ge=1)
+    replicas: int = Field(3, ge=2)
     """Parts of the documents that find and train, one each; one more part is kept for evidence."""
     evidence_share: float = Field(0.25, gt=0, lt=1)
     """Share of tokens in the part that no replica sees."""

@@ -85,3 +85,16 @@ def test_what_a_stream_cannot_do_is_said(llama: LanguageModel, tokens: Tokens, r
         StreamedRows(llama, tokens, SITE, RECIPE, windows_per_buffer=400)
     with pytest.raises(DataError, match="row numbers from 0"):
         rows.read(np.array([rows.num_rows]))
+
+
+def test_a_value_that_is_not_finite_is_named_instead_of_dropped(rows: StreamedRows, monkeypatch: pytest.MonkeyPatch) -> None:
+    capture = rows.model.capture
+
+    def broken(ids: torch.Tensor, *args: object) -> dict[str, torch.Tensor]:
+        found = capture(ids, *args)  # type: ignore[arg-type]
+        found[SITE][:, -1, 0] = torch.nan
+        return found
+
+    monkeypatch.setattr(rows.model, "capture", broken)
+    with pytest.raises(DataError, match=r"buffer \d of 'model\.layers\.1\.mlp'"):
+        rows.read(np.arange(rows.num_rows))

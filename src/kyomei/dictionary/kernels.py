@@ -135,7 +135,7 @@ def active_above(
 ) -> tuple[Active, Float[Tensor, " active"]]:
     """Where scores x·w exceed their latent's threshold, and the scores there; all scores never exist at once on the CPU."""
     rows, width = len(x), len(encoder)
-    per_block = max(1, SCORES_PER_BLOCK // max(rows, 1)) if x.device.type == "cpu" else width
+    per_block = max(1, SCORES_PER_BLOCK // max(rows, 1)) if x.device.type == "cpu" else max(1, width)
     buffer = x.new_empty(min(per_block, width), rows)
     mask = torch.empty(buffer.shape, dtype=torch.bool, device=buffer.device)
     found, values = [x.new_zeros(0, dtype=torch.int64)], [x.new_zeros(0)]
@@ -151,6 +151,9 @@ def active_above(
 
 def csr_matmul(starts: Tensor, columns: Tensor, values: Tensor, dense: Tensor, out: Tensor) -> Tensor:
     """out += S dense, where S is the CSR matrix [len(starts) − 1, len(dense)]; returns out."""
+    if not supported(dense.device, dense.dtype):
+        rows = torch.repeat_interleave(torch.arange(len(starts) - 1, device=starts.device), starts.diff())
+        return out.index_add_(0, rows, values[:, None] * dense[columns])
     if dense.device.type == "cuda":
         _triton().csr_matmul(starts, columns, values, dense, out)
         return out
@@ -182,10 +185,11 @@ def _triton() -> Any:
         return None
 
 
-def supported(device: torch.device | str) -> bool:
-    """Whether the sparse step runs on a device; elsewhere the dense one does."""
+def supported(device: torch.device | str, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether the sparse step runs on a device in a precision; elsewhere the dense one does."""
     kind = torch.device(device).type
-    return kind == "cpu" or (kind == "cuda" and _triton() is not None)
+    # The Triton kernels add in single precision.
+    return kind == "cpu" or (kind == "cuda" and dtype != torch.float64 and _triton() is not None)
 
 
 def alone(x: Tensor) -> Tensor:

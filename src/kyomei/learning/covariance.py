@@ -72,7 +72,7 @@ class Whitening:
 def _moments(rows: Rows) -> tuple[Tensor, Tensor, int]:
     """Mean, covariance (float64) and the number of outlier rows left out."""
     index = np.linspace(0, rows.num_rows - 1, min(SAMPLE_ROWS, rows.num_rows)).astype(np.int64)
-    sample = rows.read(index).double()
+    sample = rows.read(index).cpu().double()
     centre = sample.median(dim=0).values
     bound = OUTLIER_NORM * float((sample - centre).norm(dim=1).median())
     count, outliers = 0, 0
@@ -80,7 +80,7 @@ def _moments(rows: Rows) -> tuple[Tensor, Tensor, int]:
     products = torch.zeros(rows.dim, rows.dim, dtype=torch.float64)
     for block in rows.blocks():
         # Centring first keeps float64 sums exact to rounding even when the mean dwarfs the spread.
-        shifted = block.double() - centre
+        shifted = block.cpu().double() - centre
         inside = shifted.norm(dim=1) <= bound if bound > 0 else torch.ones(len(block), dtype=torch.bool)
         outliers += len(block) - int(inside.sum())
         shifted = shifted[inside]

@@ -170,7 +170,7 @@ def refit(sae: SparseAutoencoder, rows: Rows, cone: Cone) -> SparseAutoencoder:
 
     def blocks() -> Iterator[tuple[Tensor, Tensor]]:
         for part in np.array_split(index, max(1, len(index) // REFIT_BLOCK_ROWS)):
-            x = rows.read(part).float()
+            x = rows.read(part).float().cpu()
             yield own.encode(x, sparse=True), x - own.center
 
     decoder = anchored_decoders(CodeMoments.of(blocks()), own.decoder, cone)

@@ -71,6 +71,8 @@ class Mesh:
             return cls(device=device)
         if not dist.is_initialized():
             backend = "nccl" if device.type == "cuda" else "gloo"
+            if device.type == "cuda":
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             timeout = timedelta(seconds=TIMEOUT_SECONDS)
             with _loss_named():
                 dist.init_process_group(

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from kyomei.config import Recipe
 from kyomei.dictionary.mechanisms import BA, GBA, Mechanism, mechanism_from
-from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.dictionary.sae import Activation, SparseAutoencoder
 from kyomei.errors import RecipeError
 from kyomei.learning.anchoring import ACTIVE_SHARE, CodeMoments, Cone, anchored_decoders, to_scipy, usual_scores
 from kyomei.learning.covariance import Whitening
@@ -92,9 +92,10 @@ def resonant_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int,
     x = normalisation.apply(rows.read(evenly(rows, ANCHOR_ROWS)))
     if roomy and warm is not None:
         # Fitted beside latents that explain the rows without them, decoders of features that are sums' parts would drift.
-        found = _beside(_anchored_latents(x, whitening, cone, _Free.none(rows.dim), None), free, x, recipe.dictionary.l0)
+        alone = _anchored_latents(x, whitening, cone, _Free.none(rows.dim), None, recipe.dictionary.activation)
+        found = _beside(alone, free, x, recipe.dictionary.l0)
     else:
-        found = _anchored_latents(x, whitening, cone, free, recipe.dictionary.l0)
+        found = _anchored_latents(x, whitening, cone, free, recipe.dictionary.l0, recipe.dictionary.activation)
     frozen = recipe.train.freeze != "none"
     hold = recipe.mechanism.hold_resonant and not selects and not frozen
     start = _start(found, num_found, width, seed, 1.0 if hold else cone.cosine, hold)
@@ -104,7 +105,7 @@ def resonant_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int,
     if selects:
         return Plan(start, mechanism_from(recipe.mechanism, width))
     mechanism = _adapting(rows, recipe, start, found, num_found, seed, warm is not None)
-    keeps = hold and recipe.dictionary.activation == "jumprelu" and not (roomy and warm is not None)
+    keeps = hold and not (roomy and warm is not None)
     return Plan(start, mechanism, cone if keeps else None)
 
 
@@ -137,12 +138,14 @@ def _start(found: _Latents, num_found: int, width: int, seed: int, anchor: float
 
 
 def _adapting(rows: Rows, recipe: Recipe, start: Start, found: _Latents, num_found: int, seed: int, warm: bool) -> Mechanism:
-    """Group bias adaptation for a resonant start: found latents keep their thresholds, free neurons are steered."""
+    """Group bias adaptation for a resonant start: with gba found latents keep their thresholds and free neurons are steered."""
     width, own = len(start.encoder), recipe.mechanism
     options = own.model_dump(include={"gamma_down", "gamma_up", "epsilon", "adapt_every"})
     frequency = found.frequency[:num_found]
     frozen = recipe.train.freeze != "none"
-    l0 = recipe.dictionary.l0 or (DEFAULT_L0 if warm else None)
+    # A frozen control learns nothing first, but aims at the L0 of what it is the control of.
+    aims = warm or (frozen and found.explained < EXPLAINS)
+    l0 = recipe.dictionary.l0 or (DEFAULT_L0 if aims else None)
     targets, groups = spectrum_targets(frequency, width - num_found, own.groups, l0)
     bias = _first_biases(rows, start, targets, seed)
     if not frozen:
@@ -209,7 +212,14 @@ class _Latents(NamedTuple):
     explained: float
 
 
-def _anchored_latents(x: Float[Tensor, "rows dim"], white: Whitening, cone: Cone, free: _Free, l0: float | None) -> _Latents:
+def _anchored_latents(
+    x: Float[Tensor, "rows dim"],
+    white: Whitening,
+    cone: Cone,
+    free: _Free,
+    l0: float | None,
+    activation: Activation = "jumprelu",
+) -> _Latents:
     """Thresholds at half the usual score, decoders within the cone, and the centre that the two agree on.
 
     Free latents share one threshold, at which the code has the L0 asked for; all decoders are fitted together.
@@ -223,7 +233,7 @@ def _anchored_latents(x: Float[Tensor, "rows dim"], white: Whitening, cone: Cone
     for _ in range(0 if not len(encoder) else 1 if len(free.encoder) else CENTRINGS):
         threshold = ACTIVE_SHARE * usual_scores(x - centre, encoder[:num_found])
         threshold = torch.cat([threshold, _free_thresholds(x - centre, encoder, threshold, l0 or DEFAULT_L0)])
-        code = SparseAutoencoder(encoder, decoder, threshold, centre).encode(x, sparse=True)
+        code = SparseAutoencoder(encoder, decoder, threshold, centre, activation=activation).encode(x, sparse=True)
         moments = CodeMoments.of([(code, x - centre)])
         fitted = anchored_decoders(moments, decoder, cone)
         frequency = torch.bincount(code.col_indices(), minlength=len(encoder)) / len(x)

@@ -199,7 +199,7 @@ def resonate(
     found = stable.select(distinct(stable.w, recipe.merge_cosine))
     support = _support_of_union(parts, found.w, recipe.merge_cosine)
     if len(support):
-        usual = support >= RARE_SHARE * support.double().median()
+        usual = support >= RARE_SHARE * float(support.cpu().double().median())
         found, support = found.select(usual), support[usual]
     if recipe.joint and len(found.w):
         found, support = _jointly(data, found, support, parts, recipe, seed)
@@ -309,7 +309,7 @@ def _search(data: _Halves, p: float, recipe: ResonanceRecipe, seed: list[int]) -
     starts = normalize(torch.randn(recipe.neurons, data.rows.dim, generator=generator), dim=1).to(data.device)
     found = latest = _round(data, starts, p, recipe, rng, generator)
     for _ in range(1, recipe.rounds):
-        stable = (latest.stability >= ROUND_STABILITY).double().mean() if len(latest.w) else 0.0
+        stable = (latest.stability >= ROUND_STABILITY).float().mean() if len(latest.w) else 0.0
         if unseen_share(latest.support) <= UNSEEN_SHARE or stable < STABLE_ROUND:
             break
         latest = _round(data, _uncovered(data, found.w, p, recipe.neurons, rng), p, recipe, rng, generator)

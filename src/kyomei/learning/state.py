@@ -135,11 +135,12 @@ class Training:
         if mesh.features > 1:
             options |= {"over_latents": mesh.sum_over_latents, "centre_share": 1 / mesh.features}
         weights = xn, self.encoder, self.decoder, self.centre
-        if kernels.supported(self.encoder.device):
-            sparse = self.mechanism.objective(kernels.SparseProducts(*weights, **options))
+        if kernels.supported(self.encoder.device, self.encoder.dtype):
+            products = kernels.SparseProducts(*weights, **options)
+            scored = self.mechanism.scored(products)
             # All ranks have to take one way: their sums differ in number.
-            if float(mesh.sum_over_all(torch.tensor(sparse.active.density))) <= kernels.DENSE_ABOVE * mesh.size:
-                return sparse
+            if float(mesh.sum_over_all(torch.tensor(scored[0].density))) <= kernels.DENSE_ABOVE * mesh.size:
+                return self.mechanism.objective(products, scored)
         return self.mechanism.objective(kernels.DenseProducts(*weights, **options))
 
     def _reduce_gradients(self) -> None:
@@ -236,7 +237,7 @@ class Training:
     @property
     def dead_share(self) -> float:
         """Share of all latents silent since `fired` was cleared."""
-        fired = self.mesh.max_over_rows(self.mechanism.fired.to(torch.int32)).double().sum()
+        fired = self.mesh.max_over_rows(self.mechanism.fired.to(torch.int32)).cpu().double().sum()
         return 1 - float(self.mesh.sum_over_latents(fired)) / (len(self.encoder) * self.mesh.features)
 
 

@@ -137,6 +137,10 @@ def train(
     identity = _identity(start, mechanism, rows, recipe, seed, dtype)
     mesh = mesh or Mesh()
     saved = _saved(folder, identity, resume, parts_of(start, mechanism, recipe, mesh))
+    begun = mesh.tell(0 if saved is None else saved.step)
+    if len(set(begun)) > 1:
+        found = f"steps {', '.join(map(str, begun))}"
+        raise RunError("one checkpoint for all ranks", found, "see which rank warned of damage, and delete that checkpoint")
     training = Training(start, mechanism, _normalisation(rows, saved), recipe, device, dtype, mesh)
     first, saved_step = 0, -1
     if saved is not None:

@@ -111,10 +111,10 @@ class StreamedRows:
             ids = self.tokens.ids[windows]
             x = self.model.capture(ids, [self.site], self.recipe.side)[self.site].float().cpu().flatten(0, 1)
             special = (torch.isin(ids, self._special) | (self.tokens.document[windows] < 0)).flatten()
+            require_finite(x[~special], f"buffer {number} of '{self.site}'", do="run the model in float32 or bfloat16")
             wanted = x.norm(dim=1) <= self.recipe.norm_bound * self._median_norm
             kept.append(x[wanted & ~special] if self.recipe.drop_special else x[wanted])
         rows = torch.cat(kept)
-        require_finite(rows, f"buffer {number} of '{self.site}'", do="run the model in float32 or bfloat16")
         if not len(rows):
             raise DataError(f"rows in buffer {number}", "special tokens only", "use other text")
         return rows

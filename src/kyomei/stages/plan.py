@@ -117,6 +117,8 @@ def plan(recipe: Recipe, hardware: str = "here", *, price: float | None = None, 
     Raises:
         RecipeError: the hardware is not in the table.
     """
+    if gpus < 1 or (gpus > 1 and hardware == "here"):
+        raise RecipeError("one machine here, or GPUs of the table", f"{gpus} of '{hardware}'", "name the GPU with --hardware")
     if hardware != "here" and hardware not in GPUS:
         raise RecipeError(f"here or one of {', '.join(GPUS)}", f"'{hardware}'", "choose one of them")
     began = time.perf_counter()
@@ -125,14 +127,19 @@ def plan(recipe: Recipe, hardware: str = "here", *, price: float | None = None, 
     size = _Size.of(recipe, model)
     rates = _probed(recipe, model, size) if hardware == "here" else _reckoned(GPUS[hardware], model, size, gpus)
     seconds = {"harvest": load_seconds + size.tokens / rates.tokens_per_second, **_training_seconds(recipe, size, rates)}
-    memory = rates.base_bytes + size.working_bytes if hardware == "here" else size.gpu_bytes(gpus)
+    features = 1 if hardware == "here" else _feature_parts(size, GPUS[hardware], gpus)
+    memory = rates.base_bytes + size.working_bytes if hardware == "here" else size.gpu_bytes(gpus // features, features)
     rate = price if price is not None or hardware == "here" else GPUS[hardware].price
-    features = 1
-    while hardware != "here" and features < gpus and size.gpu_bytes(features) > 0.8e9 * GPUS[hardware].memory_gb:
-        features *= 2
     total = sum(seconds.values())
     cost = None if rate is None else rate * gpus * total / 3600
-    return Plan(hardware, seconds, memory, size.disk_bytes, cost, f"{max(1, gpus // features)}x{features}")
+    return Plan(hardware, seconds, memory, size.disk_bytes, cost, f"{gpus // features}x{features}")
+
+
+def _feature_parts(size: _Size, gpu: Hardware, gpus: int) -> int:
+    """The fewest parts of the latents that fit; all GPUs if none does."""
+    divisors = [parts for parts in range(1, gpus + 1) if gpus % parts == 0]
+    fits = (parts for parts in divisors if size.gpu_bytes(gpus // parts, parts) < 0.8e9 * gpu.memory_gb)
+    return next(fits, gpus)
 
 
 @dataclass(frozen=True)
@@ -174,9 +181,10 @@ class _Size:
         mapped = min(RELEASE_BYTES, self.rows * self.dim * 4)
         return max(stepping, placing, finding) + mapped
 
-    def gpu_bytes(self, parts: int) -> float:
+    def gpu_bytes(self, data: int, features: int) -> float:
         """A GPU's part of weights and moments, and of a batch's scores in bfloat16."""
-        return (self.weights_bytes + self.recipe.train.batch_rows * self.width * 6.0) / parts + 2e9
+        scores = self.recipe.train.batch_rows / data * self.width * 6.0
+        return (self.weights_bytes + scores) / features + 2e9
 
     @property
     def disk_bytes(self) -> float:
@@ -203,7 +211,7 @@ def _training_seconds(recipe: Recipe, size: _Size, rates: _Rates) -> dict[str, f
         polished = 2 * 3 * min(POLISH_ROWS, size.rows // 2)
         alive = own.neurons * (0.5 + 0.5 * LEFT_AFTER_MERGING)
         finding += own.steps * batch * alive + polished * LEFT_AFTER_MERGING * own.neurons
-    placing = (replicas + NUM_NULLS) * _placing_seconds(recipe, size, rates)
+    placing = (replicas + NUM_NULLS) * _placing_seconds(size, rates)
     return {
         "resonance": rounds * finding / rates.neuron_rows,
         "placing latents": placing,
@@ -211,7 +219,7 @@ def _training_seconds(recipe: Recipe, size: _Size, rates: _Rates) -> dict[str, f
     }
 
 
-def _placing_seconds(recipe: Recipe, size: _Size, rates: _Rates) -> float:
+def _placing_seconds(size: _Size, rates: _Rates) -> float:
     """Thresholds and decoders of resonant latents, twice: they score a sample about eight times over."""
     sample = min(size.rows, ANCHOR_ROWS)
     return 8 * sample * size.width / rates.neuron_rows
@@ -224,11 +232,11 @@ def _probed(recipe: Recipe, model: LanguageModel, size: _Size) -> _Rates:
     ids = torch.randint(10, 200, (source.windows_per_batch, source.context), generator=generator)
     batch_seconds = _median(lambda: model.capture(ids, [site], source.side), 3)
     base = _peak_bytes()
-    rows = torch.randn(PROBE_ROWS, size.dim, generator=generator)
+    rows = torch.randn(max(PROBE_ROWS, 2 * size.dim), size.dim, generator=generator)
     l0 = recipe.dictionary.l0 or DEFAULT_L0
     if starts_from_resonance(recipe) and recipe.mechanism.name == "gba":
         step = _step_seconds(recipe, size, rows, _at_l0(rows, size, l0))
-        warm = _step_seconds(recipe, size, rows, TopK(size.width, min(size.width, round(l0))))
+        warm = _step_seconds(recipe, size, rows, TopK(size.width, min(size.width, max(1, round(l0)))))
     else:
         step = warm = _step_seconds(recipe, size, rows, mechanism_from(recipe.mechanism, size.width))
     speed = neuron_rows_per_second(rows, recipe.resonance.neurons)
@@ -239,7 +247,8 @@ def _at_l0(rows: Tensor, size: _Size, l0: float) -> Mechanism:
     """GBA whose biases give an L0 on random rows."""
     start = random_start(size.width, size.dim, 0, tied=True)
     scores = rows[:256] @ start.encoder.T / float(np.sqrt(size.dim))
-    threshold = float(scores.flatten().topk(round(l0 * 256)).values[-1])
+    wanted = max(1, min(round(l0 * 256), scores.numel()))
+    threshold = max(0.0, float(scores.flatten().topk(wanted).values[-1]))
     targets = torch.full((size.width,), min(l0 / size.width, 0.5))
     return GBA(targets, torch.zeros(size.width, dtype=torch.int64), bias=torch.full((size.width,), -min(threshold, 1.0)))
 

@@ -75,7 +75,7 @@ def control_arm(arm: Arm, name: str, control: Control) -> Arm:
     recipe = control.recipe(arm.recipe)
     if control.own_activations:
         return replace(arm, recipe=recipe)
-    # A frozen dictionary differs from the real one in its rows only: targets come from the same directions.
+    # A frozen dictionary has other rows and learns none first: targets come from the same directions, and L0 is the same.
     shared = None if control.gaussian else arm.directions_from or arm.folder
     return Arm(f"controls/{control.name}/{name}", recipe, 2, control, shared)
 

@@ -143,9 +143,14 @@ class Mechanism(ABC):
         error = products.reconstruct(active, values) - products.x
         return error.square().sum(), error
 
-    def objective(self, products: Products) -> Objective:
-        """Loss of one batch; its gradients follow from `torch.autograd.backward`."""
-        active, scores = self._scored(products)
+    def objective(self, products: Products, scored: tuple[Active, Tensor] | None = None) -> Objective:
+        """Loss of one batch; its gradients follow from `torch.autograd.backward`.
+
+        Args:
+            products: of the batch.
+            scored: what `scored` has given for it; none: it is asked for here.
+        """
+        active, scores = self.scored(products) if scored is None else scored
         values = self.values(scores, active)
         squares, error = self.reconstruction(products, active, values)
         loss = (0.5 * squares + self.reduce.sum_over_latents(self.penalty(scores, values, active))) / products.num_rows
@@ -153,7 +158,8 @@ class Mechanism(ABC):
         loss = loss if extra is None else loss + extra
         return Objective(loss, error.detach().square().sum() / products.num_rows, active, scores.detach(), values.detach())
 
-    def _scored(self, products: Products) -> tuple[Active, Tensor]:
+    def scored(self, products: Products) -> tuple[Active, Float[Tensor, " active"]]:
+        """Entries of a batch that may be active, and their scores; differentiable."""
         threshold = self.thresholds()
         if threshold is None:
             active = self.select(products.scores)
