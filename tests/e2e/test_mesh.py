@@ -14,8 +14,8 @@ import torch
 
 import kyomei
 
-SETTINGS = ("--tokens", "40000", "--set", "source.replicas=2", "--set", "source.context=64", "--set", "source.spread=1")
-TRAINING = ("train.steps=120", "train.batch_rows=256", "train.checkpoint_every=10", "dictionary.width=256", "dictionary.l0=16")
+SETTINGS = ("--tokens", "24000", "--set", "source.replicas=2", "--set", "source.context=64", "--set", "source.spread=1")
+TRAINING = ("train.steps=60", "train.batch_rows=256", "train.checkpoint_every=10", "dictionary.width=256", "dictionary.l0=16")
 SEARCH = ("resonance.neurons=128", "resonance.steps=4", "resonance.rounds=1", "resonance.frequencies=[0.01]")
 
 
@@ -44,7 +44,7 @@ def test_a_rank_that_is_killed_is_restarted_and_the_run_ends_as_in_one_process(t
     spread = tmp_path / "two"
     process = torchrun(spread, "1x2", restarts=2)
     kill_a_worker(process, spread / "replicas" / "0")
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors[-3000:]
     assert output.count('"arms"') == 1, "one rank prints the summary"
     one, two = kyomei.load(folder / "replicas" / "0"), kyomei.load(spread / "replicas" / "0")

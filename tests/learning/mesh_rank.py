@@ -86,6 +86,7 @@ def main() -> None:
     if mesh.leads:
         tensors = {n: getattr(sae, n) for n in ("encoder", "decoder", "threshold", "center", "offset")}
         save_file({n: t.contiguous() for n, t in tensors.items() if t is not None}, out)
+    mesh.leave()
 
 
 if __name__ == "__main__":

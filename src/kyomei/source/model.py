@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import inspect
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, final
@@ -25,6 +26,9 @@ Side = Literal["output", "input"]
 _MLP_PATHS = ("mlp", "output.dense", "feed_forward", "ffn", "fc2", "ff")
 _LAYER = re.compile(r"^(?P<stack>(?:.*\.)?(?:layers|layer|h|blocks|block))\.(?P<number>\d+)\.(?P<inner>.+)$")
 _NOT_LANGUAGE = ("vision", "visual", "audio", "image")
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Hooks sit on the module itself: a stream's thread and another caller must not meet in one forward pass."""
 
 
 class Codec(Protocol):
@@ -186,7 +190,7 @@ class LanguageModel:
             if len(held) == len(set(sites)):
                 raise _AllCaptured
 
-        with contextlib.ExitStack() as hooks, contextlib.suppress(_AllCaptured):
+        with _ONE_AT_A_TIME, contextlib.ExitStack() as hooks, contextlib.suppress(_AllCaptured):
             for site in set(sites):
                 hooks.enter_context(self._watched(site, side, keep))
             self.model(input_ids=ids.to(self.device), **self._options)
