@@ -107,6 +107,8 @@ class BiasAdaptation(Mechanism):
         self.targets, self.groups, self.bias = targets.detach().clone(), groups.detach().long().clone(), bias
         none = torch.zeros(self.width, dtype=torch.bool)
         self.shared = none if shared is None else shared.clone()
+        # Of all latents: a rank without any of these must take part in the sums of those that have them.
+        self.any_shared = bool(self.shared.any())
         self.fixed = none.clone() if fixed is None else fixed.clone()
         self.num_groups = int(self.groups.max()) + 1
         self.counts = torch.zeros(self.width, dtype=torch.int64)
@@ -139,7 +141,7 @@ class BiasAdaptation(Mechanism):
         lowered = (self.bias - self.gamma_down * largest).clamp_min(-1)
         raised = (self.bias + self.gamma_up * self._group_steps(largest)).clamp_max(0)
         adapted = torch.where(share > self.targets, lowered, torch.where(share < self.epsilon, raised, self.bias))
-        if bool(self.shared.any()):
+        if self.any_shared:
             adapted = torch.where(self.shared, self._shared_biases(share), adapted)
         adapted = torch.where(self.fixed, self.bias, adapted)
         self.bias.copy_(adapted)
