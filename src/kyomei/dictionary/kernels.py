@@ -29,8 +29,8 @@ from torch import Tensor
 
 SCORES_PER_BLOCK = 2**20
 """Scores made at once; 4 MB in float32 are still in the cache when they are compared with their thresholds."""
-DENSE_ABOVE = 0.06
-"""Density of the code above which whole matrices are faster (bench/step.py)."""
+DENSE_ABOVE = 0.15
+"""Density of the code above which whole matrices are faster (docs/results.md)."""
 
 
 class Active:
@@ -90,10 +90,6 @@ class Active:
     @cached_property
     def latent32_by_row(self) -> Tensor:
         return self.latent.to(torch.int32)[self.by_row]
-
-    def where(self, kept: Tensor) -> Active:
-        """The entries of a boolean mask [active]."""
-        return Active(self.latent[kept], self.row[kept], self.num_rows, self.width)
 
     def dense(self, values: Float[Tensor, " active"]) -> Float[Tensor, "rows width"]:
         """Values in a matrix that is zero elsewhere; differentiable."""

@@ -10,9 +10,10 @@ import random
 import re
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -49,6 +50,9 @@ class Checkpoint:
     identity: dict[str, Any]
     generators: dict[str, Any]
     parts: dict[str, slice] = field(default_factory=dict)
+
+
+_Read = TypeVar("_Read")
 
 
 class _DamagedError(Exception):
@@ -155,10 +159,14 @@ def load(folder: Path, parts: dict[str, slice] | None = None) -> Checkpoint | No
     Warns:
         UserWarning: for each damaged checkpoint passed over.
     """
+    return _newest(folder, lambda path: _read(path, parts or {}))
+
+
+def _newest(folder: Path, read: Callable[[Path], _Read]) -> _Read | None:
     found = list_checkpoints(folder)
     for path in reversed(found):
         try:
-            return _read(path, parts or {})
+            return read(path)
         except _DamagedError as damage:
             warnings.warn(f"Checkpoint {path} is damaged ({damage}); falling back to the one before.", stacklevel=2)
     if found:
@@ -168,8 +176,8 @@ def load(folder: Path, parts: dict[str, slice] | None = None) -> Checkpoint | No
 
 def resume_step(folder: Path) -> int:
     """The step from which a resumed training goes on; 0 where there is no checkpoint (raises as `load` does)."""
-    found = load(folder)
-    return 0 if found is None else found.step
+    found = _newest(folder, _read_state)
+    return 0 if found is None else int(found["step"])
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -205,16 +213,25 @@ def _write_state(folder: Path, checkpoint: Checkpoint, digests: dict[str, str]) 
 
 
 def _read(path: Path, parts: dict[str, slice]) -> Checkpoint:
+    state = _read_state(path)
     try:
-        state = json.loads((path / STATE_FILE).read_bytes())
+        tensors = _read_tensors([path / name for name in sorted(state["sha256"])], set(state["sharded"]), parts)
+        return Checkpoint(state["step"], tensors, state["identity"], state["generators"], parts)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise _DamagedError(f"{type(error).__name__}: {error}") from error
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself, once its tensors are known to be those that were written."""
+    try:
+        state: dict[str, Any] = json.loads((path / STATE_FILE).read_bytes())
         version = state["schema_version"]
         if version > SCHEMA_VERSION:
             raise RunError(f"a checkpoint of schema {SCHEMA_VERSION}", f"{version} in {path}", "resume with a newer Kyomei")
         for name, digest in state["sha256"].items():
             if sha256_of(path / name) != digest:
                 raise _DamagedError(f"sha256 of {name} differs from {STATE_FILE}")
-        tensors = _read_tensors([path / name for name in sorted(state["sha256"])], set(state["sharded"]), parts)
-        return Checkpoint(state["step"], tensors, state["identity"], state["generators"], parts)
+        return state
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise _DamagedError(f"{type(error).__name__}: {error}") from error
 

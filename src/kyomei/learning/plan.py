@@ -100,7 +100,7 @@ def resonant_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int,
     hold = recipe.mechanism.hold_resonant and not selects and not frozen
     start = _start(found, num_found, width, seed, 1.0 if hold else cone.cosine, hold)
     if frozen:
-        # A frozen control differs in its rows only: targets and first thresholds are placed as for the directions.
+        # Targets and first thresholds of a frozen control are placed as for the directions; its rows are random.
         start = random_start(width, rows.dim, seed, tied=False)
     if selects:
         return Plan(start, mechanism_from(recipe.mechanism, width))
@@ -147,10 +147,9 @@ def _adapting(rows: Rows, recipe: Recipe, start: Start, found: _Latents, num_fou
     aims = warm or (frozen and found.explained < EXPLAINS)
     l0 = recipe.dictionary.l0 or (DEFAULT_L0 if aims else None)
     targets, groups = spectrum_targets(frequency, width - num_found, own.groups, l0)
-    bias = _first_biases(rows, start, targets, seed)
-    if not frozen:
-        given = -found.threshold.clamp(0, 1)
-        bias[: len(given)] = given
+    given = found.threshold[:0] if frozen else -found.threshold.clamp(0, 1)
+    rest = _first_biases(rows, start.encoder[len(given) :], targets[len(given) :], seed)
+    bias = torch.cat([given, rest])
     if own.name == "ba":
         one_target = float(targets.double().log().mean().exp())
         return BA(width, one_target, bias=bias, activation=recipe.dictionary.activation, **options)
@@ -309,17 +308,21 @@ def spectrum_targets(
     return level[groups].float(), groups
 
 
-def _first_biases(rows: Rows, start: Start, targets: Tensor, seed: int) -> Tensor:
+def _first_biases(
+    rows: Rows, encoders: Float[Tensor, "neurons dim"], targets: Float[Tensor, " neurons"], seed: int
+) -> Float[Tensor, " neurons"]:
     """Biases at which each neuron fires at its target on a sample of rows, within the paper's range [−1, 0].
 
     Starting there spares the dense first phase in which biases only creep down from zero.
     """
+    if not len(encoders):
+        return targets
     rng = np.random.default_rng([seed, 1])
     index = np.sort(rng.integers(0, rows.num_rows, size=min(rows.num_rows, CALIBRATION_ROWS)))
-    normalisation = Normalisation.measure(rows).to(start.encoder)
+    normalisation = Normalisation.measure(rows).to(encoders)
     x = normalisation.apply(rows.read(index))
     thresholds = []
-    for encoder, target in zip(torch.split(start.encoder, 256), torch.split(targets, 256), strict=True):
+    for encoder, target in zip(torch.split(encoders, 256), torch.split(targets, 256), strict=True):
         ordered = (x @ encoder.T).sort(dim=0, descending=True).values
         place = (target * len(x)).round().long().clamp(1, len(x)) - 1
         thresholds.append(ordered.gather(0, place[None])[0])

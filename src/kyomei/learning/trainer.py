@@ -78,13 +78,6 @@ class _Ahead:
         return index, self.rows.read(index)
 
 
-class _Silence:
-    """The sink of those who asked for none."""
-
-    def event(self, step: int, **values: Any) -> None:
-        pass
-
-
 def train(
     start: Start,
     mechanism: Mechanism,
@@ -148,7 +141,7 @@ def train(
         checkpoint.set_generator_states(saved.generators)
         first = saved_step = saved.step
     order = order_of(rows, recipe.batch_rows, seed)
-    log = _Log(sink or _Silence(), recipe.batch_rows, first)
+    log = None if sink is None else _Log(sink, recipe.batch_rows, first)
     ahead, asked = _Ahead(rows, order, mesh.rows(recipe.batch_rows), recipe.steps), mesh.size == 1 and stop()
     for step in range(first, recipe.steps):
         if asked:
@@ -160,7 +153,7 @@ def train(
         done = step + 1
         if done % recipe.log_every == 0 or done == recipe.steps:
             dead = training.dead_share
-            if sink is not None:
+            if log is not None:
                 log.event(done, values, dead, learning_rate(recipe, step))
             mechanism.fired.zero_()
         if folder is not None and (done % recipe.checkpoint_every == 0 or done == recipe.steps):

@@ -9,7 +9,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from kyomei.config import SourceRecipe
@@ -157,7 +157,7 @@ class _Plan:
         size = self.recipe.windows_per_batch
         for first in range(0, min(len(first_shard), _MEDIAN_BATCHES * size), size):
             windows = slice(first, min(first + size, first_shard.stop))
-            ordinary = ~self._is_special(windows)
+            ordinary = ~self.tokens.is_special(windows, self._special)
             rows_before = sum(map(len, norms[sites[0]]))
             for site, x in self._capture(windows, sites).items():
                 require_finite(x[ordinary], f"shard 0 of '{site}'", rows_before, _NOT_FINITE)
@@ -173,16 +173,13 @@ class _Plan:
         captured = self.model.capture(self.tokens.ids[windows], sites, self.recipe.side)
         return {site: x.float().cpu() for site, x in captured.items()}
 
-    def _is_special(self, windows: slice) -> Bool[Tensor, "batch context"]:
-        return torch.isin(self.tokens.ids[windows], self._special) | (self.tokens.document[windows] < 0)
-
     def run_shard(self, number: int, writers: dict[str, ShardWriter]) -> list[_Shard]:
         """The rows of one shard's windows at every site of `writers`."""
         windows = self.windows_of(number)
         shards = {site: _Shard(number, writer, len(windows) * self.tokens.context) for site, writer in writers.items()}
         for first in range(windows.start, windows.stop, self.recipe.windows_per_batch):
             batch = slice(first, min(first + self.recipe.windows_per_batch, windows.stop))
-            special = self._is_special(batch).flatten()
+            special = self.tokens.is_special(batch, self._special).flatten()
             wanted = ~special if self.recipe.drop_special else torch.ones_like(special)
             row_tokens = torch.arange(batch.start * self.tokens.context, batch.stop * self.tokens.context)
             for site, x in self._capture(batch, list(writers)).items():

@@ -83,7 +83,8 @@ def require_finite(
         raise DataError("finite activations", f"{value} in {where}, row {first_row + row}", do)
 
 
-def _require_inside(index: Int64[np.ndarray, " batch"], num_rows: int) -> None:
+def require_inside(index: Int64[np.ndarray, " batch"], num_rows: int) -> None:
+    """Raise DataError if a row number is not one of `num_rows` rows."""
     if len(index) and (index.min() < 0 or index.max() >= num_rows):
         raise DataError(f"row numbers from 0 to {num_rows - 1}", f"{index.min()} to {index.max()}", "correct the row numbers")
 
@@ -109,7 +110,7 @@ class TensorRows:
 
     def read(self, index: Int64[np.ndarray, " batch"]) -> Float32[Tensor, "batch dim"]:
         """The rows at `index`, in its order, on the tensor's device."""
-        _require_inside(index, self.num_rows)
+        require_inside(index, self.num_rows)
         return self._tensor[torch.from_numpy(index).to(self._tensor.device)].float()
 
     def blocks(self, rows_per_block: int = 8192) -> Iterator[Float32[Tensor, "block dim"]]:
@@ -161,7 +162,7 @@ class ShardFolder:
 
     def read(self, index: Int64[np.ndarray, " batch"]) -> Float32[Tensor, "batch dim"]:
         """The rows at `index`, in its order."""
-        _require_inside(index, self.num_rows)
+        require_inside(index, self.num_rows)
         order = np.argsort(index, kind="stable")
         ordered = index[order]
         out = torch.empty(len(index), self.dim)

@@ -15,7 +15,7 @@ from torch import Tensor
 from kyomei.config import SourceRecipe
 from kyomei.errors import DataError
 from kyomei.source.model import LanguageModel
-from kyomei.source.shards import BatchOrder, require_finite
+from kyomei.source.shards import BatchOrder, require_finite, require_inside
 from kyomei.source.text import Tokens
 
 KEPT_SHARE = 0.9
@@ -66,9 +66,7 @@ class StreamedRows:
 
     def read(self, index: Int64[np.ndarray, " batch"]) -> Float32[Tensor, "batch dim"]:
         """The rows at `index`, in its order."""
-        if len(index) and not (int(index.min()) >= 0 and int(index.max()) < self.num_rows):
-            found = f"{int(index.min())} to {int(index.max())}"
-            raise DataError(f"row numbers from 0 to {self.num_rows - 1}", found, "correct the index")
+        require_inside(index, self.num_rows)
         out = torch.empty(len(index), self.dim)
         buffers = index // self.rows_per_buffer
         for number in np.unique(buffers):
@@ -110,7 +108,7 @@ class StreamedRows:
             windows = slice(start, min(start + self.recipe.windows_per_batch, first + self.windows_per_buffer))
             ids = self.tokens.ids[windows]
             x = self.model.capture(ids, [self.site], self.recipe.side)[self.site].float().cpu().flatten(0, 1)
-            special = (torch.isin(ids, self._special) | (self.tokens.document[windows] < 0)).flatten()
+            special = self.tokens.is_special(windows, self._special).flatten()
             require_finite(x[~special], f"buffer {number} of '{self.site}'", do="run the model in float32 or bfloat16")
             wanted = x.norm(dim=1) <= self.recipe.norm_bound * self._median_norm
             kept.append(x[wanted & ~special] if self.recipe.drop_special else x[wanted])

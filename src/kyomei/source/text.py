@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
 from kyomei.errors import DataError
@@ -271,6 +271,10 @@ class Tokens:
         """The same tokens in at most so many windows, taken evenly from beginning to end."""
         taken = torch.linspace(0, len(self.ids) - 1, min(windows, len(self.ids)), dtype=torch.float64).round().long()
         return Tokens(self.ids[taken], self.document[taken], self.start[taken], self.end[taken], self.documents)
+
+    def is_special(self, windows: slice, special_ids: Int64[Tensor, " special"]) -> Bool[Tensor, "windows context"]:
+        """Tokens of some windows that stand for no text: a model's special ones, and those put in between documents."""
+        return torch.isin(self.ids[windows], special_ids) | (self.document[windows] < 0)
 
     def text_at(self, at: int) -> str:
         """The characters of the token at window × context + position; empty for one that stands between documents."""

@@ -10,12 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+from kyomei.config import MechanismRecipe
 from kyomei.dictionary.kernels import Active, Products
 from kyomei.dictionary.mechanisms.base import Finish, Mechanism, counts_of
 from kyomei.errors import RecipeError
-
-PREFIXES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-"""Ends of the nested dictionaries, as shares of the width."""
 
 
 class Selection(Mechanism):
@@ -177,7 +175,7 @@ class MatryoshkaBatchTopK(BatchTopK):
         memory: float = 0.9,
         auxk: float = 0.0,
         dead_after: int = 100_000,
-        prefixes: tuple[float, ...] = PREFIXES,
+        prefixes: tuple[float, ...] = MechanismRecipe().prefixes,
     ) -> None:
         super().__init__(width, k, memory, auxk, dead_after)
         if not prefixes or list(prefixes) != sorted(set(prefixes)) or prefixes[0] <= 0 or prefixes[-1] != 1:
