@@ -181,7 +181,7 @@ def train_command(
     """
     source = {"source.model": model, "source.text": text, "source.sites": site, "source.num_tokens": tokens}
     with _verb(threads) as watcher:
-        from kyomei.stages.train import train_run
+        from kyomei.stages.train import train_on_mesh, train_run
 
         options = {**source, "seed": seed, "device": device, "dtype": dtype}
         if mesh is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -191,7 +191,7 @@ def train_command(
                 do = "run `kyomei harvest` first, in one process"
                 raise RunError("a harvested run on a mesh", f"none in {folder}", do)
             run = _create(folder, recipe, settings, options, resume=True, overwrite=False)
-            facts = _train_on_mesh(run, mesh, watcher)
+            facts = train_on_mesh(run, *_parts(mesh), watcher)
             if facts is None:
                 return
         else:
@@ -440,23 +440,13 @@ def _create(
     return run
 
 
-def _train_on_mesh(run: Run, mesh: str | None, watcher: Watcher) -> dict[str, Any] | None:
-    """This rank's part of a training under torchrun; facts for the summary on the leading rank."""
-    from kyomei.learning.fit import choose_device
-    from kyomei.learning.mesh import Mesh
-    from kyomei.stages.train import train_run
-
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+def _parts(mesh: str | None) -> tuple[int, int]:
+    """Parts of the rows and of the latents; without a wish, every process has a part of the rows."""
     try:
-        data, features = (int(part) for part in (mesh or f"{size}x1").split("x"))
+        data, features = (int(part) for part in (mesh or f"{os.environ.get('WORLD_SIZE', '1')}x1").split("x"))
     except ValueError as error:
         raise RecipeError("--mesh as 2x4", f"'{mesh}'", "give parts of the rows and of the latents") from error
-    joined = Mesh.join(data, features, choose_device(run.recipe.device))
-    with run.lock() if joined.leads else contextlib.nullcontext():
-        joined.wait()
-        facts = train_run(run, watcher.on(joined))
-    joined.leave()
-    return facts if joined.leads else None
+    return data, features
 
 
 def _note_command(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from kyomei.errors import RunError
 from kyomei.evidence.controls import GAUSSIAN, Control
 from kyomei.learning.checkpoint import resume_step
 from kyomei.learning.fit import WARM_FOLDER, choose_device, fit, starts_from_resonance
+from kyomei.learning.mesh import Mesh
 from kyomei.learning.resonance import Directions, resonate
 from kyomei.runs import Run
 from kyomei.sinks import JsonlSink
@@ -123,6 +125,29 @@ def train_run(run: Run, watcher: Watcher) -> dict[str, Any]:
     own = main_arm(run)
     arms = [train_arm(run, arm, watcher) for arm in (own, null_arm(own, own.recipe.mechanism.label))]
     return {"harvest": harvested, "arms": arms}
+
+
+def train_on_mesh(run: Run, data: int, features: int, watcher: Watcher) -> dict[str, Any] | None:
+    """This rank's part of a training under torchrun.
+
+    Args:
+        run: harvested.
+        data, features: parts of the rows and of the latents.
+        watcher: of this process.
+
+    Returns:
+        What `train_run` does, on the leading rank; none on the others.
+
+    Raises:
+        RecipeError: if there are not data × features processes.
+        RunError: if the run is not harvested, or a rank is lost.
+    """
+    mesh = Mesh.join(data, features, choose_device(run.recipe.device))
+    with run.lock() if mesh.leads else contextlib.nullcontext():
+        mesh.wait()
+        facts = train_run(run, watcher.on(mesh))
+    mesh.leave()
+    return facts if mesh.leads else None
 
 
 def rows_of(run: Run, arm: Arm, replica: int) -> Rows:
