@@ -19,9 +19,9 @@ from kyomei.learning.anchoring import CodeMoments, Cone, anchored_decoders
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.plan import (
     ANCHOR_ROWS,
-    DEFAULT_L0,
     EXPLAINS,
     Plan,
+    aimed_l0,
     default_width,
     evenly,
     explained_by_resonance,
@@ -145,7 +145,7 @@ def _leaves_much(rows: Rows, recipe: Recipe, directions: Directions) -> bool:
 def _selecting_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int) -> Plan:
     """TopK over the whole width from a random start: it finds the latents that reconstruction rests on in the fewest steps."""
     width = recipe.dictionary.width or default_width(directions, rows)
-    k = min(width, max(1, round(recipe.dictionary.l0 or DEFAULT_L0)))
+    k = min(width, max(1, round(aimed_l0(recipe, width))))
     auxk = recipe.mechanism.auxk
     return Plan(random_start(width, rows.dim, seed, tied=False), TopK(width, k, auxk, recipe.mechanism.dead_after))
 

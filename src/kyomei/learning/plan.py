@@ -34,7 +34,8 @@ SAME_COSINE = 0.9
 """A direction at this cosine, in whitened space, to the encoder of a frequent latent is that latent."""
 EXPLAINS = 0.8
 """Resonant latents that explain this share of the variance make a dictionary by themselves."""
-DEFAULT_L0 = 32.0
+LATENTS_PER_ACTIVE = 64
+"""Without a wish, one latent in so many is active in a row: 32 of 2,048."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,11 @@ def resonant_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int,
     selects = recipe.mechanism.name in ("topk", "batchtopk")
     normalisation = Normalisation.measure(rows).to(directions.whitened)
     learnt = _Free.none(rows.dim) if warm is None else _Free.by_frequency(warm, rows, normalisation)
-    # Where there is room for all directions they stay, whatever else is learnt; in a narrower dictionary frequent latents
-    # go first.
-    roomy = 2 * len(directions) <= width
-    num_frequent = 0 if roomy else int((learnt.frequency >= recipe.mechanism.frequent).sum())
+    # A width that follows from the directions has room for all of them, and they stay, whatever else is learnt. Where it is
+    # given, frequent latents go first, but for a half that is kept for directions.
+    roomy = recipe.dictionary.width is None
+    frequent = int((learnt.frequency >= recipe.mechanism.frequent).sum())
+    num_frequent = 0 if roomy else min(frequent, max(width // 2, width - len(directions)))
     others = directions.whitened[_apart(directions, learnt.encoder[:num_frequent])]
     share = 1.0 if selects or num_frequent else recipe.mechanism.resonant_share
     num_found = min(math.ceil(share * width), len(others), width - min(width, num_frequent))
@@ -92,10 +94,10 @@ def resonant_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int,
     x = normalisation.apply(rows.read(evenly(rows, ANCHOR_ROWS)))
     if roomy and warm is not None:
         # Fitted beside latents that explain the rows without them, decoders of features that are sums' parts would drift.
-        alone = _anchored_latents(x, whitening, cone, _Free.none(rows.dim), None, recipe.dictionary.activation)
-        found = _beside(alone, free, x, recipe.dictionary.l0)
+        alone = _anchored_latents(x, whitening, cone, _Free.none(rows.dim), 0.0, recipe.dictionary.activation)
+        found = _beside(alone, free, x, aimed_l0(recipe, width))
     else:
-        found = _anchored_latents(x, whitening, cone, free, recipe.dictionary.l0, recipe.dictionary.activation)
+        found = _anchored_latents(x, whitening, cone, free, aimed_l0(recipe, width), recipe.dictionary.activation)
     frozen = recipe.train.freeze != "none"
     hold = recipe.mechanism.hold_resonant and not selects and not frozen
     start = _start(found, num_found, width, seed, 1.0 if hold else cone.cosine, hold)
@@ -110,11 +112,16 @@ def resonant_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int,
 
 
 def explained_by_resonance(rows: Rows, recipe: Recipe, directions: Directions) -> float:
-    """Share of the variance that resonant latents explain by themselves, on a sample of the rows."""
+    """Share of the variance that as many resonant latents as have room explain by themselves, on a sample of the rows."""
     normalisation = Normalisation.measure(rows).to(directions.whitened)
-    cone = Cone.around(directions.whitened, recipe.mechanism.anchor, directions.whitening)
+    cone = Cone.around(directions.whitened[: recipe.dictionary.width], recipe.mechanism.anchor, directions.whitening)
     x = normalisation.apply(rows.read(evenly(rows, CALIBRATION_ROWS)))
-    return _anchored_latents(x, directions.whitening, cone, _Free.none(rows.dim), None).explained
+    return _anchored_latents(x, directions.whitening, cone, _Free.none(rows.dim), 0.0).explained
+
+
+def aimed_l0(recipe: Recipe, width: int) -> float:
+    """Active latents per row to aim at, where resonance does not explain the rows."""
+    return recipe.dictionary.l0 or max(1.0, width / LATENTS_PER_ACTIVE)
 
 
 def default_width(directions: Directions, rows: Rows) -> int:
@@ -145,7 +152,7 @@ def _adapting(rows: Rows, recipe: Recipe, start: Start, found: _Latents, num_fou
     frozen = recipe.train.freeze != "none"
     # A frozen control learns nothing first, but aims at the L0 of what it is the control of.
     aims = warm or (frozen and found.explained < EXPLAINS)
-    l0 = recipe.dictionary.l0 or (DEFAULT_L0 if aims else None)
+    l0 = aimed_l0(recipe, width) if aims else recipe.dictionary.l0
     targets, groups = spectrum_targets(frequency, width - num_found, own.groups, l0)
     given = found.threshold[:0] if frozen else -found.threshold.clamp(0, 1)
     rest = _first_biases(rows, start.encoder[len(given) :], targets[len(given) :], seed)
@@ -216,7 +223,7 @@ def _anchored_latents(
     white: Whitening,
     cone: Cone,
     free: _Free,
-    l0: float | None,
+    l0: float,
     activation: Activation = "jumprelu",
 ) -> _Latents:
     """Thresholds at half the usual score, decoders within the cone, and the centre that the two agree on.
@@ -231,7 +238,7 @@ def _anchored_latents(
     # A centre that was trained is where it should be.
     for _ in range(0 if not len(encoder) else 1 if len(free.encoder) else CENTRINGS):
         threshold = ACTIVE_SHARE * usual_scores(x - centre, encoder[:num_found])
-        threshold = torch.cat([threshold, _free_thresholds(x - centre, encoder, threshold, l0 or DEFAULT_L0)])
+        threshold = torch.cat([threshold, _free_thresholds(x - centre, encoder, threshold, l0)])
         code = SparseAutoencoder(encoder, decoder, threshold, centre, activation=activation).encode(x, sparse=True)
         moments = CodeMoments.of([(code, x - centre)])
         fitted = anchored_decoders(moments, decoder, cone)
@@ -246,11 +253,11 @@ def _anchored_latents(
     return last
 
 
-def _beside(found: _Latents, free: _Free, x: Float[Tensor, "rows dim"], l0: float | None) -> _Latents:
+def _beside(found: _Latents, free: _Free, x: Float[Tensor, "rows dim"], l0: float) -> _Latents:
     """Resonant latents as they are, and free ones with a threshold of their own."""
     centred = x - found.centre
     encoder = torch.cat([found.encoder, free.encoder])
-    threshold = _free_thresholds(centred, encoder, found.threshold, l0 or DEFAULT_L0)
+    threshold = _free_thresholds(centred, encoder, found.threshold, l0)
     frequency = torch.cat([found.frequency, free.frequency])
     decoder = torch.cat([found.decoder, free.decoder])
     return _Latents(encoder, decoder, torch.cat([found.threshold, threshold]), found.centre, frequency, found.explained)

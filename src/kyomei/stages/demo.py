@@ -16,7 +16,7 @@ from kyomei.stages.watcher import Watcher
 DEMO = {
     "dictionary": {"width": 768},
     "resonance": {"neurons": 1536, "steps": 12},
-    "train": {"steps": 500, "checkpoint_every": 100},
+    "train": {"steps": 1000, "checkpoint_every": 100},
 }
 
 

@@ -17,7 +17,7 @@ from kyomei.dictionary.mechanisms import GBA, Mechanism, TopK, mechanism_from
 from kyomei.errors import RecipeError
 from kyomei.learning.fit import starts_from_resonance
 from kyomei.learning.mesh import Mesh
-from kyomei.learning.plan import ANCHOR_ROWS, DEFAULT_L0
+from kyomei.learning.plan import ANCHOR_ROWS, aimed_l0
 from kyomei.learning.resonance import CLARITY_ROWS, POLISH_ROWS, default_frequencies, neuron_rows_per_second
 from kyomei.learning.start import Normalisation, random_start
 from kyomei.learning.state import Training
@@ -171,7 +171,7 @@ class _Size:
     def working_bytes(self) -> float:
         """Beyond the libraries and the language model: the largest of the parts of the work, and mapped shards."""
         sample = min(self.rows, ANCHOR_ROWS)
-        l0 = self.recipe.dictionary.l0 or DEFAULT_L0
+        l0 = aimed_l0(self.recipe, self.width)
         batch = self.recipe.train.batch_rows
         # Scores of a warm step, their positive part, its k largest as values, indices and mask.
         stepping = self.weights_bytes + batch * self.width * 10.0
@@ -233,7 +233,7 @@ def _probed(recipe: Recipe, model: LanguageModel, size: _Size) -> _Rates:
     batch_seconds = _median(lambda: model.capture(ids, [site], source.side), 3)
     base = _peak_bytes()
     rows = torch.randn(max(PROBE_ROWS, 2 * size.dim), size.dim, generator=generator)
-    l0 = recipe.dictionary.l0 or DEFAULT_L0
+    l0 = aimed_l0(recipe, size.width)
     if starts_from_resonance(recipe) and recipe.mechanism.name == "gba":
         step = _step_seconds(recipe, size, rows, _at_l0(rows, size, l0))
         warm = _step_seconds(recipe, size, rows, TopK(size.width, min(size.width, max(1, round(l0)))))
