@@ -13,20 +13,24 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from kyomei.config import Recipe, ResonanceRecipe
+from kyomei.dictionary.formats import load
 from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.evidence.certificate import dense_part
 from kyomei.evidence.codes import explained_by_latent
 from kyomei.evidence.controls import GAUSSIAN
-from kyomei.evidence.fidelity import fidelity
+from kyomei.evidence.fidelity import cross_entropy_recovered, fidelity
 from kyomei.evidence.reproduction import certify_latents, rows_used
 from kyomei.learning.fit import fit
 from kyomei.learning.resonance import Directions, resonate
 from kyomei.runs import Run
 from kyomei.source.shards import Rows
-from kyomei.stages.harvest import activations
+from kyomei.source.text import Tokens
+from kyomei.stages.harvest import activations, load_model, site_of
 
 
 def found_directions(rows: Rows, seed: int, path: Path, recipe: ResonanceRecipe) -> Directions:
@@ -37,13 +41,21 @@ def found_directions(rows: Rows, seed: int, path: Path, recipe: ResonanceRecipe)
     return Directions.load(path)
 
 
-def trained(rows: list[Rows], recipe: Recipe, directions: list[Directions | None]) -> tuple[list[SparseAutoencoder], float]:
-    began = time.perf_counter()
-    saes = [fit(part, recipe, seed=i, directions=d) for i, (part, d) in enumerate(zip(rows, directions, strict=True))]
-    return saes, (time.perf_counter() - began) / len(saes)
+def trained(
+    rows: list[Rows], recipe: Recipe, directions: list[Directions | None], folder: Path
+) -> tuple[list[SparseAutoencoder], float]:
+    """Dictionaries of the replicas, kept in a folder and read back, and the mean time of those that were trained now."""
+    began, saes, num_trained = time.perf_counter(), [], 0
+    for i, (part, found) in enumerate(zip(rows, directions, strict=True)):
+        own = folder / str(i)
+        if not own.exists():
+            fit(part, recipe, seed=i, directions=found).save(own)
+            num_trained += 1
+        saes.append(load(own))
+    return saes, (time.perf_counter() - began) / num_trained if num_trained else float("nan")
 
 
-def figures(saes: list[SparseAutoencoder], null: list[SparseAutoencoder], evidence: Rows, null_rows: Rows) -> dict[str, float]:
+def figures(saes: list[SparseAutoencoder], null: list[SparseAutoencoder], evidence: Rows, null_rows: Rows) -> dict[str, Any]:
     verdicts = certify_latents(saes, evidence, (null[0], null[1]), null_rows)
     kept, mask = fidelity(saes[0], evidence), verdicts.mask("certified")
     explained = explained_by_latent(saes[0], evidence, rows_used(evidence.num_rows)).clip(min=0)
@@ -54,9 +66,19 @@ def figures(saes: list[SparseAutoencoder], null: list[SparseAutoencoder], eviden
         "certified": float(mask.mean()),
         "certified_explained": float(explained[mask].sum() / explained.sum()),
         "null_false_positives": verdicts.null_false_positives,
-        "rule_encoder": verdicts.rule.encoder,
-        "rule_decoder": verdicts.rule.decoder,
+        "rule": verdicts.rule.to_dict(),
+        "dense": dense_part(verdicts, explained),
+        "sparse_explained_certified": float(explained[mask & ~verdicts.dense].sum() / explained[~verdicts.dense].sum()),
     }
+
+
+def recovered(run: Run, sae: SparseAutoencoder) -> float | None:
+    """Cross-entropy recovered on unseen text; none for a model that predicts no tokens."""
+    model = load_model(run.recipe)
+    if not model.is_causal:
+        return None
+    tokens = Tokens.load(run.path("tokens/evidence"))
+    return cross_entropy_recovered(model, tokens, site_of(run), sae, max_windows=64, special_ids=model.special_ids).recovered
 
 
 def main() -> None:
@@ -94,10 +116,11 @@ def main() -> None:
     for name in args.methods:
         recipe = Recipe().with_values({**base, **recipes[name]})
         resonant = recipe.mechanism.from_resonance
-        saes, seconds = trained(rows, recipe, list(found) if resonant else [None] * 3)
-        null, _ = trained(null_rows[:2], recipe, list(null_found) if resonant else [None] * 2)
+        into = cache / f"{name.replace(' ', '-')}-{args.k}-{args.steps}"
+        saes, seconds = trained(rows, recipe, list(found) if resonant else [None] * 3, into / "real")
+        null, _ = trained(null_rows[:2], recipe, list(null_found) if resonant else [None] * 2, into / "null")
         record = {"run": args.run, "method": name, **base, "seconds": seconds}
-        record |= figures(saes, null, evidence, null_rows[2])
+        record |= figures(saes, null, evidence, null_rows[2]) | {"cross_entropy": recovered(run, saes[0])}
         print(json.dumps(record), flush=True)
         with open(cache / "figures.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")

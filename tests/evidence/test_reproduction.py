@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import EvidenceError
+from kyomei.evidence.certificate import dense_part
 from kyomei.evidence.codes import Moments, encode_rows, explained_by_latent, firing_counts
 from kyomei.evidence.controls import GAUSSIAN
 from kyomei.evidence.fidelity import fidelity
@@ -55,9 +56,9 @@ def test_features_that_every_replica_has_are_certified_and_the_rest_is_not() -> 
     assert found.status[20] == "split" and found.kinship[0].split[20] > 0.9
     assert found.status[21] == "dead" and found.q_value[21] == 1
     # 200 random rows in 24 dimensions come a little nearer to one another than 0.7.
-    assert 0.7 <= found.rule.encoder < 0.75 and found.rule.correlation == 0.7
+    assert 0.7 <= found.rule.sparse.encoder < 0.75 and found.rule.correlation == 0.7
     assert found.null_false_positives == 0 and found.num_null > 150
-    assert found.q_value[1:20].max() < 0.02 < found.q_value[0]
+    assert found.q_value[1:20].max() < 0.04 < found.q_value[0]
     assert found.certified_share == pytest.approx(19 / 23)
     assert np.array_equal(np.flatnonzero(found.mask("certified")), np.arange(1, 20))
 
@@ -90,8 +91,24 @@ def test_encoder_and_decoder_must_both_match_at_one_partner() -> None:
 def test_the_null_raises_the_rule() -> None:
     null = (dictionary(PLANTED.features), dictionary(jittered(PLANTED.features, 4, 0.1)))
     found = certify_latents([dictionary(PLANTED.features)] * 3, ROWS, null, GAUSSIAN.rows(ROWS, 5))
-    assert found.rule.encoder > 0.8 and found.rule.decoder > 0.8
+    assert min(*found.rule.sparse, *found.rule.dense) > 0.8
     assert 0 <= found.null_false_positives <= 0.1 and found.num_null == 24
+
+
+def test_dense_latents_of_the_null_raise_the_rule_for_dense_latents_alone() -> None:
+    """Forty shared directions, active on half of the null's rows, say nothing against latents that are active on few."""
+    common = noise(40, 7)
+    threshold = torch.cat([torch.full((40,), 0.0), torch.full((160,), 1.0)])
+    null = [SparseAutoencoder(torch.cat([common, noise(160, i)]), None, threshold, torch.zeros(24)) for i in (98, 99)]
+    spread = torch.cat([torch.full((4,), -1.0), torch.full((20,), 0.3)])
+    replicas = [SparseAutoencoder(jittered(PLANTED.features, i, 0.06), None, spread, torch.zeros(24)) for i in range(3)]
+    found = certify_latents(replicas, ROWS, (null[0], null[1]), GAUSSIAN.rows(ROWS, 5))
+    assert found.dense.tolist() == [True] * 4 + [False] * 20
+    assert min(*found.rule.dense) > 0.99 and max(*found.rule.sparse) < 0.85
+    assert "certified" not in found.status[:4] and found.status[4:].count("certified") >= 18
+    assert found.q_value[:4].min() > 0.5 > 0.05 > found.q_value[4:].max()
+    part = dense_part(found, np.ones(24))
+    assert part == pytest.approx({"latents": 4 / 24, "certified": 0, "explained": 4 / 24, "l0": found.frequency[:4].sum()})
 
 
 def test_too_few_replicas_are_refused() -> None:

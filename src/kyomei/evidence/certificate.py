@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,15 @@ class Certificate:
         width: latents of the dictionary.
         replicas: folders of the dictionary (first) and of the replicas that test it.
         num_rows: rows, seen by no replica, on which activations were compared.
-        rule: least cosines of encoder and decoder and least correlation that each other replica had to show.
+        rule: least cosines of encoder and decoder and least correlation that each other replica had to show; least cosines of
+            dense latents besides.
         null: the null, how many live latents it had, and the share of them that pass the same rule.
         fidelity: FVU, L0 and share of dead latents of the dictionary on the same rows.
         shares: by "count", "activation" and "explained variance": the share of each status, and of each origin among
             certified features.
         features: for every latent its status, origin and numbers.
         data: SHA-256 of everything that it is about, by path in the run.
+        dense: the latents that are active on more than a tenth of the rows, see `dense_part`; empty in older certificates.
     """
 
     created: str
@@ -54,6 +56,7 @@ class Certificate:
     shares: dict[str, dict[str, dict[str, float]]]
     features: list[dict[str, Any]]
     data: dict[str, str]
+    dense: dict[str, float] = field(default_factory=dict)
 
     def having(self, status: Status) -> list[dict[str, Any]]:
         """The features of a status."""
@@ -121,6 +124,26 @@ def tally(verdicts: Verdicts, source: Origin, weights: Float64[np.ndarray, " wid
     return {
         STATUS_SHARES: _shares(weights, {status: verdicts.mask(status) for status in STATUSES}),
         ORIGIN_SHARES: _shares(weights * certified, {name: kinds == name for name in ORIGINS}),
+    }
+
+
+def dense_part(verdicts: Verdicts, explained: Float64[np.ndarray, " width"]) -> dict[str, float]:
+    """The latents that are active on more than a tenth of the rows, apart from the others.
+
+    Args:
+        verdicts: of all latents.
+        explained: each latent's part of the explained variance [width].
+
+    Returns:
+        "latents": their share of the width; "certified": the certified among them, as a share of the width; "explained": their
+        share of the explained variance; "l0": how many of them are active per row.
+    """
+    dense, certified = verdicts.dense, verdicts.mask("certified")
+    return {
+        "latents": float(dense.mean()),
+        "certified": float((dense & certified).mean()),
+        "explained": _shares(explained, {"dense": dense})["dense"],
+        "l0": float(verdicts.frequency[dense].sum()),
     }
 
 

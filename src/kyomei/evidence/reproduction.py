@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,10 @@ MIN_COSINE = 0.7
 MIN_CORRELATION = 0.7
 """Least correlation of a latent's activation with its partner's."""
 NULL_QUANTILE = 0.99
+DENSE_FREQUENCY = 0.1
+"""A latent that is active on a larger share of the rows is dense."""
+MIN_ALIKE = 20
+"""Fewer latents of a null say too little about what others of their kind must exceed."""
 MAX_ROWS = 200_000
 """Rows on which activations are compared at most, evenly spread."""
 
@@ -54,32 +58,60 @@ class Match:
     correlation: Float64[np.ndarray, " width"]
 
 
+class Cosines(NamedTuple):
+    """Least MCS of encoders and decoders: each max(0.7, 99th percentile of the null)."""
+
+    encoder: float
+    decoder: float
+
+
 @dataclass(frozen=True)
 class Rule:
     """What a latent must reach in each other replica.
 
+    Latents that are active on more than a tenth of the rows are asked by themselves. They follow the few directions of largest
+    variance, which rows without features have too: among all latents of a null they would be too few to raise what is asked of
+    them, and many enough to raise it for the others.
+
     Attributes:
-        encoder: least MCS of encoders, max(0.7, 99th percentile of the null).
-        decoder: the same of decoders.
+        sparse: asked of latents active on at most a tenth of the rows.
+        dense: asked of the others.
         correlation: least correlation of activations.
     """
 
-    encoder: float
-    decoder: float
+    sparse: Cosines
+    dense: Cosines
     correlation: float = MIN_CORRELATION
 
     @classmethod
-    def above(cls, null: Match) -> Rule:
+    def above(cls, null: Match, null_dense: Bool[np.ndarray, " width"]) -> Rule:
         """The rule that a null sets."""
-        bounds = (max(MIN_COSINE, float(np.quantile(values, NULL_QUANTILE))) for values in (null.encoder, null.decoder))
-        return cls(*bounds)
+        sparse, dense = (cls._above(null, _alike(null_dense, kind)) for kind in (False, True))
+        return cls(sparse, dense)
 
-    def passed(self, match: Match) -> Bool[np.ndarray, " width"]:
+    @staticmethod
+    def _above(null: Match, among: Bool[np.ndarray, " width"]) -> Cosines:
+        both = (null.encoder[among], null.decoder[among])
+        return Cosines(*(max(MIN_COSINE, float(np.quantile(values, NULL_QUANTILE))) for values in both))
+
+    def passed(self, match: Match, dense: Bool[np.ndarray, " width"]) -> Bool[np.ndarray, " width"]:
         """Latents that meet it in one replica."""
+        encoder, decoder = (np.where(dense, *least) for least in zip(self.dense, self.sparse, strict=True))
         enough: np.ndarray = (
-            (match.encoder >= self.encoder) & (match.decoder >= self.decoder) & (match.correlation >= self.correlation)
+            (match.encoder >= encoder) & (match.decoder >= decoder) & (match.correlation >= self.correlation)
         )
         return enough
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain values."""
+        named = {"encoder": self.sparse.encoder, "decoder": self.sparse.decoder, "correlation": self.correlation}
+        return named | {"dense_encoder": self.dense.encoder, "dense_decoder": self.dense.decoder}
+
+
+def _alike(null_dense: Bool[np.ndarray, " width"], dense: bool) -> Bool[np.ndarray, " width"]:
+    """Latents of a null with which dense latents, or sparse ones, are compared; all, where too few are of that kind."""
+    alike = null_dense == dense
+    return alike if alike.sum() >= MIN_ALIKE else np.ones_like(alike)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +143,11 @@ class Verdicts:
     def mask(self, status: Status) -> Bool[np.ndarray, " width"]:
         """Latents of a status."""
         return np.array([own == status for own in self.status])
+
+    @property
+    def dense(self) -> Bool[np.ndarray, " width"]:
+        """Latents that are active on more than a tenth of the rows."""
+        return self.frequency > DENSE_FREQUENCY
 
     @property
     def certified_share(self) -> float:
@@ -149,16 +186,16 @@ def certify_latents(
     codes = [encode_rows(other, rows, index) for other in others]
     matches = [_match(first, other, space, code, z) for other, z in zip(others, codes, strict=True)]
     kinship = [Kinship.of(code, z) for z in codes]
-    null_match, back = _null_matches(null, null_rows)
+    (null_match, null_frequency), (back, frequency_back) = _null_matches(null, null_rows)
     # The rule comes from the null one way round and is tested the other way, on latents that did not set it.
-    rule = Rule.above(null_match)
-    alive_null = firing_counts(encode_rows(null[1], null_rows, rows_used(null_rows.num_rows))) > 0
-    false = rule.passed(back)[alive_null]
+    rule = Rule.above(null_match, null_frequency > DENSE_FREQUENCY)
+    false = rule.passed(back, frequency_back > DENSE_FREQUENCY)[frequency_back > 0]
     firing = firing_counts(code)
+    dense = firing > DENSE_FREQUENCY * len(index)
     joint = np.min([match.joint for match in matches], axis=0)
-    p_value = (1 + (null_match.joint[None] >= joint[:, None]).sum(axis=1)) / (1 + len(null_match.joint))
+    p_value = _p_values(joint, dense, null_match.joint, null_frequency > DENSE_FREQUENCY)
     return Verdicts(
-        status=_statuses(firing > 0, [rule.passed(match) for match in matches], kinship),
+        status=_statuses(firing > 0, [rule.passed(match, dense) for match in matches], kinship),
         matches=matches,
         kinship=kinship,
         q_value=np.where(firing > 0, benjamini_hochberg(p_value, firing > 0), 1.0),
@@ -187,11 +224,29 @@ def benjamini_hochberg(
     return q
 
 
-def _null_matches(null: tuple[SparseAutoencoder, SparseAutoencoder], rows: Rows) -> tuple[Match, Match]:
+def _p_values(
+    joint: Float64[np.ndarray, " width"],
+    dense: Bool[np.ndarray, " width"],
+    null_joint: Float64[np.ndarray, " null"],
+    null_dense: Bool[np.ndarray, " null"],
+) -> Float64[np.ndarray, " width"]:
+    """Share of the null's latents of the same kind that agree as well, the tested one counted among them."""
+    p = np.ones(len(joint))
+    for kind in (False, True):
+        own, against = dense == kind, np.sort(null_joint[_alike(null_dense, kind)])
+        at_least = len(against) - np.searchsorted(against, joint[own], side="left")
+        p[own] = (1 + at_least) / (1 + len(against))
+    return p
+
+
+def _null_matches(
+    null: tuple[SparseAutoencoder, SparseAutoencoder], rows: Rows
+) -> list[tuple[Match, Float64[np.ndarray, " width"]]]:
+    """Each of the two in the other, and how often its latents are active."""
     space, index = Whitening.fit(rows), rows_used(rows.num_rows)
-    a, b = null
-    code_a, code_b = encode_rows(a, rows, index), encode_rows(b, rows, index)
-    return _match(a, b, space, code_a, code_b), _match(b, a, space, code_b, code_a)
+    codes = [encode_rows(sae, rows, index) for sae in null]
+    ways = [(0, 1), (1, 0)]
+    return [(_match(null[i], null[j], space, codes[i], codes[j]), firing_counts(codes[i]) / len(index)) for i, j in ways]
 
 
 def _match(

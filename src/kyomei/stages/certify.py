@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kyomei.errors import RunError
-from kyomei.evidence.certificate import ORIGIN_SHARES, STATUS_SHARES, Certificate, describe, tally
+from kyomei.evidence.certificate import ORIGIN_SHARES, STATUS_SHARES, Certificate, dense_part, describe, tally
 from kyomei.evidence.codes import encode_rows, explained_by_latent, total
 from kyomei.evidence.controls import GAUSSIAN
 from kyomei.evidence.fidelity import fidelity
@@ -91,6 +92,8 @@ def certificate_table(facts: dict[str, Any]) -> tuple[tuple[str, ...], list[tupl
         *((f"of certified: {name}", "count", ORIGIN_SHARES, name) for name in ORIGINS),
     ]
     rows = [(label, *(f"{c['shares'][by][kind][name]:.3f}" for c in certificates)) for label, by, kind, name in cells]
+    dense = ("latents", "certified", "explained", "l0")
+    rows += [(f"dense: {name}", *(f"{c['dense'].get(name, math.nan):.3f}" for c in certificates)) for name in dense]
     rows.append(("pass on the Gaussian null", *(f"{c['null']['false_positive_rate']:.4f}" for c in certificates)))
     rows += [(label, *(f"{c['fidelity'][key]:.3f}" for c in certificates)) for label, key in (("FVU", "fvu"), ("L0", "l0"))]
     return ("share of latents", *facts["certificates"]), rows
@@ -174,13 +177,14 @@ def _certificate(run: Run, pair: Pair, data: dict[str, str]) -> Certificate:
         width=first.width,
         replicas=[f"{pair.arm.folder}/{i}" for i in range(pair.arm.replicas)],
         num_rows=verdicts.num_rows,
-        rule={"encoder": verdicts.rule.encoder, "decoder": verdicts.rule.decoder, "correlation": verdicts.rule.correlation},
+        rule=verdicts.rule.to_dict(),
         null={
             "name": GAUSSIAN.title,
             "false_positive_rate": verdicts.null_false_positives,
             "latents": verdicts.num_null,
         },
         fidelity={"fvu": figures.fvu, "l0": figures.l0_mean, "dead": figures.dead_share},
+        dense=dense_part(verdicts, explained),
         shares={name: tally(verdicts, source, values) for name, values in weights.items()},
         features=features,
         data=data,
