@@ -122,6 +122,7 @@ class _Plan:
         self.model, self.tokens, self.recipe = model, tokens, recipe
         self.num_shards = -(-len(tokens.ids) // recipe.windows_per_shard)
         self._special = torch.tensor(sorted(model.special_ids), dtype=torch.int64)
+        self._kept: dict[int, dict[str, Tensor]] = {}
 
     def windows_of(self, number: int) -> range:
         first = number * self.recipe.windows_per_shard
@@ -159,7 +160,7 @@ class _Plan:
             windows = slice(first, min(first + size, first_shard.stop))
             ordinary = ~self.tokens.is_special(windows, self._special)
             rows_before = sum(map(len, norms[sites[0]]))
-            for site, x in self._capture(windows, sites).items():
+            for site, x in self._capture(windows, sites, keep=True).items():
                 require_finite(x[ordinary], f"shard 0 of '{site}'", rows_before, _NOT_FINITE)
                 norms[site].append(x[ordinary].norm(dim=-1))
                 dims[site] = int(x.shape[-1])
@@ -169,9 +170,16 @@ class _Plan:
                 raise DataError(f"activations at '{site}'", f"a median norm of {median}", "choose another site or more text")
         return {site: (dims[site], medians[site]) for site in sites}
 
-    def _capture(self, windows: slice, sites: list[str]) -> dict[str, Float[Tensor, "batch context dim"]]:
+    def _capture(self, windows: slice, sites: list[str], keep: bool = False) -> dict[str, Float[Tensor, "batch context dim"]]:
+        """Activations of some windows; what the first look at them has kept is not computed again."""
+        kept = self._kept.pop(windows.start, {})
+        if all(site in kept for site in sites):
+            return {site: kept[site] for site in sites}
         captured = self.model.capture(self.tokens.ids[windows], sites, self.recipe.side)
-        return {site: x.float().cpu() for site, x in captured.items()}
+        found = {site: x.float().cpu() for site, x in captured.items()}
+        if keep:
+            self._kept[windows.start] = found
+        return found
 
     def run_shard(self, number: int, writers: dict[str, ShardWriter]) -> list[_Shard]:
         """The rows of one shard's windows at every site of `writers`."""
