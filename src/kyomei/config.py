@@ -173,6 +173,8 @@ class TrainRecipe(Section):
     """Optimiser of weights; biases of gba follow their adaptation instead."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decoupled decay."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the optimiser's moments; bfloat16 halves their memory."""
     warmup_steps: int = Field(50, ge=0)
     """Steps of linear warm-up."""
     decay_share: float = Field(0.2, ge=0, le=1)

@@ -272,7 +272,8 @@ def make_all() -> dict[str, Mechanism]:
 @pytest.mark.parametrize("stop_after", [0, 1, 4, 7])
 def test_a_stopped_training_resumes_to_the_same_bytes(tmp_path: Path, name: str, stop_after: int, dtype: torch.dtype) -> None:
     tied = name == "gba"
-    settings = recipe(optimizer="adamw", weight_decay=0.01, log_every=5)
+    moments = "bfloat16" if dtype == torch.bfloat16 else "float32"
+    settings = recipe(optimizer="adamw", weight_decay=0.01, log_every=5, moments=moments)
     whole_events, events = Events(), Events()
     rows = TensorRows(data())
     whole = train(start(tied, 3), make_all()[name], rows, settings, seed=0, dtype=dtype, sink=whole_events)

@@ -19,6 +19,7 @@ from kyomei.errors import TrainingError
 from kyomei.learning import checkpoint
 from kyomei.learning.checkpoint import Checkpoint
 from kyomei.learning.mesh import Mesh
+from kyomei.learning.optimiser import CompactAdam
 from kyomei.learning.start import Normalisation, Start
 
 SOFT_FROZEN_COSINE = 0.8
@@ -64,7 +65,9 @@ class Training:
         device: torch.device | str,
         dtype: torch.dtype,
         mesh: Mesh,
+        seed: int = 0,
     ) -> None:
+        self.seed = seed
         self.mesh, self.parts = mesh, parts_of(start, mechanism, recipe, mesh)
         if mesh.size > 1:
             start, mechanism.reduce = _sharded(start, mesh), mesh
@@ -98,10 +101,11 @@ class Training:
     def _optimizer(self, matrices: list[Tensor], vectors: list[Tensor]) -> torch.optim.Optimizer:
         recipe = self.recipe
         # Decay is for weights; b_pre and biases have a meaningful zero of their own.
-        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        decay = recipe.weight_decay if recipe.optimizer == "adamw" else 0.0
+        groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+        if recipe.moments == "bfloat16":
+            return CompactAdam(groups, lr=recipe.lr, seed=self.seed)
         kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-        if recipe.optimizer == "adam":
-            groups[0]["weight_decay"] = 0.0
         return kind(groups, lr=recipe.lr, fused=self.encoder.device.type in ("cpu", "cuda"))
 
     def step(

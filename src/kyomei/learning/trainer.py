@@ -134,7 +134,7 @@ def train(
     if len(set(begun)) > 1:
         found = f"steps {', '.join(map(str, begun))}"
         raise RunError("one checkpoint for all ranks", found, "see which rank warned of damage, and delete that checkpoint")
-    training = Training(start, mechanism, _normalisation(rows, saved), recipe, device, dtype, mesh)
+    training = Training(start, mechanism, _normalisation(rows, saved), recipe, device, dtype, mesh, seed)
     first, saved_step = 0, -1
     if saved is not None:
         training.load(saved.tensors)

@@ -165,7 +165,8 @@ class _Size:
     @property
     def weights_bytes(self) -> float:
         """Encoder and decoder, their gradients and two moments of each."""
-        return 8.0 * self.width * self.dim * 4
+        moment = 4 if self.recipe.train.moments == "float32" else 2
+        return 2.0 * self.width * self.dim * (4 + 4 + 2 * moment)
 
     @property
     def working_bytes(self) -> float:
