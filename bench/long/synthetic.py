@@ -1,7 +1,7 @@
 """Features recovered from hierarchical, correlated planted data: SAELens' own mechanisms and ours, under SAELens' own metrics.
 
     pip install -r bench/long/requirements.txt
-    python bench/long/synthetic.py --seconds 22 --seeds 3 --candidate bench/long/nested.py --json synthetic.json
+    python bench/long/synthetic.py --seconds 30 --seeds 3 --json synthetic.json
     python bench/long/synthetic.py --tune
 
 The data is SynthSAEBench-16k (arXiv:2602.14687) at a sixteenth of its size: Zipf frequencies, trees of features whose children
@@ -10,13 +10,12 @@ rows, has the same width and the same seconds on one thread; a seed draws the da
 Sparsity of SAELens' mechanisms was chosen by F1 on a world of its own (20 s each), and the learning rate there at one sparsity;
 `--tune` prints such a grid on seed 0.
 SAELens evaluates a BatchTopK SAE in its training form: the k best on average of 5,000 judged rows, not a fixed threshold.
-`--candidate bench/long/nested.py` judges our prototype beside them.
+Ours take as many steps as `--steps` says: choose `--seconds` by what they took.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import time
@@ -243,23 +242,26 @@ def refuse_lucky_starts(world: World, width: int, seed: int) -> None:
         raise SystemExit(f"random directions of seed {seed} have mean best cosine {best:.2f} to the features: seeds collide")
 
 
-def fitted(rows: Tensor, width: int | None, seed: int) -> Judged:
-    """Our dictionary by its defaults, but for the width."""
-    recipe = kyomei.Recipe.parse({"dictionary": {"width": width}, "device": "cpu"})
-    sae = kyomei.fit(rows, recipe, seed=seed)
-    with torch.no_grad():
-        decoder = sae.decode(torch.eye(sae.width)) - sae.decode(torch.zeros(1, sae.width))
-    return Judged(sae.encode, sae.decode, decoder)
+OURS: dict[str, dict[str, Any]] = {
+    # Sparsity and learning rate were chosen as for SAELens' Matryoshka, by F1 on a world of its own.
+    "kyomei matryoshka": {"mechanism.name": "matryoshka", "mechanism.k": 5, "train.lr": 1e-2},
+    "kyomei matryoshka, detectors": {
+        "mechanism.name": "matryoshka",
+        "mechanism.k": 5,
+        "train.lr": 1e-2,
+        "mechanism.detectors": True,
+    },
+    "kyomei batchtopk": {"mechanism.name": "batchtopk", "mechanism.k": 3},
+    "kyomei default": {},
+}
+COMMON = {"device": "cpu", "mechanism.prefixes": [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0]}
 
 
-def candidate(path: Path, rows: Tensor, width: int, seed: int) -> Judged:
-    """A prototype: the `learn(rows, width, seed)` of a module outside the package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = module.learn(rows, width, seed)
-    return Judged.threshold(found.encoder, found.bias, found.threshold, found.decoder, found.offset)
+def fitted(rows: Tensor, values: dict[str, Any], width: int, steps: int, seed: int) -> Judged:
+    """Our dictionary by a recipe."""
+    size = {"dictionary.width": width, "train.steps": steps, "train.batch_rows": BATCH_ROWS}
+    sae = kyomei.fit(rows, kyomei.Recipe().with_values(COMMON | size | values), seed=seed)
+    return Judged(sae.encode, sae.decode, sae.decoder)
 
 
 def timed(build: Callable[[], Any], world: World) -> dict[str, float]:
@@ -279,9 +281,8 @@ def builders(world: World, args: argparse.Namespace, seed: int) -> dict[str, Cal
         return lambda: trained(peer, options, world.rows, args.width, args.seconds, lr, seed)
 
     ours: dict[str, Callable[[], Any]] = {"random directions": lambda: random_directions(world.rows, args.width, seed)}
-    if args.candidate:
-        ours["candidate"] = lambda: candidate(args.candidate, world.rows, args.width, seed)
-    ours["kyomei.fit"] = lambda: fitted(world.rows, args.width, seed)
+    for name, values in OURS.items():
+        ours[name] = lambda values=values: fitted(world.rows, values, args.width, args.steps, seed)
     return ours | {name: peer(p) for name, p in PEERS.items()}
 
 
@@ -332,6 +333,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of each SAELens mechanism")
+    parser.add_argument("--steps", type=int, default=1500, help="training steps of our mechanisms")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=400_000)
     parser.add_argument("--judged", type=int, default=50_000, help="rows that metrics are taken on")
@@ -339,7 +341,6 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="*", default=[3e-3, 1e-2], help="learning rates to tune over")
     parser.add_argument("--only", nargs="*", help="names of mechanisms")
     parser.add_argument("--tune", action="store_true", help="print the peers' grids on seed 0 instead")
-    parser.add_argument("--candidate", type=Path, help="a module with learn(rows, width, seed), judged beside the others")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -133,6 +133,9 @@ class MechanismRecipe(Section):
     """topk, batchtopk, matryoshka: rows of silence after which a latent is dead."""
     prefixes: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
     """matryoshka: ends of the nested dictionaries, as shares of the width."""
+    detectors: bool = False
+    """topk, batchtopk, matryoshka from a random start: replace encoders, at the end, by those that best detect the latents of a
+    careful decoding."""
     l1: float = Field(0.01, ge=0)
     """l1, gated: weight of the penalty on normalised input."""
     l0: float = Field(1e-3, ge=0)
@@ -155,6 +158,8 @@ class MechanismRecipe(Section):
     def _ordered(self) -> MechanismRecipe:
         if self.name not in ("gba", "ba", "topk", "batchtopk") and self.start == "resonance":
             raise ValueError(f"{self.name} starts at random")
+        if self.detectors and (self.name not in ("topk", "batchtopk", "matryoshka") or self.from_resonance):
+            raise ValueError("detectors are for topk, batchtopk and matryoshka from a random start")
         if self.lowest_frequency > self.highest_frequency:
             raise ValueError("lowest_frequency must not exceed highest_frequency")
         return self

@@ -81,6 +81,8 @@ def test_a_stopped_training_on_a_stream_is_resumed_to_the_same_bytes(
 def test_what_a_stream_cannot_do_is_said(llama: LanguageModel, tokens: Tokens, rows: StreamedRows) -> None:
     with pytest.raises(RecipeError, match=r"stored rows for a resonant start.*a stream.*[Hh]arvest"):
         kyomei.fit(rows, kyomei.Recipe())
+    with pytest.raises(RecipeError, match=r"detectors.*a stream"):
+        kyomei.fit(rows, kyomei.Recipe().with_values({"mechanism.name": "topk", "mechanism.detectors": True}))
     with pytest.raises(DataError, match="at least 400 windows"):
         StreamedRows(llama, tokens, SITE, RECIPE, windows_per_buffer=400)
     with pytest.raises(DataError, match="row numbers from 0"):

@@ -16,6 +16,7 @@ from kyomei.dictionary.mechanisms import TopK
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import RecipeError
 from kyomei.learning.anchoring import CodeMoments, Cone, anchored_decoders
+from kyomei.learning.detection import detectors
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.plan import (
     ANCHOR_ROWS,
@@ -108,11 +109,12 @@ def fit(
         )
 
     steps, warm_steps = recipe.train.steps, 0
+    if isinstance(rows, StreamedRows) and (starts_from_resonance(recipe) or recipe.mechanism.detectors):
+        do = "harvest the rows first, or set mechanism.start to random and mechanism.detectors to false"
+        raise RecipeError("stored rows for a resonant start or detectors, which visit them many times", "a stream", do)
     if not starts_from_resonance(recipe):
-        return learn(random_plan(rows, recipe, seed), steps, 0, steps, folder)
-    if isinstance(rows, StreamedRows):
-        do = "harvest the rows first, or set mechanism.start to random"
-        raise RecipeError("stored rows for a resonant start, which visits them many times", "a stream", do)
+        sae = learn(random_plan(rows, recipe, seed), steps, 0, steps, folder)
+        return detectors(sae, rows, seed) if recipe.mechanism.detectors else sae
     directions = directions or resonate(rows, seed=seed, recipe=recipe.resonance, device=device, mesh=mesh)
     warm = None
     if _leaves_much(rows, recipe, directions):

