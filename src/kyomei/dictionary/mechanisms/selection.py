@@ -74,22 +74,25 @@ class Selection(Mechanism):
 
 def _top_rows(scores: Float[Tensor, "rows width"], k: int, gather: Callable[[Tensor], Tensor]) -> Active:
     """The k largest positive scores of each row, over all ranks that hold latents of it."""
-    few = _candidates(scores, k)
-    by_row, rows = few.by_row, few.row[few.by_row]
+    few, values = _candidates(scores, k)
+    by_row = few.by_row
+    rows = few.row[by_row]
     place = torch.arange(len(few), device=rows.device) - few.row_starts.long()[rows]
     padded = scores.new_full((len(scores), max(k, 1 + int(place.max()) if len(few) else 1)), -torch.inf)
-    padded[rows, place] = scores[rows, few.latent[by_row]]
+    flat = rows * padded.shape[1] + place
+    padded.view(-1)[flat] = values[by_row]
     best = padded.topk(k, dim=1)
     every = gather(best.values)
     if every.shape == best.values.shape:
         chosen = torch.zeros_like(padded, dtype=torch.bool).scatter_(1, best.indices, True)
     else:
         chosen = padded >= every.topk(k, dim=1).values[:, -1:]
-    kept = by_row[chosen[rows, place]].sort().values
-    return Active(few.latent[kept], few.row[kept], few.num_rows, few.width)
+    is_kept = torch.zeros(len(few), dtype=torch.bool, device=rows.device)
+    is_kept[by_row] = chosen.view(-1)[flat]
+    return Active(few.latent[is_kept], few.row[is_kept], few.num_rows, few.width)
 
 
-def _candidates(scores: Float[Tensor, "rows width"], k: int) -> Active:
+def _candidates(scores: Float[Tensor, "rows width"], k: int) -> tuple[Active, Float[Tensor, " candidates"]]:
     """Positive scores among which each row's k largest are.
 
     The k-th largest of the maxima of blocks of latents is no larger than the k-th largest score, and much faster to find.
@@ -98,10 +101,11 @@ def _candidates(scores: Float[Tensor, "rows width"], k: int) -> Active:
     by_latent = scores.T.contiguous()
     block = max(1, width // (BLOCKS_PER_ACTIVE * k))
     maxima = by_latent[: width // block * block].view(-1, block, num_rows).amax(dim=1)
-    bound = maxima.T.contiguous().topk(min(k, len(maxima)), dim=1).values[:, -1]
-    least = bound if len(maxima) >= k else torch.full_like(bound, -torch.inf)
-    index = nonzero((by_latent >= least) & (by_latent > 0))
-    return Active(index // num_rows, index % num_rows, num_rows, width)
+    least = torch.full_like(maxima[0], torch.finfo(maxima.dtype).tiny)
+    if len(maxima) >= k:
+        least = torch.maximum(least, maxima.T.contiguous().topk(k, dim=1).values[:, -1])
+    index = nonzero(by_latent >= least)
+    return Active(index // num_rows, index % num_rows, num_rows, width), by_latent.view(-1)[index]
 
 
 @final
