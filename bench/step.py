@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -33,8 +34,6 @@ DEVICE, DTYPE = torch.device("cpu"), torch.float32
 
 def kyomei_step(dim: int, width: int, density: float, rows: Tensor, mechanism: str, sparse: bool = True) -> Step:
     """Kyomei's own step at a given density: thresholds at that quantile of the scores, targets there."""
-    import numpy as np
-
     from kyomei.config import TrainRecipe
     from kyomei.dictionary import kernels
     from kyomei.dictionary.mechanisms import GBA, BatchTopK, Mechanism, TopK
@@ -231,6 +230,11 @@ def main() -> None:
                     f" {r['rows_per_second']:.0f} | {r['peak_mb']:.0f} | {r['steps_mb']:.0f} |",
                     flush=True,
                 )
+    for name in args.only:
+        own = [(r["width"], r["step_ms"]) for r in records if r["name"] == name and r["density"] == args.densities[0]]
+        if len({dim for dim, _ in shapes}) == 1 and len(own) > 2:
+            widths, times = zip(*own, strict=True)
+            print(f"{name}: step time grows as width to the power {np.polyfit(np.log(widths), np.log(times), 1)[0]:.2f}")
     machine = {"torch": torch.__version__, "machine": platform.machine(), "threads": args.threads, "batch": args.batch}
     args.json.write_text(json.dumps({"machine": machine, "records": records}, indent=1) + "\n")
 

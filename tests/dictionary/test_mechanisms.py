@@ -205,6 +205,18 @@ def test_topk_keeps_the_largest_positive_scores_of_every_row(rows: int, width: i
         assert torch.equal(kept, positive[:k])
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 200), st.integers(1, 40), st.integers(0, 2**16), st.booleans())
+def test_batchtopk_keeps_the_largest_positive_scores_of_the_batch(rows: int, width: int, k: int, seed: int, ties: bool) -> None:
+    k = min(k, width)
+    scores = torch.randn(width, rows, generator=torch.Generator().manual_seed(seed)).T
+    scores = scores.mul(2).round() if ties else scores
+    active = BatchTopK(width, k).select(scores)
+    assert bool((active.latent * rows + active.row).diff().gt(0).all())
+    kept = scores[active.row, active.latent].sort(descending=True).values
+    assert torch.equal(kept, scores[scores > 0].sort(descending=True).values[: k * rows])
+
+
 def test_l1_counts_the_code_once_per_row() -> None:
     pre = scores()
     z, penalty = code(L1(WIDTH, 0.5), pre)

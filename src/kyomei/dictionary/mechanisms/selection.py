@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kyomei.config import MechanismRecipe
 from kyomei.dictionary.kernels import Active, Products, nonzero
@@ -93,19 +94,28 @@ def _top_rows(scores: Float[Tensor, "rows width"], k: int, gather: Callable[[Ten
 
 
 def _candidates(scores: Float[Tensor, "rows width"], k: int) -> tuple[Active, Float[Tensor, " candidates"]]:
-    """Positive scores among which each row's k largest are.
-
-    The k-th largest of the maxima of blocks of latents is no larger than the k-th largest score, and much faster to find.
-    """
+    """Positive scores among which each row's k largest are."""
     num_rows, width = scores.shape
     by_latent = scores.T.contiguous()
-    block = max(1, width // (BLOCKS_PER_ACTIVE * k))
-    maxima = by_latent[: width // block * block].view(-1, block, num_rows).amax(dim=1)
-    least = torch.full_like(maxima[0], torch.finfo(maxima.dtype).tiny)
-    if len(maxima) >= k:
-        least = torch.maximum(least, maxima.T.contiguous().topk(k, dim=1).values[:, -1])
-    index = nonzero(by_latent >= least)
+    maxima = _maxima(by_latent, k)
+    least = maxima.T.contiguous().topk(k, dim=1).values[:, -1] if len(maxima) >= k else torch.zeros_like(maxima[0])
+    index = _at_least(by_latent, least)
     return Active(index // num_rows, index % num_rows, num_rows, width), by_latent.view(-1)[index]
+
+
+def _maxima(by_latent: Float[Tensor, "width rows"], k: int) -> Float[Tensor, "blocks rows"]:
+    """Each row's largest score in every block of latents.
+
+    The n-th largest of the maxima is no larger than the n-th largest score, and much faster to find.
+    """
+    width, num_rows = by_latent.shape
+    block = max(1, width // (BLOCKS_PER_ACTIVE * k))
+    return by_latent[: width // block * block].view(-1, block, num_rows).amax(dim=1)
+
+
+def _at_least(by_latent: Float[Tensor, "width rows"], least: Tensor) -> Int64[Tensor, " candidates"]:
+    """Flat indices of the positive scores that reach a bound, one for all or one for each row."""
+    return nonzero(by_latent >= least.clamp_min(torch.finfo(least.dtype).tiny))
 
 
 @final
@@ -149,15 +159,22 @@ class BatchTopK(Selection):
         self.batches = torch.zeros((), dtype=torch.int64)
 
     def select(self, scores: Float[Tensor, "rows width"]) -> Active:
-        flat = scores.reshape(-1)
         rows = int(self.reduce.sum_over_rows(torch.tensor(len(scores), device=scores.device)))
-        best = flat.topk(min(self.k * rows, len(flat)))
+        by_latent, count = scores.T.contiguous(), self.k * rows
+        maxima = _maxima(by_latent, self.k).flatten()
+        index = _at_least(
+            by_latent, maxima.topk(count, sorted=False).values.min() if len(maxima) >= count else maxima.new_tensor(0.0)
+        )
+        values = by_latent.view(-1)[index]
+        most = min(count, by_latent.numel())
+        best = pad(values, (0, max(0, most - len(values))), value=-torch.inf).topk(most)
         every = self.reduce.gather_all(best.values)
-        if len(every) > len(best.values):
-            least = every.topk(min(self.k * rows, len(every))).values[-1]
-            return Active.of((scores >= least) & (scores > 0))
-        kept = torch.zeros_like(flat, dtype=torch.bool).scatter_(0, best.indices, True).view_as(scores)
-        return Active.of(kept.logical_and_(scores > 0))
+        if len(every) > most:
+            kept = values >= every.topk(min(count, len(every))).values[-1]
+        else:
+            kept = torch.zeros_like(values, dtype=torch.bool)
+            kept[best.indices[best.indices < len(values)]] = True
+        return Active(index[kept] // len(scores), index[kept] % len(scores), len(scores), self.width)
 
     @torch.no_grad()
     def observe(self, active: Active, scores: Float[Tensor, " active"], values: Float[Tensor, " active"]) -> None:
