@@ -13,6 +13,8 @@ SCORE_ROWS = 32_768
 """Held-out rows that the occurrence estimate uses at most."""
 NEURONS_PER_BLOCK = 64
 EM_STEPS = 40
+BINS = 512
+"""Bins of a direction's scores in which they are told apart."""
 
 
 def estimate_occurrence(
@@ -42,20 +44,21 @@ def estimate_occurrence(
 
 def _upper_share(scores: Float[Tensor, "rows k"]) -> Float[Tensor, "k"]:
     """Mixing weight of the upper of two normal components, by expectation maximisation from a split at the 97th percentile."""
-    cut = scores.quantile(0.97, dim=0)
-    weight = (scores > cut).to(scores.dtype)
+    score, count = _histogram(scores)
+    above = (count.flip(0).cumsum(dim=0) - count.flip(0)).flip(0)  # rows in higher bins
+    weight = (above < 0.03 * len(scores)).to(scores.dtype)
     for _ in range(EM_STEPS):
-        share = weight.mean(dim=0).clamp(1e-6, 0.5)
-        high, high_variance = _weighted_moments(scores, weight)
-        low, low_variance = _weighted_moments(scores, 1 - weight)
+        share = ((weight * count).sum(dim=0) / len(scores)).clamp(1e-6, 0.5)
+        high, high_variance = _weighted_moments(score, weight * count)
+        low, low_variance = _weighted_moments(score, (1 - weight) * count)
         log_odds = (
             torch.logit(share)
             + 0.5 * (low_variance.log() - high_variance.log())
-            + 0.5 * ((scores - low) ** 2 / low_variance - (scores - high) ** 2 / high_variance)
+            + 0.5 * ((score - low) ** 2 / low_variance - (score - high) ** 2 / high_variance)
         )
         # A wider upper component would also claim the far lower tail, where a feature cannot be.
-        weight = torch.where(scores > low, torch.sigmoid(log_odds), 0.0)
-    return weight.mean(dim=0).clamp_min(1.0 / len(scores)).float()
+        weight = torch.where(score > low, torch.sigmoid(log_odds), 0.0)
+    return ((weight * count).sum(dim=0) / len(scores)).clamp_min(1.0 / len(scores)).float()
 
 
 def _weighted_moments(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,6 +66,16 @@ def _weighted_moments(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     mean = (weight * scores).sum(dim=0) / total
     variance = (weight * (scores - mean) ** 2).sum(dim=0) / total
     return mean, variance.clamp_min(1e-4)
+
+
+def _histogram(scores: Float[Tensor, "rows k"]) -> tuple[Float[Tensor, "bins k"], Float[Tensor, "bins k"]]:
+    """Mean score and number of rows of every bin, each column over its own range: a fortieth of the numbers to go over."""
+    low, high = scores.amin(dim=0), scores.amax(dim=0)
+    bins = ((scores - low) * (BINS / (high - low).clamp_min(1e-12))).long().clamp_(0, BINS - 1)
+    count, total = (scores.new_zeros(BINS, scores.shape[1]) for _ in range(2))
+    count.scatter_add_(0, bins, torch.ones_like(scores))
+    total.scatter_add_(0, bins, scores)
+    return total / count.clamp_min(1), count
 
 
 def unseen_share(support: Int[Tensor, "k"]) -> float:
