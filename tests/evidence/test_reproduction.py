@@ -98,7 +98,7 @@ def test_the_null_raises_the_rule() -> None:
 def test_dense_latents_of_the_null_raise_the_rule_for_dense_latents_alone() -> None:
     """Forty shared directions, active on half of the null's rows, say nothing against latents that are active on few."""
     common = noise(40, 7)
-    threshold = torch.cat([torch.full((40,), 0.0), torch.full((160,), 1.0)])
+    threshold = torch.cat([torch.full((40,), 0.0), torch.full((160,), 0.5)])
     null = [SparseAutoencoder(torch.cat([common, noise(160, i)]), None, threshold, torch.zeros(24)) for i in (98, 99)]
     spread = torch.cat([torch.full((4,), -1.0), torch.full((20,), 0.3)])
     replicas = [SparseAutoencoder(jittered(PLANTED.features, i, 0.06), None, spread, torch.zeros(24)) for i in range(3)]
@@ -109,6 +109,14 @@ def test_dense_latents_of_the_null_raise_the_rule_for_dense_latents_alone() -> N
     assert found.q_value[:4].min() > 0.5 > 0.05 > found.q_value[4:].max()
     part = dense_part(found, np.ones(24))
     assert part == pytest.approx({"latents": 4 / 24, "certified": 0, "explained": 4 / 24, "l0": found.frequency[:4].sum()})
+
+
+def test_dead_latents_of_the_null_set_no_rule() -> None:
+    both = [torch.cat([noise(150, i), PLANTED.features]) for i in (98, 99)]
+    threshold = torch.cat([torch.full((150,), 0.5), torch.full((24,), 1e6)])
+    null = [SparseAutoencoder(rows, None, threshold, torch.zeros(24)) for rows in both]
+    found = certify_latents([dictionary(PLANTED.features)] * 3, ROWS, (null[0], null[1]), GAUSSIAN.rows(ROWS, 5))
+    assert max(*found.rule.sparse, *found.rule.dense) < 0.85 and 140 < found.num_null <= 150
 
 
 def test_too_few_replicas_are_refused() -> None:

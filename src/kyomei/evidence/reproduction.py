@@ -84,9 +84,9 @@ class Rule:
     correlation: float = MIN_CORRELATION
 
     @classmethod
-    def above(cls, null: Match, null_dense: Bool[np.ndarray, " width"]) -> Rule:
-        """The rule that a null sets."""
-        sparse, dense = (cls._above(null, _alike(null_dense, kind)) for kind in (False, True))
+    def above(cls, null: Match, frequency: Float64[np.ndarray, " width"]) -> Rule:
+        """The rule that a null sets whose latents are active this often."""
+        sparse, dense = (cls._above(null, _alike(frequency, kind)) for kind in (False, True))
         return cls(sparse, dense)
 
     @staticmethod
@@ -97,9 +97,7 @@ class Rule:
     def passed(self, match: Match, dense: Bool[np.ndarray, " width"]) -> Bool[np.ndarray, " width"]:
         """Latents that meet it in one replica."""
         encoder, decoder = (np.where(dense, *least) for least in zip(self.dense, self.sparse, strict=True))
-        enough: np.ndarray = (
-            (match.encoder >= encoder) & (match.decoder >= decoder) & (match.correlation >= self.correlation)
-        )
+        enough: np.ndarray = (match.encoder >= encoder) & (match.decoder >= decoder) & (match.correlation >= self.correlation)
         return enough
 
     def to_dict(self) -> dict[str, float]:
@@ -108,10 +106,15 @@ class Rule:
         return named | {"dense_encoder": self.dense.encoder, "dense_decoder": self.dense.decoder}
 
 
-def _alike(null_dense: Bool[np.ndarray, " width"], dense: bool) -> Bool[np.ndarray, " width"]:
-    """Latents of a null with which dense latents, or sparse ones, are compared; all, where too few are of that kind."""
-    alike = null_dense == dense
-    return alike if alike.sum() >= MIN_ALIKE else np.ones_like(alike)
+def _alike(null_frequency: Float64[np.ndarray, " width"], dense: bool) -> Bool[np.ndarray, " width"]:
+    """Live latents of a null with which dense latents, or sparse ones, are compared; all live ones, where that kind is rare.
+
+    A dead latent lies where it died: in rows of one large principal component many die along it and agree, but none of them is
+    anything that a live latent could be mistaken for.
+    """
+    alive = null_frequency > 0
+    alike = alive & ((null_frequency > DENSE_FREQUENCY) == dense)
+    return next((kind for kind in (alike, alive) if kind.sum() >= MIN_ALIKE), np.ones_like(alive))
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,12 +191,12 @@ def certify_latents(
     kinship = [Kinship.of(code, z) for z in codes]
     (null_match, null_frequency), (back, frequency_back) = _null_matches(null, null_rows)
     # The rule comes from the null one way round and is tested the other way, on latents that did not set it.
-    rule = Rule.above(null_match, null_frequency > DENSE_FREQUENCY)
+    rule = Rule.above(null_match, null_frequency)
     false = rule.passed(back, frequency_back > DENSE_FREQUENCY)[frequency_back > 0]
     firing = firing_counts(code)
     dense = firing > DENSE_FREQUENCY * len(index)
     joint = np.min([match.joint for match in matches], axis=0)
-    p_value = _p_values(joint, dense, null_match.joint, null_frequency > DENSE_FREQUENCY)
+    p_value = _p_values(joint, dense, null_match.joint, null_frequency)
     return Verdicts(
         status=_statuses(firing > 0, [rule.passed(match, dense) for match in matches], kinship),
         matches=matches,
@@ -228,12 +231,12 @@ def _p_values(
     joint: Float64[np.ndarray, " width"],
     dense: Bool[np.ndarray, " width"],
     null_joint: Float64[np.ndarray, " null"],
-    null_dense: Bool[np.ndarray, " null"],
+    null_frequency: Float64[np.ndarray, " null"],
 ) -> Float64[np.ndarray, " width"]:
     """Share of the null's latents of the same kind that agree as well, the tested one counted among them."""
     p = np.ones(len(joint))
     for kind in (False, True):
-        own, against = dense == kind, np.sort(null_joint[_alike(null_dense, kind)])
+        own, against = dense == kind, np.sort(null_joint[_alike(null_frequency, kind)])
         at_least = len(against) - np.searchsorted(against, joint[own], side="left")
         p[own] = (1 + at_least) / (1 + len(against))
     return p
