@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,9 +14,11 @@ from torch.nn.functional import normalize
 import kyomei
 from kyomei.config import ResonanceRecipe
 from kyomei.errors import DataError
+from kyomei.evidence.controls import GAUSSIAN
 from kyomei.learning.merging import distinct, merge
 from kyomei.learning.occurrence import estimate_occurrence, estimate_richness, unseen_share
 from kyomei.learning.resonance import Directions, default_frequencies, frequency_threshold, resonate
+from kyomei.source.shards import TensorRows
 
 SMALL = ResonanceRecipe(neurons=256, steps=12, batch_rows=8192, frequencies=(0.02,))
 
@@ -79,6 +82,17 @@ def test_directions_survive_a_file(found: Directions, tmp_path: Path) -> None:
     again = Directions.load(tmp_path / "directions.safetensors")
     assert torch.equal(again.vectors, found.vectors) and torch.equal(again.whitening.forward, found.whitening.forward)
     assert (again.n_features, again.interval) == (found.n_features, found.interval)
+
+
+def test_a_null_keeps_no_more_directions_than_what_it_is_the_null_of(found: Directions, planted: kyomei.Planted) -> None:
+    x = planted.sample(6000, seed=4)[0]
+    gaussian = GAUSSIAN.rows(TensorRows(x), 1)
+    every = resonate(gaussian.read(np.arange(6000)), seed=0, recipe=SMALL.model_copy(update={"min_stability": -1.0}))
+    assert len(every) > len(found)
+    kept = every.no_more_than(found)
+    assert len(kept) == len(found) == len(kept.frequency) and torch.equal(kept.vectors, every.vectors[: len(found)])
+    assert kept.n_features <= max(len(found), found.n_features) and torch.equal(kept.candidates, every.candidates)
+    assert len(found.no_more_than(every)) == len(found)
 
 
 def test_a_damaged_file_of_directions_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +106,13 @@ class Directions:
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+    def no_more_than(self, others: Directions) -> Directions:
+        """The clearest of these, as many as there are others; the number of features no larger than theirs."""
+        count = min(len(self), len(others))
+        fewer = {name: getattr(self, name)[:count] for name in _SAVED if name != "candidates"}
+        n_features = max(count, min(self.n_features, others.n_features))
+        return replace(self, **fewer, n_features=n_features)
 
     def save(self, path: Path | str) -> None:
         """Write every tensor, and the estimate of their number, to one safetensors file."""

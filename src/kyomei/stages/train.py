@@ -35,6 +35,8 @@ class Arm:
         replicas: how many.
         control: the null that this arm is; none: it is no null.
         directions_from: folder of the arm whose directions serve here too; none: its own.
+        as_many_as: folder of the arm whose first replica says how many directions are kept, and so how wide a dictionary is
+            whose width follows from them; none: all are kept.
     """
 
     folder: str
@@ -42,6 +44,7 @@ class Arm:
     replicas: int
     control: Control | None = None
     directions_from: str | None = None
+    as_many_as: str | None = None
 
     def path(self, run: Run, replica: int) -> Path:
         return run.path(f"{self.folder}/{replica}")
@@ -79,7 +82,7 @@ def control_arm(arm: Arm, name: str, control: Control) -> Arm:
         return replace(arm, recipe=recipe)
     # A frozen dictionary has other rows and learns none first: targets come from the same directions, and L0 is the same.
     shared = None if control.gaussian else arm.directions_from or arm.folder
-    return Arm(f"controls/{control.name}/{name}", recipe, 2, control, shared)
+    return Arm(f"controls/{control.name}/{name}", recipe, 2, control, shared, arm.directions_from or arm.folder)
 
 
 def null_arm(arm: Arm, name: str) -> Arm:
@@ -162,6 +165,9 @@ def _train_replica(run: Run, arm: Arm, replica: int, watcher: Watcher) -> None:
     rows = rows_of(run, arm, replica)
     seed = replica_seed(arm.recipe.seed, replica, null=arm.control is not None)
     directions = _directions(arm, rows, arm.directions_path(run, replica), seed, f"{arm.folder}/{replica}", watcher)
+    if directions is not None and arm.as_many_as is not None:
+        # Nothing is refused on Gaussian rows: they have a direction for almost every start.
+        directions = directions.no_more_than(Directions.load(run.path(f"{arm.as_many_as}/0/directions.safetensors")))
     mesh = watcher.mesh
     last_step = resume_step(folder / WARM_FOLDER) + resume_step(folder)
     sink = JsonlSink(folder / "events.jsonl", last_step=last_step) if mesh.leads else None
