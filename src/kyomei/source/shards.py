@@ -21,8 +21,10 @@ SCHEMA_VERSION = 1
 INDEX, JOURNAL = "index.json", "progress.json"
 Dtype = Literal["float32", "float16", "bfloat16"]
 
-# Mapped pages count as resident memory until dropped; one touched row faults in up to 64 KiB around it.
+# Mapped pages count as resident memory until dropped. One touched row faults in 64 KiB around it, or several times as much
+# where the page cache holds larger folios: how much it is, is asked for where the system tells.
 RELEASE_BYTES = 256 << 20
+CHECK_BYTES = 16 << 20
 FAULT_BYTES = 64 << 10
 
 _TORCH = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -145,7 +147,8 @@ class ShardFolder:
         if len(self._ends) == 0 or int(self._ends[-1]) != self.num_rows or self.num_rows == 0:
             found = f"{sum(self._ends[-1:])} in its shards"
             raise DataError(f"{self.num_rows} rows, as in {self.folder / INDEX}", found, "harvest this site again")
-        self._touched = 0
+        self._touched = self._checked = 0
+        self._resident = resident_file_bytes()
         if verify:
             self._verify()
 
@@ -172,8 +175,10 @@ class ShardFolder:
             local = ordered[first:last] - (self._ends[number] - shard.num_rows)
             out[torch.from_numpy(order[first:last])] = shard.read(local)
             self._touched += shard.touched_bytes(local)
-            if self._touched >= RELEASE_BYTES:
-                self._release()
+            if self._touched - self._checked >= CHECK_BYTES:
+                self._checked = self._touched
+                if max(self._touched, resident_file_bytes() - self._resident) >= RELEASE_BYTES:
+                    self._release()
         return out
 
     def blocks(self, rows_per_block: int = 8192) -> Iterator[Float32[Tensor, "block dim"]]:
@@ -190,7 +195,16 @@ class ShardFolder:
     def _release(self) -> None:
         for shard in self._mapped:
             shard.release()
-        self._touched = 0
+        self._touched = self._checked = 0
+        self._resident = resident_file_bytes()
+
+
+def resident_file_bytes() -> int:
+    """Bytes of files that are resident in this process; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_bytes().split()[2]) * mmap.PAGESIZE
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 @final
