@@ -73,6 +73,23 @@ def test_pages_are_released_and_read_again(tmp_path: Path, monkeypatch: pytest.M
         assert torch.equal(folder.read(np.arange(23)), ROWS)
 
 
+@pytest.mark.skipif(not shards.resident_file_bytes(), reason="the system does not tell what is resident")
+def test_random_reads_leave_little_resident(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """120 MB of rows, of which no more than about 16 MB may stay."""
+    monkeypatch.setattr(shards, "RELEASE_BYTES", 16 << 20)
+    monkeypatch.setattr(shards, "CHECK_BYTES", 1 << 20)
+    writer = ShardWriter(tmp_path, 128, "float32", "site", {})
+    for number in range(8):
+        writer.write(number, torch.full((30_000, 128), float(number)), np.arange(30_000), {})
+    folder, rng = writer.close(), np.random.default_rng(0)
+    before, most = shards.resident_file_bytes(), 0
+    for _ in range(60):
+        index = np.sort(rng.integers(0, folder.num_rows, 400))
+        assert torch.equal(folder.read(index)[:, 0], torch.from_numpy(index // 30_000).float())
+        most = max(most, shards.resident_file_bytes() - before)
+    assert most < 40 << 20
+
+
 @pytest.mark.parametrize("made", [ROWS, ROWS.numpy(), ROWS.double(), ROWS.numpy().astype(np.float64)])
 def test_numbers_in_memory_are_rows(made: Any) -> None:
     rows = open_rows(made)
