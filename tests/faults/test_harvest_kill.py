@@ -79,7 +79,8 @@ def test_a_harvest_killed_ten_times_gives_the_same_bytes(tmp_path: Path) -> None
     assert set(report["codes"]) <= {0, -9}, done.stderr
     assert report["codes"].count(-9) >= KILLS // 2, "too few attempts were killed to show anything"
     assert report["codes"][-1] == 0
-    assert "progress.json" in report["left"], "no attempt got as far as a shard"
+    # On a busy machine the last attempts may find the harvest complete.
+    assert {"progress.json", "index.json"} & set(report["left"]), "no attempt got as far as a shard"
     undisturbed, disturbed = map(contents, folders)
     assert len([name for name in undisturbed if "shard-" in name]) == 2 * 60
     assert disturbed == undisturbed
