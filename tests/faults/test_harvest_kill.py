@@ -59,7 +59,7 @@ def attempt(folder, seconds, most=10**9):
 undisturbed, disturbed, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
 first, seconds = attempt(undisturbed, 300)
 draw = random.Random(int(sys.argv[4]))
-# Moments are drawn from the time of a first, perhaps slower, run: no attempt may write so much that all of them end the harvest.
+# Moments are drawn from the time of a first, perhaps slower, run: no attempt may write so much that all of them end it.
 most = shards(undisturbed) // (kills + 2)
 codes = [attempt(disturbed, draw.uniform(0, seconds / (0.7 * kills)), most)[0] for _ in range(kills)]
 left = sorted(path.name for path in Path(disturbed).rglob("*"))

@@ -193,16 +193,16 @@ def certify_latents(
     # The rule comes from the null one way round and is tested the other way, on latents that did not set it.
     rule = Rule.above(null_match, null_frequency)
     false = rule.passed(back, frequency_back > DENSE_FREQUENCY)[frequency_back > 0]
-    firing = firing_counts(code)
-    dense = firing > DENSE_FREQUENCY * len(index)
+    frequency = firing_counts(code) / len(index)
+    alive, dense = frequency > 0, frequency > DENSE_FREQUENCY
     joint = np.min([match.joint for match in matches], axis=0)
     p_value = _p_values(joint, dense, null_match.joint, null_frequency)
     return Verdicts(
-        status=_statuses(firing > 0, [rule.passed(match, dense) for match in matches], kinship),
+        status=_statuses(alive, [rule.passed(match, dense) for match in matches], kinship),
         matches=matches,
         kinship=kinship,
-        q_value=np.where(firing > 0, benjamini_hochberg(p_value, firing > 0), 1.0),
-        frequency=firing / len(index),
+        q_value=np.where(alive, benjamini_hochberg(p_value, alive), 1.0),
+        frequency=frequency,
         rule=rule,
         null_false_positives=float(false.mean()) if len(false) else 0.0,
         num_null=len(false),
