@@ -20,6 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.learning.anchoring import to_scipy
 from kyomei.learning.plan import evenly
+from kyomei.learning.refinement import CHUNK_ROWS, positive_code
 from kyomei.source.shards import Rows
 
 ROWS = 40_000
@@ -77,7 +78,7 @@ def usual_coefficients(sae: SparseAutoencoder, x: Float[Tensor, "rows dim"]) -> 
 def half_magnitude_code(
     y: Float[Tensor, "rows dim"], decoder: Float[Tensor, "width dim"], usual: Float[Tensor, " width"]
 ) -> sparse.csr_array:
-    """Orthogonal matching pursuit that takes a direction up only from half its usual coefficient.
+    """Positive sums in which a direction is taken up only from half its usual coefficient.
 
     Args:
         y: rows less the centre.
@@ -87,26 +88,11 @@ def half_magnitude_code(
     Returns:
         Coefficients, float32 CSR [rows, width].
     """
-    gram = decoder @ decoder.T
-    parts = [to_scipy(_coded(rows @ decoder.T, gram, usual).to_sparse_csr()) for rows in torch.split(y, 2048)]
+    parts = []
+    for rows in torch.split(y, CHUNK_ROWS):
+        code = positive_code(rows, decoder, PARTS, TAKE * usual)
+        parts.append(to_scipy(torch.where(code > KEEP * usual, code, 0.0).to_sparse_csr()))
     return sparse.vstack(parts, format="csr")
-
-
-def _coded(scores: Tensor, gram: Tensor, usual: Tensor) -> Tensor:
-    code = torch.zeros_like(scores)
-    live, rest, chosen = torch.arange(len(scores)), scores, torch.zeros(len(scores), 0, dtype=torch.long)
-    for number in range(1, min(PARTS, scores.shape[1]) + 1):
-        ready = torch.where(rest >= TAKE * usual, rest, -torch.inf).scatter(1, chosen, -torch.inf)
-        value, best = ready.max(dim=1)
-        more = value > -torch.inf
-        if not more.any():
-            break
-        live, scores, chosen = live[more], scores[more], torch.cat([chosen[more], best[more, None]], dim=1)
-        among = gram[chosen[:, :, None], chosen[:, None, :]] + 1e-4 * torch.eye(number)
-        weights = torch.linalg.solve(among, scores.gather(1, chosen)[:, :, None])[:, :, 0].clamp_min(0)
-        code[live] = torch.zeros_like(scores).scatter(1, chosen, weights)
-        rest = scores - (weights[:, None, :] @ gram[chosen])[:, 0]
-    return torch.where(code > KEEP * usual, code, 0.0)
 
 
 def _detected(u: Tensor, code: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

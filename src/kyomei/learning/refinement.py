@@ -35,25 +35,41 @@ CHUNK_ROWS = 1024
 _RIDGE = 1e-3
 
 
-def positive_code(z: Float[Tensor, "rows dim"], w: Float[Tensor, "k dim"], parts: int = PARTS) -> Float[Tensor, "rows k"]:
+def positive_code(
+    z: Float[Tensor, "rows dim"], w: Float[Tensor, "k dim"], parts: int = PARTS, least: Float[Tensor, " k"] | None = None
+) -> Float[Tensor, "rows k"]:
     """Rows as positive sums of a few unit directions: orthogonal matching pursuit whose negative weights are cut to zero.
 
     Directions compete for a row, so that one is not counted as active because it resembles another that is.
+
+    Args:
+        z: rows.
+        w: unit directions.
+        parts: directions in the code of one row at most.
+        least: products with what is left of a row from which a direction is taken up; none: any.
     """
-    gram = w @ w.T
-    return torch.cat([_coded(rows @ w.T, gram, min(parts, len(w))) for rows in torch.split(z, CHUNK_ROWS)])
+    least = w.new_full((len(w),), -torch.inf) if least is None else least
+    return torch.cat([_coded(rows, w, min(parts, len(w)), least) for rows in torch.split(z, CHUNK_ROWS)])
 
 
-def _coded(scores: Float[Tensor, "rows k"], gram: Float[Tensor, "k k"], parts: int) -> Float[Tensor, "rows k"]:
-    rest, chosen = scores, torch.zeros(len(scores), 0, dtype=torch.long)
-    weights = scores.new_zeros(len(scores), 0)
-    for _ in range(parts):
-        best = rest.scatter(1, chosen, -torch.inf).argmax(dim=1, keepdim=True)
-        chosen = torch.cat([chosen, best], dim=1)
-        own = gram[chosen[:, :, None], chosen[:, None, :]] + 1e-4 * torch.eye(chosen.shape[1])
-        weights = torch.linalg.solve(own, scores.gather(1, chosen)[:, :, None])[:, :, 0].clamp_min(0)
-        rest = scores - torch.zeros_like(scores).scatter(1, chosen, weights) @ gram
-    return torch.zeros_like(scores).scatter(1, chosen, weights)
+def _coded(
+    z: Float[Tensor, "rows dim"], w: Float[Tensor, "k dim"], parts: int, least: Float[Tensor, " k"]
+) -> Float[Tensor, "rows k"]:
+    code = z.new_zeros(len(z), len(w))
+    live, rest, chosen = torch.arange(len(z)), z, torch.zeros(len(z), 0, dtype=torch.long)
+    for number in range(1, parts + 1):
+        scores = rest @ w.T
+        value, best = torch.where(scores >= least, scores, -torch.inf).scatter(1, chosen, -torch.inf).max(dim=1)
+        more = value > -torch.inf
+        live, chosen = live[more], torch.cat([chosen[more], best[more, None]], dim=1)
+        if not len(live):
+            break
+        own, rows = w[chosen], z[live]
+        gram = own @ own.mT + 1e-4 * torch.eye(number)
+        weights = torch.linalg.solve(gram, own @ rows[:, :, None])[:, :, 0].clamp_min(0)
+        code[live[:, None], chosen] = weights
+        rest = rows - (weights[:, None, :] @ own)[:, 0]
+    return code
 
 
 class Joint(NamedTuple):
