@@ -68,23 +68,28 @@ def steps(args: argparse.Namespace) -> None:
 
 
 def memory(args: argparse.Namespace) -> None:
+    """Peak memory of a whole fit; its process makes no rows, as what that leaves behind would count."""
     print("| rows | data MB | peak MB |\n|---|---|---|")
     for count in args.rows:
-        own = [sys.executable, __file__, "memory", "--rows", str(count), "--one", "--width", str(args.width)]
-        done = subprocess.run(own, check=True, capture_output=True, text=True)
+        with tempfile.TemporaryDirectory() as folder:
+            write_rows(Path(folder), count)
+            own = [sys.executable, __file__, "memory", "--fit", folder, f"--width={args.width}", f"--threads={args.threads}"]
+            done = subprocess.run(own, check=True, capture_output=True, text=True)
         print(f"| {count:,} | {count * 128 * 4 / 2**20:,.0f} | {json.loads(done.stdout.splitlines()[-1]):,.0f} |", flush=True)
 
 
-def one_size(count: int, width: int) -> None:
+def write_rows(folder: Path, count: int) -> None:
     planted = Planted(n_features=512, dim=128, active=8, seed=0)
-    with tempfile.TemporaryDirectory() as folder:
-        writer = ShardWriter(Path(folder) / "rows", 128, "float32", "made", {})
-        for number in range(count // 50_000):
-            x = planted.sample(50_000, seed=number + 1)[0]
-            writer.write(number, x, np.arange(len(x)), {})
-        writer.close()
-        recipe = Recipe().with_values({"dictionary.width": width, "train.steps": 200, "resonance.neurons": 512})
-        fit(ShardFolder(Path(folder) / "rows"), recipe)
+    writer = ShardWriter(folder / "rows", 128, "float32", "made", {})
+    for number in range(count // 50_000):
+        x = planted.sample(50_000, seed=number + 1)[0]
+        writer.write(number, x, np.arange(len(x)), {})
+    writer.close()
+
+
+def fit_rows(folder: Path, width: int) -> None:
+    recipe = Recipe().with_values({"dictionary.width": width, "train.steps": 200, "resonance.neurons": 512})
+    fit(ShardFolder(folder / "rows"), recipe)
     print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 
@@ -99,15 +104,15 @@ def main() -> None:
     peak = verbs.add_parser("memory")
     peak.add_argument("--rows", type=int, nargs="*", default=[200_000, 800_000, 3_200_000])
     peak.add_argument("--width", type=int, default=2048)
-    peak.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    peak.add_argument("--fit", type=Path, help=argparse.SUPPRESS)
     for verb in (whole, peak):
         verb.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.verb == "steps":
         steps(args)
-    elif args.one:
-        one_size(args.rows[0], args.width)
+    elif args.fit:
+        fit_rows(args.fit, args.width)
     else:
         memory(args)
 

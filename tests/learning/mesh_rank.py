@@ -1,4 +1,7 @@
-"""One rank of a training on a mesh: `torchrun … mesh_rank.py OUT DATA FEATURES MECHANISM DTYPE STEPS [FOLDER]`."""
+"""One rank of a mesh: `torchrun … mesh_rank.py OUT DATA FEATURES MECHANISM DTYPE STEPS [FOLDER]`.
+
+The mechanism "resonance" searches for directions instead of training, and shows what neighbours merge to.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import normalize
 
-from kyomei.config import TrainRecipe
+from kyomei.config import ResonanceRecipe, TrainRecipe
 from kyomei.dictionary.mechanisms import (
     GBA,
     L1,
@@ -22,7 +27,9 @@ from kyomei.dictionary.mechanisms import (
     TopK,
     geometric_targets,
 )
+from kyomei.learning.merging import merge
 from kyomei.learning.mesh import Mesh
+from kyomei.learning.resonance import resonate
 from kyomei.learning.start import Start, random_start
 from kyomei.learning.trainer import train
 from kyomei.runs import write_atomic
@@ -50,14 +57,33 @@ MAKERS: dict[str, Callable[[], Mechanism]] = {
 }
 
 
+def rows_of(dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    planted = normalize(torch.randn(40, DIM, generator=generator, dtype=torch.float64), dim=1)
+    active = torch.rand(ROWS, 40, generator=generator).argsort(dim=1) < 3
+    return (active.double() @ planted + 0.3).to(dtype)
+
+
+def search(x: Tensor, mesh: Mesh) -> dict[str, Tensor]:
+    """Resonant directions, and clusters of more rows than one block of a merge has."""
+    recipe = ResonanceRecipe(frequencies=(0.02, 0.05), neurons=256, rounds=2, steps=6, min_stability=0.0)
+    found = resonate(x, recipe=recipe, mesh=mesh)
+    rows = normalize(x.double() + 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)), dim=1).repeat(2, 1)
+    merged, support = merge(rows, torch.arange(len(rows)), 0.9, torch.ones(len(rows), dtype=torch.long), mesh)
+    return {"whitened": found.whitened, "support": found.support, "merged": merged, "merged_support": support}
+
+
 def main() -> None:
     out, data, features, name, dtype, steps, *rest = sys.argv[1:]
     torch.set_num_threads(1)
     mesh = Mesh.join(int(data), int(features))
-    generator = torch.Generator().manual_seed(0)
-    planted = torch.nn.functional.normalize(torch.randn(40, DIM, generator=generator, dtype=torch.float64), dim=1)
-    active = torch.rand(ROWS, 40, generator=generator).argsort(dim=1) < 3
-    x = (active.double() @ planted + 0.3).to(getattr(torch, dtype))
+    x = rows_of(getattr(torch, dtype))
+    if name == "resonance":
+        found = search(x, mesh)
+        if mesh.leads:
+            save_file({key: tensor.contiguous() for key, tensor in found.items()}, out)
+        mesh.leave()
+        return
     start = random_start(WIDTH, DIM, 0, tied=False)
     held = torch.arange(WIDTH) % 5 == 0
     start = Start(start.encoder, start.decoder, held, torch.where(held, 0.9, -1.0))

@@ -80,6 +80,14 @@ def test_every_mechanism_is_exact_on_a_mesh(name: str, tmp_path: Path, alone: di
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data-2", "2x2"])
+def test_resonance_and_merging_on_a_mesh_are_those_of_one_rank(mesh: str, tmp_path: Path, alone: dict) -> None:  # type: ignore[type-arg]
+    expected = by_one_rank(alone, tmp_path, "resonance", "float32", 0)
+    assert len(expected["whitened"]) > 20 and 20 < len(expected["merged"]) < 8000 == int(expected["merged_support"].sum())
+    assert_close(run(tmp_path / "mesh.safetensors", *MESHES[mesh], "resonance", "float32", 0), expected, 1e-4)
+
+
+@pytest.mark.slow
 def test_a_checkpoint_of_four_ranks_resumes_on_one_and_on_two(tmp_path: Path, alone: dict) -> None:  # type: ignore[type-arg]
     expected = by_one_rank(alone, tmp_path, "gba", "float64", 200)
     out = tmp_path / "out.safetensors"

@@ -10,23 +10,26 @@ from scipy.optimize import nnls  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from kyomei.learning.mesh import Mesh
+
 MIXTURE_COSINE, MIXTURE_PARTS, LEAST_PART = 0.92, 3, 0.2
 """A direction this near to a positive sum of at most so many others, each with this weight or more, is their mixture."""
 
 
-def distinct(vectors: Float[Tensor, "k dim"], cosine: float) -> Int[Tensor, "kept"]:
+def distinct(vectors: Float[Tensor, "k dim"], cosine: float, mesh: Mesh | None = None) -> Int[Tensor, "kept"]:
     """Indices of rows none of which lies within `cosine` of an earlier kept one.
 
-    Blockwise, so memory is O(block × kept) and 100,000 rows never meet all at once.
+    Blockwise, so memory is O(block × kept) and 100,000 rows never meet all at once. Ranks share the products; each then takes
+    the same rows.
     """
     kept: list[int] = []
     for start in range(0, len(vectors), 4096):
         block = vectors[start : start + 4096]
         free = torch.ones(len(block), dtype=torch.bool)
         if kept:
-            free = ((block @ vectors[kept].T).amax(dim=1) <= cosine).cpu()
+            free = (nearest_of(block, vectors[kept], mesh)[1] <= cosine).cpu()
         candidates = free.nonzero().flatten()
-        near = (block[candidates] @ block[candidates].T > cosine).cpu()
+        near = _near(block[candidates], cosine, mesh).cpu()
         taken = torch.zeros(len(candidates), dtype=torch.bool)
         for i in range(len(candidates)):
             if not taken[i]:
@@ -36,20 +39,42 @@ def distinct(vectors: Float[Tensor, "k dim"], cosine: float) -> Int[Tensor, "kep
 
 
 def merge(
-    vectors: Float[Tensor, "neurons dim"], sharpness: Float[Tensor, "neurons"], cosine: float, counts: Int[Tensor, "neurons"]
+    vectors: Float[Tensor, "neurons dim"],
+    sharpness: Float[Tensor, "neurons"],
+    cosine: float,
+    counts: Int[Tensor, "neurons"],
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Tensor, "k dim"], Int[Tensor, "k"]]:
-    """Cluster means of neurons around the sharpest of them, and the sum of the members' counts."""
+    """Cluster means of neurons around the sharpest of them, and the sum of the members' counts; ranks share the products."""
     order = sharpness.argsort(descending=True, stable=True)
     vectors = vectors[order]
     counts = counts[order]
-    leaders = vectors[distinct(vectors, cosine)]
+    leaders = vectors[distinct(vectors, cosine, mesh)]
     sums = torch.zeros_like(leaders)
     support = torch.zeros(len(leaders), dtype=torch.long, device=vectors.device)
     for block, count in zip(torch.split(vectors, 4096), torch.split(counts, 4096), strict=True):
-        nearest = (block @ leaders.T).argmax(dim=1)
+        nearest, _ = nearest_of(block, leaders, mesh)
         sums.index_add_(0, nearest, block * count[:, None])
         support.index_add_(0, nearest, count)
     return normalize(sums, dim=1), support
+
+
+def nearest_of(
+    vectors: Float[Tensor, "k dim"], leaders: Float[Tensor, "leaders dim"], mesh: Mesh | None = None
+) -> tuple[Int[Tensor, " k"], Float[Tensor, " k"]]:
+    """Index of the leader with the largest cosine to each unit row, and that cosine; ranks share the rows."""
+
+    def own(part: Tensor) -> tuple[Tensor, Tensor]:
+        cosine, index = (part @ leaders.T).max(dim=1)
+        return index, cosine
+
+    index, cosine = (mesh or Mesh()).in_parts(own, vectors)
+    return index, cosine
+
+
+def _near(vectors: Float[Tensor, "k dim"], cosine: float, mesh: Mesh | None) -> Bool[Tensor, "k k"]:
+    (near,) = (mesh or Mesh()).in_parts(lambda own: (own @ vectors.T > cosine,), vectors)
+    return near
 
 
 def not_mixtures(vectors: Float[Tensor, "k dim"], support: Int[Tensor, " k"]) -> Bool[Tensor, " k"]:

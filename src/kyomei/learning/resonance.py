@@ -27,7 +27,7 @@ from kyomei.dictionary.kernels import active_above, csr_matmul
 from kyomei.errors import DataError
 from kyomei.learning.anchoring import usual_scores
 from kyomei.learning.covariance import Whitening
-from kyomei.learning.merging import distinct, merge
+from kyomei.learning.merging import distinct, merge, nearest_of
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.occurrence import estimate_occurrence, estimate_richness, unseen_share
 from kyomei.learning.refinement import JOINT_ROWS, explained, refine_jointly, thinned
@@ -203,8 +203,8 @@ def resonate(
     found = _Found.join(parts)
     everything = found.select(found.sharpness.argsort(descending=True, stable=True))
     stable = everything.select((everything.stability >= recipe.min_stability).nonzero().flatten())
-    found = stable.select(distinct(stable.w, recipe.merge_cosine))
-    support = _support_of_union(parts, found.w, recipe.merge_cosine)
+    found = stable.select(distinct(stable.w, recipe.merge_cosine, mesh))
+    support = _support_of_union(parts, found.w, recipe.merge_cosine, mesh)
     if len(support):
         usual = support >= RARE_SHARE * float(support.cpu().double().median())
         found, support = found.select(usual), support[usual]
@@ -214,7 +214,7 @@ def resonate(
     found, support = found.select(clearest), support[clearest]
     # The stable ones stand first, so that none of them gives way to a sharper but unstable neighbour.
     candidates = torch.cat([found.w, everything.w])
-    candidates = candidates[distinct(candidates, recipe.merge_cosine)]
+    candidates = candidates[distinct(candidates, recipe.merge_cosine, mesh)]
     n_features, interval = estimate_richness(support.clamp_min(1))
     frequency = estimate_occurrence(data.held_out, found.w)
     return Directions(
@@ -266,7 +266,7 @@ def _jointly(
     w = joint.w.to(data.device)
     nearest = (w @ found.w.T).argmax(dim=1)
     refined = _Found(w, found.p[nearest], found.support[nearest], joint.agreement.to(data.device), found.sharpness[nearest])
-    return refined, _support_of_union(parts, w, recipe.merge_cosine)
+    return refined, _support_of_union(parts, w, recipe.merge_cosine, data.mesh)
 
 
 class _Halves:
@@ -321,7 +321,7 @@ def _search(data: _Halves, p: float, recipe: ResonanceRecipe, seed: list[int]) -
             break
         latest = _round(data, _uncovered(data, found.w, p, recipe.neurons, rng), p, recipe, rng, generator)
         joined = _Found.join([found, latest])
-        found = joined.select(distinct(joined.w, recipe.merge_cosine))
+        found = joined.select(distinct(joined.w, recipe.merge_cosine, data.mesh))
     return found
 
 
@@ -335,8 +335,8 @@ def _round(
         w, sharpness = _step(data, data.batch(rng, batch_rows), w, p)
         if step == recipe.steps // 2:
             # Neurons that have met follow one path from here on; carrying one of them saves most of the products.
-            w, counts = merge(w, sharpness, max(MET_COSINE, recipe.merge_cosine), counts)
-    w, counts = merge(w, sharpness, recipe.merge_cosine, counts)
+            w, counts = merge(w, sharpness, max(MET_COSINE, recipe.merge_cosine), counts, data.mesh)
+    w, counts = merge(w, sharpness, recipe.merge_cosine, counts, data.mesh)
     halves = []
     for which, refined in enumerate(_pushed_apart(w, generator)):
         for _ in range(POLISH_STEPS):
@@ -427,11 +427,11 @@ def _gaussian_tail_mean(p: float) -> float:
     return normal.pdf(normal.inv_cdf(1 - p)) / p
 
 
-def _support_of_union(parts: list[_Found], kept: Tensor, cosine: float) -> Tensor:
+def _support_of_union(parts: list[_Found], kept: Tensor, cosine: float, mesh: Mesh | None) -> Tensor:
     """Random starts of all frequencies that ended within `cosine` of each kept direction."""
     support = torch.zeros(len(kept), dtype=torch.long, device=kept.device)
     for part in parts if len(kept) else ():
         for w, count in zip(torch.split(part.w, 4096), torch.split(part.support, 4096), strict=True):
-            value, nearest = (w @ kept.T).max(dim=1)
+            nearest, value = nearest_of(w, kept, mesh)
             support.index_add_(0, nearest[value > cosine], count[value > cosine])
     return support
