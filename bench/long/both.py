@@ -55,14 +55,16 @@ def trained(
     return saes, (time.perf_counter() - began) / num_trained if num_trained else float("nan")
 
 
+def reconstruction(sae: SparseAutoencoder, evidence: Rows) -> dict[str, Any]:
+    kept = fidelity(sae, evidence)
+    return {"fvu": kept.fvu, "l0": kept.l0_mean, "dead": kept.dead_share}
+
+
 def figures(saes: list[SparseAutoencoder], null: list[SparseAutoencoder], evidence: Rows, null_rows: Rows) -> dict[str, Any]:
     verdicts = certify_latents(saes, evidence, (null[0], null[1]), null_rows)
-    kept, mask = fidelity(saes[0], evidence), verdicts.mask("certified")
+    mask = verdicts.mask("certified")
     explained = explained_by_latent(saes[0], evidence, rows_used(evidence.num_rows)).clip(min=0)
-    return {
-        "fvu": kept.fvu,
-        "l0": kept.l0_mean,
-        "dead": kept.dead_share,
+    return reconstruction(saes[0], evidence) | {
         "certified": float(mask.mean()),
         "certified_explained": float(explained[mask].sum() / explained.sum()),
         "null_false_positives": verdicts.null_false_positives,
@@ -92,6 +94,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--null-neurons", type=int, default=512)
     parser.add_argument("--methods", nargs="*", default=["topk from resonance", "topk", "gba from resonance"])
+    parser.add_argument("--frontier", nargs="*", default=[], help="methods of which one replica is trained, for its FVU alone")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -113,14 +116,18 @@ def main() -> None:
         "topk": {"mechanism.name": "topk"},
         "gba from resonance": {"mechanism.name": "gba", "dictionary.l0": args.k},
     }
-    for name in args.methods:
+    for name in [*args.methods, *args.frontier]:
         recipe = Recipe().with_values({**base, **recipes[name]})
         resonant = recipe.mechanism.from_resonance
         into = cache / f"{name.replace(' ', '-')}-{args.k}-{args.steps}"
-        saes, seconds = trained(rows, recipe, list(found) if resonant else [None] * 3, into / "real")
-        null, _ = trained(null_rows[:2], recipe, list(null_found) if resonant else [None] * 2, into / "null")
-        record = {"run": args.run, "method": name, **base, "seconds": seconds}
-        record |= figures(saes, null, evidence, null_rows[2]) | {"cross_entropy": recovered(run, saes[0])}
+        count = 1 if name in args.frontier else 3
+        saes, seconds = trained(rows[:count], recipe, (list(found) if resonant else [None] * 3)[:count], into / "real")
+        record = {"run": args.run, "method": name, **base, "seconds": seconds, "cross_entropy": recovered(run, saes[0])}
+        if name in args.frontier:
+            record |= reconstruction(saes[0], evidence)
+        else:
+            null, _ = trained(null_rows[:2], recipe, list(null_found) if resonant else [None] * 2, into / "null")
+            record |= figures(saes, null, evidence, null_rows[2])
         print(json.dumps(record), flush=True)
         with open(cache / "figures.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")

@@ -145,11 +145,13 @@ def _leaves_much(rows: Rows, recipe: Recipe, directions: Directions) -> bool:
 
 
 def _selecting_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int) -> Plan:
-    """TopK over the whole width from a random start: it finds the latents that reconstruction rests on in the fewest steps."""
+    """TopK over the whole width from a random start: it finds the latents that reconstruction rests on in the fewest steps.
+
+    Dead latents are not revived: directions take their places anyway.
+    """
     width = recipe.dictionary.width or default_width(directions, rows)
     k = min(width, max(1, round(aimed_l0(recipe, width))))
-    auxk = recipe.mechanism.auxk
-    return Plan(random_start(width, rows.dim, seed, tied=False), TopK(width, k, auxk, recipe.mechanism.dead_after))
+    return Plan(random_start(width, rows.dim, seed, tied=False), TopK(width, k))
 
 
 def starts_from_resonance(recipe: Recipe) -> bool:

@@ -35,7 +35,7 @@ SAME_COSINE = 0.9
 EXPLAINS = 0.8
 """Resonant latents that explain this share of the variance make a dictionary by themselves."""
 LATENTS_PER_ACTIVE = 64
-"""Without a wish, one latent in so many is active in a row: 32 of 2,048."""
+"""Without a wish, one latent in so many is active in a row, or √(width / 2) of them where that is fewer: 32 of 2,048, 64 of 8,192."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def explained_by_resonance(rows: Rows, recipe: Recipe, directions: Directions) -
 
 def aimed_l0(recipe: Recipe, width: int) -> float:
     """Active latents per row to aim at, where resonance does not explain the rows."""
-    return recipe.dictionary.l0 or max(1.0, width / LATENTS_PER_ACTIVE)
+    return recipe.dictionary.l0 or max(1.0, min(width / LATENTS_PER_ACTIVE, math.sqrt(width / 2)))
 
 
 def default_width(directions: Directions, rows: Rows) -> int:
