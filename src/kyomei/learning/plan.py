@@ -35,7 +35,7 @@ SAME_COSINE = 0.9
 EXPLAINS = 0.8
 """Resonant latents that explain this share of the variance make a dictionary by themselves."""
 LATENTS_PER_ACTIVE = 64
-"""Without a wish, one latent in so many is active in a row, or √(width / 2) of them where that is fewer: 32 of 2,048, 64 of 8,192."""
+"""Without a wish, one latent in so many is active in a row, or √(width / 2) where that is fewer: 32 of 2,048, 64 of 8,192."""
 
 
 @dataclass(frozen=True)
