@@ -21,11 +21,11 @@ SCHEMA_VERSION = 1
 INDEX, JOURNAL = "index.json", "progress.json"
 Dtype = Literal["float32", "float16", "bfloat16"]
 
-# Mapped pages count as resident memory until dropped. One touched row faults in 64 KiB around it, or several times as much
-# where the page cache holds larger folios: how much it is, is asked for where the system tells.
-RELEASE_BYTES = 256 << 20
-CHECK_BYTES = 16 << 20
-FAULT_BYTES = 64 << 10
+# Mapped pages count as resident memory until dropped. One touched row faults in 64 KiB around it, or megabytes where the page
+# cache holds large folios, so that a few rows make a whole shard resident. How much is resident is asked for each time that
+# CHECK_BYTES may have come; where the system does not tell, pages are dropped then.
+RELEASE_BYTES = 128 << 20
+CHECK_BYTES = 64 << 20
 
 _TORCH = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # numpy has no bfloat16: its bits are mapped as integers.
@@ -147,7 +147,7 @@ class ShardFolder:
         if len(self._ends) == 0 or int(self._ends[-1]) != self.num_rows or self.num_rows == 0:
             found = f"{sum(self._ends[-1:])} in its shards"
             raise DataError(f"{self.num_rows} rows, as in {self.folder / INDEX}", found, "harvest this site again")
-        self._touched = self._checked = 0
+        self._unchecked = 0
         self._resident = resident_file_bytes()
         if verify:
             self._verify()
@@ -174,10 +174,10 @@ class ShardFolder:
             shard, first, last = self._mapped[number], cuts[number], cuts[number + 1]
             local = ordered[first:last] - (self._ends[number] - shard.num_rows)
             out[torch.from_numpy(order[first:last])] = shard.read(local)
-            self._touched += shard.touched_bytes(local)
-            if self._touched - self._checked >= CHECK_BYTES:
-                self._checked = self._touched
-                if max(self._touched, resident_file_bytes() - self._resident) >= RELEASE_BYTES:
+            self._unchecked += shard.span_bytes(local)
+            if self._unchecked >= CHECK_BYTES:
+                self._unchecked = 0
+                if not self._resident or resident_file_bytes() - self._resident >= RELEASE_BYTES:
                     self._release()
         return out
 
@@ -195,7 +195,7 @@ class ShardFolder:
     def _release(self) -> None:
         for shard in self._mapped:
             shard.release()
-        self._touched = self._checked = 0
+        self._unchecked = 0
         self._resident = resident_file_bytes()
 
 
@@ -235,11 +235,9 @@ class _MappedShard:
         gathered = torch.from_numpy(self._rows[local])
         return (gathered.view(torch.bfloat16) if self._dtype == "bfloat16" else gathered).float()
 
-    def touched_bytes(self, local: Int64[np.ndarray, " batch"]) -> int:
-        """Upper bound of the bytes that reading these sorted rows made resident."""
-        row_bytes = self._dim * self._rows.itemsize
-        span = int(local[-1] - local[0] + 1) * row_bytes + FAULT_BYTES
-        return min(span, len(local) * (row_bytes + FAULT_BYTES), len(self._bytes))
+    def span_bytes(self, local: Int64[np.ndarray, " batch"]) -> int:
+        """Bytes from the first to the last of these sorted rows: all of them may have become resident."""
+        return int(local[-1] - local[0] + 1) * self._dim * self._rows.itemsize
 
     def release(self) -> None:
         mapping = getattr(self._bytes, "_mmap", None)
