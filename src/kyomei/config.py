@@ -40,6 +40,9 @@ class SourceRecipe(Section):
     """Field of .jsonl, .parquet and datasets records that holds the text (or the chat messages)."""
     num_tokens: int = Field(300_000, gt=0)
     """Tokens to harvest, all parts together."""
+    streamed_tokens: int = Field(0, ge=0)
+    """Tokens, all replicas together, that training steps read straight from the model, storing nothing; stored rows then
+    serve resonance and the last fit of the decoders. 0: steps read stored rows."""
     spread: int = Field(8, ge=1)
     """Windows are taken evenly from this many times as many tokens, where there are so many: more documents are seen."""
     context: int = Field(256, gt=1)
@@ -47,7 +50,7 @@ class SourceRecipe(Section):
     windows_per_batch: int = Field(16, gt=0)
     """Windows in one forward pass."""
     windows_per_shard: int = Field(256, gt=0)
-    """Windows whose rows make one activation shard."""
+    """Windows whose rows make one activation shard, or are shuffled together where they are streamed."""
     replicas: int = Field(3, ge=2)
     """Parts of the documents that find and train, one each; one more part is kept for evidence."""
     evidence_share: float = Field(0.25, gt=0, lt=1)

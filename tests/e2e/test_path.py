@@ -44,6 +44,22 @@ def tensors(run: Path) -> dict[str, str]:
     return {str(path.relative_to(run)): sha256_of(path) for path in made}
 
 
+def train_through_sigterm(folder: Path, *options: str) -> None:
+    """Train a run that is asked to stop at its first checkpoint, and go on with it."""
+    process = subprocess.Popen(
+        [*KYOMEI, "train", str(folder), *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    deadline = time.monotonic() + 200
+    while not list(folder.glob("replicas/0/checkpoints/step-*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "--resume" in said
+    resumed = kyomei("train", folder, "--resume", "--threads", "1")
+    assert resumed.returncode == 0, resumed.stderr
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "small"
@@ -124,21 +140,24 @@ def test_consistency_is_asked_against_other_nulls(run: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_same_recipe_and_seed_give_the_same_bytes_even_through_sigterm(run: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "again"
-    process = subprocess.Popen(
-        [*KYOMEI, "train", str(folder), *OPTIONS], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    deadline = time.monotonic() + 200
-    while not list(folder.glob("replicas/0/checkpoints/step-*")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130, said
-    assert "--resume" in said
-    resumed = kyomei("train", folder, "--resume", "--threads", "1")
-    assert resumed.returncode == 0, resumed.stderr
-    ours, theirs = tensors(run), tensors(folder)
+    train_through_sigterm(tmp_path / "again", *OPTIONS)
+    ours, theirs = tensors(run), tensors(tmp_path / "again")
     assert ours == theirs and any(name.startswith("controls/") for name in ours)
+
+
+@pytest.mark.slow
+def test_steps_may_stream_from_the_model(run: Path, tmp_path: Path) -> None:
+    """Stored rows, directions and null are those of a run without; what is trained is not, and a stop does not show."""
+    options = [*OPTIONS, "--set", "source.streamed_tokens=16000"]
+    done = kyomei("train", tmp_path / "whole", *options)
+    assert done.returncode == 0, done.stderr
+    streamed, stored = tensors(tmp_path / "whole"), tensors(run)
+    assert set(streamed) - set(stored) == {f"tokens/stream-{i}/tokens.safetensors" for i in range(2)}
+    other = {name for name, digest in stored.items() if streamed[name] != digest}
+    assert other and {"/".join(name.split("/")[:2]) for name in other} == {"replicas/0", "replicas/1"}
+    assert not any(name.endswith("directions.safetensors") for name in other)
+    train_through_sigterm(tmp_path / "again", *options)
+    assert tensors(tmp_path / "again") == streamed
 
 
 @pytest.mark.slow

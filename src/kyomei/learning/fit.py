@@ -59,6 +59,7 @@ def fit(
     *,
     seed: int | None = None,
     directions: Directions | None = None,
+    stream: StreamedRows | None = None,
     folder: Path | None = None,
     resume: bool = False,
     sink: EventSink | None = None,
@@ -73,6 +74,7 @@ def fit(
         recipe: how; the default finds directions by resonance and needs no knowledge of the data.
         seed: overrides the recipe's.
         directions: resonant directions found before, if there are any; otherwise they are found here.
+        stream: what training steps read in place of `x`, from which directions, thresholds and the last fit then come.
         folder: where checkpoints go.
         resume: go on from the newest checkpoint in `folder`.
         sink: takes training metrics.
@@ -95,7 +97,7 @@ def fit(
         return train(
             plan.start,
             plan.mechanism,
-            rows,
+            rows if stream is None else stream,
             recipe.train.model_copy(update={"steps": steps}),
             seed=seed,
             device=device,

@@ -23,6 +23,7 @@ from kyomei.learning.start import Normalisation, random_start
 from kyomei.learning.state import Training
 from kyomei.source.model import LanguageModel
 from kyomei.source.shards import RELEASE_BYTES, TensorRows
+from kyomei.source.stream import KEPT_SHARE
 from kyomei.stages.harvest import load_model, part_names
 
 PROBE_STEPS = 5
@@ -201,11 +202,13 @@ class _Size:
 
 
 def _training_seconds(recipe: Recipe, size: _Size, rates: _Rates) -> dict[str, float]:
-    """Seconds of resonance and training over all replicas and the two of the null."""
+    """Seconds of resonance and training over all replicas and the two of the null, which streams nothing."""
     replicas = recipe.source.replicas
     steps = recipe.train.steps
+    streamed = replicas * steps * recipe.train.batch_rows / KEPT_SHARE if recipe.source.streamed_tokens else 0
+    streaming = {"streaming": streamed / rates.tokens_per_second} if streamed else {}
     if not starts_from_resonance(recipe):
-        return {"training": (replicas + NUM_NULLS) * steps * rates.step}
+        return {"training": (replicas + NUM_NULLS) * steps * rates.step, **streaming}
     warm = recipe.mechanism.warm_share * steps if recipe.mechanism.name == "gba" else 0.0
     training = warm * rates.warm_step + (steps - warm) * rates.step
     own = recipe.resonance
@@ -221,6 +224,7 @@ def _training_seconds(recipe: Recipe, size: _Size, rates: _Rates) -> dict[str, f
         "resonance": rounds * finding / rates.neuron_rows,
         "placing latents": placing,
         "training": (replicas + NUM_NULLS) * training,
+        **streaming,
     }
 
 

@@ -21,7 +21,7 @@ from kyomei.learning.resonance import Directions, resonate
 from kyomei.runs import Run
 from kyomei.sinks import JsonlSink
 from kyomei.source.shards import Rows
-from kyomei.stages.harvest import STAGE, activations, harvest_run
+from kyomei.stages.harvest import STAGE, activations, harvest_run, streamed
 from kyomei.stages.watcher import Watcher
 
 
@@ -178,6 +178,7 @@ def _train_replica(run: Run, arm: Arm, replica: int, watcher: Watcher) -> None:
                 arm.recipe,
                 seed=seed,
                 directions=directions,
+                stream=None if arm.control is not None and arm.control.gaussian else streamed(run, replica),
                 folder=folder,
                 resume=True,
                 sink=sink,
