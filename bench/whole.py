@@ -38,7 +38,7 @@ def steps(args: argparse.Namespace) -> None:
     rows = activations(Run.open(Path(args.run)), "replica-0")
     recipe = Recipe().with_values({"dictionary.width": args.width, "train.batch_rows": args.batch, "train.steps": args.steps})
     began = time.perf_counter()
-    directions = resonate(rows, recipe=recipe.resonance)
+    directions = resonate(rows, recipe=recipe.search)
     resonance = time.perf_counter() - began
     sample = rows.read(np.arange(args.batch))
     encodes, taken, actives = encode_seconds(sample, args.width), [], []

@@ -72,6 +72,9 @@ class ResonanceRecipe(Section):
     """Starts of a round at each frequency."""
     rounds: int = Field(4, ge=1)
     """Rounds of starts at each frequency at most; they end when little is left to find or what is found is not stable."""
+    enough: int | None = Field(None, gt=0)
+    """Search no further round or frequency, rarest first, once so many stable directions are found; none: as many as
+    `dictionary.width`, or without one all there are."""
     steps: int = Field(15, gt=0)
     """Power-like iterations of each start."""
     batch_rows: int = Field(16_384, gt=0)
@@ -123,7 +126,7 @@ class MechanismRecipe(Section):
     """Keep the encoders that resonance found and fit their decoders by least squares; free neurons are trained (gba, ba)."""
     warm_share: float = Field(0.6, ge=0, le=1)
     """gba: share of the steps in which the whole width is trained as TopK, where resonance does not explain the rows."""
-    frequent: Frequency = Field(0.003, gt=0, lt=1)
+    frequent: Frequency = Field(0.0015, gt=0, lt=1)
     """gba: latents that are active this often after that stay free; resonant directions take the place of rarer ones."""
     resonant_share: float = Field(0.8, ge=0, le=1)
     """Share of the width that resonant directions take at most; the rest are free neurons."""
@@ -226,6 +229,11 @@ class Recipe(Section):
         if width is not None and mechanism.name == "gba" and not mechanism.from_resonance and width < mechanism.groups:
             raise ValueError(f"dictionary.width ({width}) must be at least mechanism.groups ({mechanism.groups})")
         return self
+
+    @property
+    def search(self) -> ResonanceRecipe:
+        """How directions are found for this recipe's dictionary: no more than it has room for, unless asked."""
+        return self.resonance.model_copy(update={"enough": self.resonance.enough or self.dictionary.width})
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Recipe:

@@ -15,9 +15,11 @@ import kyomei
 from kyomei.config import ResonanceRecipe
 from kyomei.errors import DataError
 from kyomei.evidence.controls import GAUSSIAN
+from kyomei.learning.covariance import Whitening
 from kyomei.learning.merging import distinct, merge
+from kyomei.learning.mesh import Mesh
 from kyomei.learning.occurrence import estimate_occurrence, estimate_richness, unseen_share
-from kyomei.learning.resonance import Directions, default_frequencies, frequency_threshold, resonate
+from kyomei.learning.resonance import Directions, _Halves, _round, default_frequencies, frequency_threshold, resonate
 from kyomei.source.shards import TensorRows
 
 SMALL = ResonanceRecipe(neurons=256, steps=12, batch_rows=8192, frequencies=(0.02,))
@@ -187,6 +189,31 @@ def test_later_rounds_find_what_few_starts_miss(planted: kyomei.Planted) -> None
     assert kyomei.recovery(more.vectors, planted.features).monosemantic(0.9) >= 0.85
 
 
+def test_search_ends_once_enough_is_found(planted: kyomei.Planted) -> None:
+    x = planted.sample(20_000, seed=4)[0]
+    recipe = SMALL.model_copy(update={"neurons": 48, "rounds": 6, "frequencies": (0.02, 0.03)})
+    seen: list[tuple[int, int]] = []
+    every = resonate(x, seed=1, recipe=recipe)
+    some = resonate(x, seed=1, recipe=recipe.model_copy(update={"enough": 20}), progress=lambda *done: seen.append(done))
+    assert 20 <= len(some) < len(every)
+    assert np.allclose(some.found_at, recipe.frequencies[0])
+    assert seen == [(2, 2)]
+
+
+def test_starts_at_known_directions_are_not_refined_again(planted: kyomei.Planted) -> None:
+    """A round that begins where an earlier one ended finds nothing new, and says so without an error."""
+    data = _Halves(TensorRows(x := planted.sample(20_000, seed=4)[0]), Whitening.fit(TensorRows(x)), "cpu", Mesh())
+    starts = normalize(torch.randn(256, 32, generator=torch.Generator().manual_seed(0)), dim=1)
+    draws = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    first = _round(data, starts, 0.02, SMALL, *draws)
+    known = first.w[first.stability > 0.85]
+    again = _round(data, known, 0.02, SMALL, *draws, known=known)
+    assert len(known) >= 60 and len(again.w) == 0
+    beside = _round(data, starts, 0.02, SMALL, *draws, known=known[:30])
+    assert float((beside.w @ known[:30].T).max(dim=1).values.median()) < SMALL.merge_cosine
+    assert int(beside.support.sum()) < len(starts)
+
+
 def test_unseen_share_is_that_of_starts_that_ended_alone() -> None:
-    assert unseen_share(torch.tensor([1, 1, 8])) == pytest.approx(0.2)
-    assert unseen_share(torch.zeros(0, dtype=torch.long)) == 0
+    assert unseen_share(torch.tensor([1, 1, 8]), 10) == pytest.approx(0.2)
+    assert unseen_share(torch.zeros(0, dtype=torch.long), 8) == 0

@@ -1,4 +1,4 @@
-"""Latents that stay the features that were found: thresholds at half a usual score, decoders by least squares within a cone.
+"""Latents that stay the features that were found: thresholds at a share of a usual score, decoders by least squares within a cone.
 
 Trained by gradients, decoders of held encoders drift apart between replicas where the data has little variance, and thresholds
 that follow a price per latent differ with the decoders. Both are given by the data instead: a feature's coefficients are of
@@ -21,8 +21,9 @@ from kyomei.learning.covariance import Whitening
 
 STRONGEST_SHARE, STRONGEST_ROWS = 3e-4, 10
 """The usual score of a latent is the mean over this share of the rows, those where it is largest, but at least so many."""
-ACTIVE_SHARE = 0.5
-"""A latent is active from this share of its usual score."""
+ACTIVE_SHARE, CLEAR_SHARE = 0.5, 0.7
+"""A latent is active from this share of its usual score; from the second where free latents stand beside it, which reconstruct
+more with an active place in the code than an unclear occurrence does."""
 SWEEPS = 60
 DENSE_GRAM = 0.05
 """Share of pairs of latents that are active together from which their Gram matrix is kept whole."""

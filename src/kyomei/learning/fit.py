@@ -117,7 +117,7 @@ def fit(
     if not starts_from_resonance(recipe):
         sae = learn(random_plan(rows, recipe, seed), steps, 0, steps, folder)
         return detectors(sae, rows, seed) if recipe.mechanism.detectors else sae
-    directions = directions or resonate(rows, seed=seed, recipe=recipe.resonance, device=device, mesh=mesh)
+    directions = directions or resonate(rows, seed=seed, recipe=recipe.search, device=device, mesh=mesh)
     warm = None
     if _leaves_much(rows, recipe, directions):
         warm_steps = round(recipe.mechanism.warm_share * steps)

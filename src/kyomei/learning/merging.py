@@ -46,6 +46,8 @@ def merge(
     mesh: Mesh | None = None,
 ) -> tuple[Float[Tensor, "k dim"], Int[Tensor, "k"]]:
     """Cluster means of neurons around the sharpest of them, and the sum of the members' counts; ranks share the products."""
+    if not len(vectors):
+        return vectors, counts
     order = sharpness.argsort(descending=True, stable=True)
     vectors = vectors[order]
     counts = counts[order]

@@ -78,9 +78,14 @@ def _histogram(scores: Float[Tensor, "rows k"]) -> tuple[Float[Tensor, "bins k"]
     return total / count.clamp_min(1), count
 
 
-def unseen_share(support: Int[Tensor, "k"]) -> float:
-    """Chance that one more start ends where none has ended yet: starts that ended alone, over all (Good 1953)."""
-    return float((support == 1).sum()) / max(1, int(support.sum()))
+def unseen_share(support: Int[Tensor, "k"], num_starts: int) -> float:
+    """Chance that one more start ends where none has ended yet: starts that ended alone, over all (Good 1953).
+
+    Args:
+        support: starts that ended in each direction that was new to them.
+        num_starts: all of them, those that ended at known directions too.
+    """
+    return float((support == 1).sum()) / num_starts
 
 
 def estimate_richness(support: Int[Tensor, "k"]) -> tuple[int, tuple[int, int]]:

@@ -16,7 +16,7 @@ from kyomei.config import Recipe
 from kyomei.dictionary.mechanisms import BA, GBA, Mechanism, mechanism_from
 from kyomei.dictionary.sae import Activation, SparseAutoencoder
 from kyomei.errors import RecipeError
-from kyomei.learning.anchoring import ACTIVE_SHARE, CodeMoments, Cone, anchored_decoders, to_scipy, usual_scores
+from kyomei.learning.anchoring import ACTIVE_SHARE, CLEAR_SHARE, CodeMoments, Cone, anchored_decoders, to_scipy, usual_scores
 from kyomei.learning.covariance import Whitening
 from kyomei.learning.resonance import Directions
 from kyomei.learning.start import Normalisation, Start, random_start
@@ -226,7 +226,7 @@ def _anchored_latents(
     l0: float,
     activation: Activation = "jumprelu",
 ) -> _Latents:
-    """Thresholds at half the usual score, decoders within the cone, and the centre that the two agree on.
+    """Thresholds at a share of the usual score, decoders within the cone, and the centre that the two agree on.
 
     Free latents share one threshold, at which the code has the L0 asked for; all decoders are fitted together.
     """
@@ -235,9 +235,10 @@ def _anchored_latents(
     encoder = torch.cat([(cone.directions @ white.forward) * decoder.norm(dim=1, keepdim=True), free.encoder])
     decoder, centre = torch.cat([normalize(decoder, dim=1), free.decoder]), free.centre.to(x)
     last = _Latents(encoder, decoder, x.new_zeros(0), centre, x.new_zeros(0), 0.0)
+    share = CLEAR_SHARE if len(free.encoder) else ACTIVE_SHARE
     # A centre that was trained is where it should be.
     for _ in range(0 if not len(encoder) else 1 if len(free.encoder) else CENTRINGS):
-        threshold = ACTIVE_SHARE * usual_scores(x - centre, encoder[:num_found])
+        threshold = share * usual_scores(x - centre, encoder[:num_found])
         threshold = torch.cat([threshold, _free_thresholds(x - centre, encoder, threshold, l0)])
         code = SparseAutoencoder(encoder, decoder, threshold, centre, activation=activation).encode(x, sparse=True)
         moments = CodeMoments.of([(code, x - centre)])

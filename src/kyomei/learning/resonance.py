@@ -198,12 +198,14 @@ def resonate(
     parts = []
     for i, p in enumerate(ladder):
         parts.append(_search(data, p, recipe, seed=[seed, i]))
+        found = _Found.join(parts)
+        everything = found.select(found.sharpness.argsort(descending=True, stable=True))
+        found = _stable(everything, recipe, mesh)
+        done = recipe.enough is not None and len(found.w) >= recipe.enough
         if progress is not None:
-            progress(i + 1, len(ladder))
-    found = _Found.join(parts)
-    everything = found.select(found.sharpness.argsort(descending=True, stable=True))
-    stable = everything.select((everything.stability >= recipe.min_stability).nonzero().flatten())
-    found = stable.select(distinct(stable.w, recipe.merge_cosine, mesh))
+            progress(len(ladder) if done else i + 1, len(ladder))
+        if done:
+            break
     support = _support_of_union(parts, found.w, recipe.merge_cosine, mesh)
     if len(support):
         usual = support >= RARE_SHARE * float(support.cpu().double().median())
@@ -309,6 +311,12 @@ def _clarity(data: _Halves, w: Tensor) -> Tensor:
     return usual_scores(torch.cat(list(data.read(index))), w)
 
 
+def _stable(found: _Found, recipe: ResonanceRecipe, mesh: Mesh | None) -> _Found:
+    """Distinct directions of those that are stable; the first of those that are alike stays."""
+    stable = found.select((found.stability >= recipe.min_stability).nonzero().flatten())
+    return stable.select(distinct(stable.w, recipe.merge_cosine, mesh))
+
+
 def _search(data: _Halves, p: float, recipe: ResonanceRecipe, seed: list[int]) -> _Found:
     """Directions at one frequency: a round of random starts, then rounds that start at rows which nothing found covers."""
     rng = np.random.default_rng(seed)
@@ -317,26 +325,36 @@ def _search(data: _Halves, p: float, recipe: ResonanceRecipe, seed: list[int]) -
     found = latest = _round(data, starts, p, recipe, rng, generator)
     for _ in range(1, recipe.rounds):
         stable = (latest.stability >= ROUND_STABILITY).float().mean() if len(latest.w) else 0.0
-        if unseen_share(latest.support) <= UNSEEN_SHARE or stable < STABLE_ROUND:
+        if unseen_share(latest.support, recipe.neurons) <= UNSEEN_SHARE or stable < STABLE_ROUND:
             break
-        latest = _round(data, _uncovered(data, found.w, p, recipe.neurons, rng), p, recipe, rng, generator)
+        if recipe.enough is not None and int((found.stability >= recipe.min_stability).sum()) >= recipe.enough:
+            break
+        starts = _uncovered(data, found.w, p, recipe.neurons, rng)
+        latest = _round(data, starts, p, recipe, rng, generator, known=found.w)
         joined = _Found.join([found, latest])
         found = joined.select(distinct(joined.w, recipe.merge_cosine, data.mesh))
     return found
 
 
 def _round(
-    data: _Halves, w: Tensor, p: float, recipe: ResonanceRecipe, rng: np.random.Generator, generator: torch.Generator
+    data: _Halves,
+    w: Tensor,
+    p: float,
+    recipe: ResonanceRecipe,
+    rng: np.random.Generator,
+    generator: torch.Generator,
+    known: Tensor | None = None,
 ) -> _Found:
-    """Where starts end: resonate, merge early, push away, refine on each half."""
+    """Where starts end, other than at known directions: resonate, merge early, push away, refine on each half."""
     counts = torch.ones(len(w), dtype=torch.long, device=data.device)
     batch_rows = max(recipe.batch_rows, math.ceil(BATCH_ROWS_ABOVE / p))
     for step in range(recipe.steps):
         w, sharpness = _step(data, data.batch(rng, batch_rows), w, p)
-        if step == recipe.steps // 2:
+        if step == recipe.steps // 2 and step < recipe.steps - 1:
             # Neurons that have met follow one path from here on; carrying one of them saves most of the products.
-            w, counts = merge(w, sharpness, max(MET_COSINE, recipe.merge_cosine), counts, data.mesh)
-    w, counts = merge(w, sharpness, recipe.merge_cosine, counts, data.mesh)
+            met = max(MET_COSINE, recipe.merge_cosine)
+            w, counts = _unlike(*merge(w, sharpness, met, counts, data.mesh), known, met, data.mesh)
+    w, counts = _unlike(*merge(w, sharpness, recipe.merge_cosine, counts, data.mesh), known, recipe.merge_cosine, data.mesh)
     halves = []
     for which, refined in enumerate(_pushed_apart(w, generator)):
         for _ in range(POLISH_STEPS):
@@ -347,6 +365,14 @@ def _round(
     gaussian = _gaussian_tail_mean(p) / math.sqrt(data.rows.dim)
     w = normalize(halves[0] + halves[1], dim=1)
     return _Found(w, torch.full_like(stability, p), counts, stability, sharpness / gaussian)
+
+
+def _unlike(w: Tensor, counts: Tensor, known: Tensor | None, cosine: float, mesh: Mesh) -> tuple[Tensor, Tensor]:
+    """Neurons that are not at a known direction, which another round has refined already."""
+    if known is None or not len(known):
+        return w, counts
+    new = nearest_of(w, known, mesh)[1] <= cosine
+    return w[new], counts[new]
 
 
 def _uncovered(data: _Halves, w: Tensor, p: float, number: int, rng: np.random.Generator) -> Tensor:

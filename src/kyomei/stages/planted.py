@@ -45,7 +45,7 @@ def recover_planted(
     if starts_from_resonance(recipe):
         with watcher.progress("resonance") as progress:
             device = choose_device(recipe.device)
-            directions = resonate(x, seed=recipe.seed, recipe=recipe.resonance, device=device, progress=progress)
+            directions = resonate(x, seed=recipe.seed, recipe=recipe.search, device=device, progress=progress)
         watcher.leave_if_asked("resonance")
         found["resonance"] = directions.vectors
         facts = {"n_features": directions.n_features, "interval": list(directions.interval)}

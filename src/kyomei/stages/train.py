@@ -206,7 +206,7 @@ def _directions(arm: Arm, rows: Rows, path: Path, seed: int, label: str, watcher
             watcher.leave_if_asked("resonance")
 
         device = choose_device(arm.recipe.device)
-        recipe = arm.recipe.resonance
+        recipe = arm.recipe.search
         directions = resonate(rows, seed=seed, recipe=recipe, device=device, progress=frequency_done, mesh=mesh)
     if mesh.leads:
         directions.save(path)
