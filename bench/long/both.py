@@ -101,8 +101,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     run, cache = Run.open(Path(args.run)), args.cache or Path(args.run) / "both"
     cache.mkdir(exist_ok=True)
-    search = ResonanceRecipe(frequencies=tuple(args.frequencies), steps=8, rounds=args.rounds, min_stability=0.5, enough=args.width)
-    null_search = search.model_copy(update={"neurons": args.null_neurons, "rounds": 1, "min_stability": -1.0, "enough": None})
+    search = ResonanceRecipe(
+        frequencies=tuple(args.frequencies), steps=8, rounds=args.rounds, min_stability=0.5, enough=args.width
+    )
+    null_search = search.model_copy(update={"neurons": args.null_neurons, "rounds": 1, "min_stability": -1.0})
     rows, evidence = [activations(run, f"replica-{i}") for i in range(3)], activations(run, "evidence")
     null_rows = [GAUSSIAN.rows(part, 1000 + i) for i, part in enumerate([*rows[:2], evidence])]
     found = [found_directions(part, i, cache / f"directions-{i}.safetensors", search) for i, part in enumerate(rows)]

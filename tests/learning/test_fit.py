@@ -78,15 +78,17 @@ WARM = RECIPE.with_values({"dictionary.width": 80, "dictionary.l0": 8.0, "train.
 
 def test_where_resonance_leaves_much_frequent_latents_are_learnt_first(mixed: torch.Tensor, tmp_path: Path) -> None:
     directions = resonate(mixed, seed=0, recipe=RECIPE.resonance)
-    seen: list[int] = []
+    seen: dict[int, float] = {}
 
     class Events:
         def event(self, step: int, **values: float) -> None:
-            seen.append(step)
+            seen[step] = values["lr"]
 
     recipe = WARM.with_values({"train.log_every": 80})
     sae = kyomei.fit(mixed, recipe, seed=0, directions=directions, folder=tmp_path, sink=Events())
-    assert seen == [80, 160, 240, 320, 400]
+    assert list(seen) == [80, 160, 240, 320, 400]
+    # The rate falls once, over the last fifth of all steps.
+    assert list(seen.values()) == pytest.approx([recipe.train.lr] * 4 + [recipe.train.lr / 80])
     assert (tmp_path / "warm").is_dir()
     code = sae.encode(mixed)
     l0 = float((code > 0).sum() / len(mixed))

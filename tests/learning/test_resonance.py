@@ -198,6 +198,10 @@ def test_search_ends_once_enough_is_found(planted: kyomei.Planted) -> None:
     assert 20 <= len(some) < len(every)
     assert np.allclose(some.found_at, recipe.frequencies[0])
     assert seen == [(2, 2)]
+    null = torch.randn(8000, 12, generator=torch.Generator().manual_seed(1))
+    keep_all = recipe.model_copy(update={"min_stability": -1.0, "enough": 20})
+    unstable = resonate(null, seed=0, recipe=keep_all)
+    assert len(unstable) > 20 and len(unstable.found_at.unique()) == 2
 
 
 def test_starts_at_known_directions_are_not_refined_again(planted: kyomei.Planted) -> None:

@@ -1,4 +1,4 @@
-"""Latents that stay the features that were found: thresholds at a share of a usual score, decoders by least squares within a cone.
+"""Latents that stay what was found: thresholds at a share of a usual score, decoders by least squares within a cone.
 
 Trained by gradients, decoders of held encoders drift apart between replicas where the data has little variance, and thresholds
 that follow a price per latent differ with the decoders. Both are given by the data instead: a feature's coefficients are of

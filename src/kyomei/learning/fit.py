@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from kyomei.config import Recipe
+from kyomei.config import Recipe, TrainRecipe
 from kyomei.dictionary.mechanisms import TopK
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import RecipeError
@@ -98,7 +98,7 @@ def fit(
             plan.start,
             plan.mechanism,
             rows if stream is None else stream,
-            recipe.train.model_copy(update={"steps": steps}),
+            recipe.train.model_copy(update={"steps": steps, "decay_share": _decay_share(recipe.train, first, steps, total)}),
             seed=seed,
             device=device,
             dtype=getattr(torch, recipe.dtype),
@@ -126,6 +126,13 @@ def fit(
     plan = resonant_plan(rows, recipe, directions, seed, warm)
     sae = learn(plan, steps - warm_steps, warm_steps, steps, folder)
     return sae if plan.cone is None else refit(sae, rows, plan.cone)
+
+
+def _decay_share(recipe: TrainRecipe, first: int, steps: int, total: int) -> float:
+    """Share of a part's steps in which the learning rate falls: the fall is that of the whole, at the end of its last part."""
+    if steps == total:
+        return recipe.decay_share
+    return min(1.0, recipe.decay_share * total / steps) if first + steps == total and steps else 0.0
 
 
 class _Later:

@@ -116,7 +116,8 @@ def explained_by_resonance(rows: Rows, recipe: Recipe, directions: Directions) -
     normalisation = Normalisation.measure(rows).to(directions.whitened)
     cone = Cone.around(directions.whitened[: recipe.dictionary.width], recipe.mechanism.anchor, directions.whitening)
     x = normalisation.apply(rows.read(evenly(rows, CALIBRATION_ROWS)))
-    return _anchored_latents(x, directions.whitening, cone, _Free.none(rows.dim), 0.0).explained
+    # What the centre still gains in further turns is a hundredth at most.
+    return _anchored_latents(x, directions.whitening, cone, _Free.none(rows.dim), 0.0, turns=1).explained
 
 
 def aimed_l0(recipe: Recipe, width: int) -> float:
@@ -225,6 +226,7 @@ def _anchored_latents(
     free: _Free,
     l0: float,
     activation: Activation = "jumprelu",
+    turns: int = CENTRINGS,
 ) -> _Latents:
     """Thresholds at a share of the usual score, decoders within the cone, and the centre that the two agree on.
 
@@ -237,7 +239,7 @@ def _anchored_latents(
     last = _Latents(encoder, decoder, x.new_zeros(0), centre, x.new_zeros(0), 0.0)
     share = CLEAR_SHARE if len(free.encoder) else ACTIVE_SHARE
     # A centre that was trained is where it should be.
-    for _ in range(0 if not len(encoder) else 1 if len(free.encoder) else CENTRINGS):
+    for _ in range(0 if not len(encoder) else 1 if len(free.encoder) else turns):
         threshold = share * usual_scores(x - centre, encoder[:num_found])
         threshold = torch.cat([threshold, _free_thresholds(x - centre, encoder, threshold, l0)])
         code = SparseAutoencoder(encoder, decoder, threshold, centre, activation=activation).encode(x, sparse=True)

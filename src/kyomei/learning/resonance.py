@@ -48,6 +48,8 @@ UNSEEN_SHARE = 0.05
 """Another round of starts follows while the chance that a further start finds something new is above this."""
 ROUND_STABILITY, STABLE_ROUND = 0.7, 0.1
 """Rounds end when less than the second, a share of what the last one found, is as stable as the first: the rest is noise."""
+PULLED_STABILITY = 0.5
+"""Less stable directions never count as enough, whatever is kept: rows hardly pull them back (Gaussian ones: 0.28)."""
 COVERED_SHARE = 0.8
 """A direction covers the rows from this share of its threshold on; later rounds start at rows that none covers."""
 POOL_ROWS = 65_536
@@ -201,7 +203,7 @@ def resonate(
         found = _Found.join(parts)
         everything = found.select(found.sharpness.argsort(descending=True, stable=True))
         found = _stable(everything, recipe, mesh)
-        done = recipe.enough is not None and len(found.w) >= recipe.enough
+        done = _suffices(found, recipe)
         if progress is not None:
             progress(len(ladder) if done else i + 1, len(ladder))
         if done:
@@ -317,6 +319,12 @@ def _stable(found: _Found, recipe: ResonanceRecipe, mesh: Mesh | None) -> _Found
     return stable.select(distinct(stable.w, recipe.merge_cosine, mesh))
 
 
+def _suffices(found: _Found, recipe: ResonanceRecipe) -> bool:
+    """Whether so many stable directions are found as are asked for; a null that keeps all of its directions has none."""
+    stable = found.stability >= max(recipe.min_stability, PULLED_STABILITY)
+    return recipe.enough is not None and int(stable.sum()) >= recipe.enough
+
+
 def _search(data: _Halves, p: float, recipe: ResonanceRecipe, seed: list[int]) -> _Found:
     """Directions at one frequency: a round of random starts, then rounds that start at rows which nothing found covers."""
     rng = np.random.default_rng(seed)
@@ -327,7 +335,7 @@ def _search(data: _Halves, p: float, recipe: ResonanceRecipe, seed: list[int]) -
         stable = (latest.stability >= ROUND_STABILITY).float().mean() if len(latest.w) else 0.0
         if unseen_share(latest.support, recipe.neurons) <= UNSEEN_SHARE or stable < STABLE_ROUND:
             break
-        if recipe.enough is not None and int((found.stability >= recipe.min_stability).sum()) >= recipe.enough:
+        if _suffices(found, recipe):
             break
         starts = _uncovered(data, found.w, p, recipe.neurons, rng)
         latest = _round(data, starts, p, recipe, rng, generator, known=found.w)
