@@ -48,8 +48,6 @@ UNSEEN_SHARE = 0.05
 """Another round of starts follows while the chance that a further start finds something new is above this."""
 ROUND_STABILITY, STABLE_ROUND = 0.7, 0.1
 """Rounds end when less than the second, a share of what the last one found, is as stable as the first: the rest is noise."""
-PULLED_STABILITY = 0.5
-"""Less stable directions never count as enough, whatever is kept: rows hardly pull them back (Gaussian ones: 0.28)."""
 COVERED_SHARE = 0.8
 """A direction covers the rows from this share of its threshold on; later rounds start at rows that none covers."""
 POOL_ROWS = 65_536
@@ -320,9 +318,10 @@ def _stable(found: _Found, recipe: ResonanceRecipe, mesh: Mesh | None) -> _Found
 
 
 def _suffices(found: _Found, recipe: ResonanceRecipe) -> bool:
-    """Whether so many stable directions are found as are asked for; a null that keeps all of its directions has none."""
-    stable = found.stability >= max(recipe.min_stability, PULLED_STABILITY)
-    return recipe.enough is not None and int(stable.sum()) >= recipe.enough
+    """Whether so many stable directions are found as are asked for; where all are kept, as in a null, none counts as stable."""
+    if recipe.enough is None or recipe.min_stability == -1:
+        return False
+    return int((found.stability >= recipe.min_stability).sum()) >= recipe.enough
 
 
 def _search(data: _Halves, p: float, recipe: ResonanceRecipe, seed: list[int]) -> _Found:
