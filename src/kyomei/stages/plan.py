@@ -202,7 +202,10 @@ class _Size:
 
 
 def _training_seconds(recipe: Recipe, size: _Size, rates: _Rates) -> dict[str, float]:
-    """Seconds of resonance and training over all replicas and the two of the null, which streams nothing."""
+    """Seconds of resonance and training over all replicas and the two of the null, which streams nothing.
+
+    Resonance is reckoned through all frequencies; where a width ends the search earlier it takes less.
+    """
     replicas = recipe.source.replicas
     steps = recipe.train.steps
     streamed = replicas * steps * recipe.train.batch_rows / KEPT_SHARE if recipe.source.streamed_tokens else 0
