@@ -214,7 +214,8 @@ def test_starts_at_known_directions_are_not_refined_again(planted: kyomei.Plante
     again = _round(data, known, 0.02, SMALL, *draws, known=known)
     assert len(known) >= 60 and len(again.w) == 0
     beside = _round(data, starts, 0.02, SMALL, *draws, known=known[:30])
-    assert float((beside.w @ known[:30].T).max(dim=1).values.median()) < SMALL.merge_cosine
+    met = (beside.w @ known[:30].T).amax(dim=1) > SMALL.merge_cosine
+    assert len(beside.w) >= 30 and float(met.float().mean()) < 0.1
     assert int(beside.support.sum()) < len(starts)
 
 

@@ -132,7 +132,7 @@ def _decay_share(recipe: TrainRecipe, first: int, steps: int, total: int) -> flo
     """Share of a part's steps in which the learning rate falls: the fall is that of the whole, at the end of its last part."""
     if steps == total:
         return recipe.decay_share
-    return min(1.0, recipe.decay_share * total / steps) if first + steps == total and steps else 0.0
+    return 0.0 if first + steps < total else min(1.0, recipe.decay_share * total / max(1, steps))
 
 
 class _Later:

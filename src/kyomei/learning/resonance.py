@@ -157,6 +157,9 @@ class _Found:
         """The directions at an index or under a mask."""
         return _Found(self.w[index], self.p[index], self.support[index], self.stability[index], self.sharpness[index])
 
+    def sharpest_first(self) -> _Found:
+        return self.select(self.sharpness.argsort(descending=True, stable=True))
+
     @staticmethod
     def join(parts: list[_Found]) -> _Found:
         fields = ("w", "p", "support", "stability", "sharpness")
@@ -198,14 +201,13 @@ def resonate(
     parts = []
     for i, p in enumerate(ladder):
         parts.append(_search(data, p, recipe, seed=[seed, i]))
-        found = _Found.join(parts)
-        everything = found.select(found.sharpness.argsort(descending=True, stable=True))
-        found = _stable(everything, recipe, mesh)
-        done = _suffices(found, recipe)
+        done = _suffices(_Found.join(parts), recipe, mesh)
         if progress is not None:
             progress(len(ladder) if done else i + 1, len(ladder))
         if done:
             break
+    everything = _Found.join(parts).sharpest_first()
+    found = _stable(everything, recipe, mesh)
     support = _support_of_union(parts, found.w, recipe.merge_cosine, mesh)
     if len(support):
         usual = support >= RARE_SHARE * float(support.cpu().double().median())
@@ -317,11 +319,11 @@ def _stable(found: _Found, recipe: ResonanceRecipe, mesh: Mesh | None) -> _Found
     return stable.select(distinct(stable.w, recipe.merge_cosine, mesh))
 
 
-def _suffices(found: _Found, recipe: ResonanceRecipe) -> bool:
+def _suffices(found: _Found, recipe: ResonanceRecipe, mesh: Mesh | None) -> bool:
     """Whether so many stable directions are found as are asked for; where all are kept, as in a null, none counts as stable."""
     if recipe.enough is None or recipe.min_stability == -1:
         return False
-    return int((found.stability >= recipe.min_stability).sum()) >= recipe.enough
+    return len(_stable(found.sharpest_first(), recipe, mesh).w) >= recipe.enough
 
 
 def _search(data: _Halves, p: float, recipe: ResonanceRecipe, seed: list[int]) -> _Found:
@@ -334,7 +336,7 @@ def _search(data: _Halves, p: float, recipe: ResonanceRecipe, seed: list[int]) -
         stable = (latest.stability >= ROUND_STABILITY).float().mean() if len(latest.w) else 0.0
         if unseen_share(latest.support, recipe.neurons) <= UNSEEN_SHARE or stable < STABLE_ROUND:
             break
-        if _suffices(found, recipe):
+        if _suffices(found, recipe, data.mesh):
             break
         starts = _uncovered(data, found.w, p, recipe.neurons, rng)
         latest = _round(data, starts, p, recipe, rng, generator, known=found.w)
