@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,10 +15,10 @@ import typer
 
 from kyomei import __version__
 from kyomei.errors import Interrupted, KyomeiError, RecipeError, RunError
+from kyomei.views.console import show, show_premises
 
 if TYPE_CHECKING:
     from kyomei.config import Recipe
-    from kyomei.evidence.premises import Premises
     from kyomei.runs import Run
     from kyomei.stages.watcher import Watcher
 
@@ -112,7 +111,7 @@ def harvest_command(
         with run.lock():
             facts = harvest_run(run, watcher)
         rows = [(part, f"{v['rows']:,}", _dropped(v)) for part, v in facts["parts"].items()]
-        _print(facts, as_json, f"{facts['site']}, {facts['dim']} wide", ("part", "rows", "dropped"), rows)
+        show(facts, as_json, f"{facts['site']}, {facts['dim']} wide", ("part", "rows", "dropped"), rows)
 
 
 @app.command("check")
@@ -149,7 +148,7 @@ def check_command(
                 premises = check_run(run, watcher, seed=seed, device=device)
         else:
             premises = check_rows(open_source(source), watcher, seed=seed or 0, device=device or "auto")
-        _show_premises(premises, as_json)
+        show_premises(premises, as_json)
 
 
 @app.command("train")
@@ -203,7 +202,7 @@ def train_command(
             for arm in facts["arms"]
             for i, v in enumerate(arm["replicas"])
         ]
-        _print(facts, as_json, str(folder), ("dictionary", "mechanism", "width", "directions"), rows)
+        show(facts, as_json, str(folder), ("dictionary", "mechanism", "width", "directions"), rows)
 
 
 @app.command("plan")
@@ -231,7 +230,7 @@ def plan_command(
         title = (
             "measured on this machine" if hardware == "here" else f"{hardware}: reckoned from its maker's figures, not measured"
         )
-        _print(found.to_dict(), as_json, title, ("what", "figure"), table(found, asked))
+        show(found.to_dict(), as_json, title, ("what", "figure"), table(found, asked))
 
 
 @app.command("measure")
@@ -283,7 +282,7 @@ def certify_command(
         with run.lock():
             facts = certify_run(run, watcher, baselines=baseline or (), random_weights=random_weights)
         header, rows = certificate_table(facts)
-        _print(facts, as_json, f"{folder}: features by status, and origin of the certified ones", header, rows)
+        show(facts, as_json, f"{folder}: features by status, and origin of the certified ones", header, rows)
         if random_weights and not as_json:
             for name, found in facts["origin_difference"].items():
                 shown = "none on one side" if found is None else "{difference:.3f} (95 % {low:.3f}–{high:.3f})".format(**found)
@@ -300,7 +299,7 @@ def report_command(folder: RunFolder, as_json: AsJson = False) -> None:
         run = Run.open(folder)
         with run.lock():
             path = report_run(run)
-        _print({"report": str(path)}, as_json, "report", ("file",), [(str(path),)])
+        show({"report": str(path)}, as_json, "report", ("file",), [(str(path),)])
 
 
 @app.command("planted")
@@ -332,7 +331,7 @@ def planted_command(
         ]
         header = ("vectors", "count", "FRR 0.8", "FRR 0.9", "within 0.9", "MCC")
         title = f"{features} features in {dim} dimensions; estimated {facts['n_features']} {facts['interval']}"
-        _print(facts, as_json, title, header, shown)
+        show(facts, as_json, title, header, shown)
 
 
 @app.command("reproduce")
@@ -355,7 +354,7 @@ def reproduce_command(
 
         if name is None:
             listed = {experiment.name: experiment.title for experiment in EXPERIMENTS.values()}
-            _print(listed, as_json, "experiments", ("name", "what is measured"), list(listed.items()))
+            show(listed, as_json, "experiments", ("name", "what is measured"), list(listed.items()))
             return
         experiment, folder = experiment_named(name), out or Path("runs/reproduce") / name
         options = [*(["--seeds", str(seeds)] if seeds else []), *(["--full"] if full else [])]
@@ -371,11 +370,11 @@ def reproduce_command(
             overwrite=overwrite,
         )
         if as_json:
-            _print(result, True, "", (), ())
+            show(result, True, "", (), ())
             return
         watcher.note(f"paper: {experiment.paper}")
         for table in summary.tables:
-            _print(None, False, table.title, table.header, table.rows)
+            show(None, False, table.title, table.header, table.rows)
         for line in (*summary.notes, f"files: {folder}"):
             watcher.note(line)
 
@@ -476,30 +475,4 @@ def _show_evidence(run: Run, as_json: bool) -> None:
         (row.figure, *("" if v is None else format_number(v) for v in (row.value, row.spread, row.null)))
         for row in evidence_rows(evidence)
     ]
-    _print(evidence, as_json, str(run.folder), ("figure", "value", "over replicas", "null"), rows)
-
-
-def _show_premises(premises: Premises, as_json: bool) -> None:
-    rows = [(premise.name, premise.status, premise.figures) for premise in premises.table]
-    title = f"premises: {premises.verdict}; expected share of features recovered (cosine 0.9): {premises.expected}"
-    _print(premises.to_dict(), as_json, title, ("premise", "status", "estimate"), rows)
-    if not as_json:
-        for premise in premises.table:
-            advice = "" if premise.status == "met" else f" → {premise.advice}"
-            typer.echo(f"{premise.name}: {premise.meaning}{advice}")
-
-
-def _print(facts: Any, as_json: bool, title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """One JSON object, or one table, on standard output."""
-    if as_json:
-        typer.echo(json.dumps(facts, ensure_ascii=False))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    Console(file=sys.stdout).print(table)
+    show(evidence, as_json, str(run.folder), ("figure", "value", "over replicas", "null"), rows)
