@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def found_directions(rows: Rows, seed: int, path: Path, recipe: ResonanceRecipe)
 
 
 def trained(
-    rows: list[Rows], recipe: Recipe, directions: list[Directions | None], folder: Path
+    rows: list[Rows], recipe: Recipe, directions: Sequence[Directions | None], folder: Path
 ) -> tuple[list[SparseAutoencoder], float]:
     """Dictionaries of the replicas, kept in a folder and read back, and the mean time of those that were trained now."""
     began, saes, num_trained = time.perf_counter(), [], 0
@@ -55,16 +56,17 @@ def trained(
     return saes, (time.perf_counter() - began) / num_trained if num_trained else float("nan")
 
 
-def reconstruction(sae: SparseAutoencoder, evidence: Rows) -> dict[str, Any]:
-    kept = fidelity(sae, evidence)
-    return {"fvu": kept.fvu, "l0": kept.l0_mean, "dead": kept.dead_share}
+def reconstruction(saes: list[SparseAutoencoder], evidence: Rows) -> dict[str, list[float]]:
+    """Of each replica."""
+    kept = [fidelity(sae, evidence) for sae in saes]
+    return {"fvu": [f.fvu for f in kept], "l0": [f.l0_mean for f in kept], "dead": [f.dead_share for f in kept]}
 
 
 def figures(saes: list[SparseAutoencoder], null: list[SparseAutoencoder], evidence: Rows, null_rows: Rows) -> dict[str, Any]:
     verdicts = certify_latents(saes, evidence, (null[0], null[1]), null_rows)
     mask = verdicts.mask("certified")
     explained = explained_by_latent(saes[0], evidence, rows_used(evidence.num_rows)).clip(min=0)
-    return reconstruction(saes[0], evidence) | {
+    return {
         "certified": float(mask.mean()),
         "certified_explained": float(explained[mask].sum() / explained.sum()),
         "null_false_positives": verdicts.null_false_positives,
@@ -74,13 +76,13 @@ def figures(saes: list[SparseAutoencoder], null: list[SparseAutoencoder], eviden
     }
 
 
-def recovered(run: Run, sae: SparseAutoencoder) -> float | None:
-    """Cross-entropy recovered on unseen text; none for a model that predicts no tokens."""
+def recovered(run: Run, saes: list[SparseAutoencoder]) -> list[float] | None:
+    """Cross-entropy that each replica recovers on unseen text; none for a model that predicts no tokens."""
     model = load_model(run.recipe)
     if not model.is_causal:
         return None
-    tokens = Tokens.load(run.path("tokens/evidence"))
-    return cross_entropy_recovered(model, tokens, site_of(run), sae, max_windows=64, special_ids=model.special_ids).recovered
+    text, site, special = Tokens.load(run.path("tokens/evidence")), site_of(run), model.special_ids
+    return [cross_entropy_recovered(model, text, site, sae, max_windows=256, special_ids=special).recovered for sae in saes]
 
 
 def main() -> None:
@@ -94,7 +96,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--null-neurons", type=int, default=512)
     parser.add_argument("--methods", nargs="*", default=["topk from resonance", "topk", "gba from resonance"])
-    parser.add_argument("--frontier", nargs="*", default=[], help="methods of which one replica is trained, for its FVU alone")
+    parser.add_argument("--frontier", nargs="*", default=[], help="methods whose replicas are trained without a null")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -122,13 +124,11 @@ def main() -> None:
         recipe = Recipe().with_values({**base, **recipes[name]})
         resonant = recipe.mechanism.from_resonance
         into = cache / f"{name.replace(' ', '-')}-{args.k}-{args.steps}"
-        count = 1 if name in args.frontier else 3
-        saes, seconds = trained(rows[:count], recipe, (list(found) if resonant else [None] * 3)[:count], into / "real")
-        record = {"run": args.run, "method": name, **base, "seconds": seconds, "cross_entropy": recovered(run, saes[0])}
-        if name in args.frontier:
-            record |= reconstruction(saes[0], evidence)
-        else:
-            null, _ = trained(null_rows[:2], recipe, list(null_found) if resonant else [None] * 2, into / "null")
+        saes, seconds = trained(rows, recipe, found if resonant else [None] * 3, into / "real")
+        record = {"run": args.run, "method": name, **base, "seconds": seconds, "cross_entropy": recovered(run, saes)}
+        record |= reconstruction(saes, evidence)
+        if name not in args.frontier:
+            null, _ = trained(null_rows[:2], recipe, null_found if resonant else [None] * 2, into / "null")
             record |= figures(saes, null, evidence, null_rows[2])
         print(json.dumps(record), flush=True)
         with open(cache / "figures.jsonl", "a", encoding="utf-8") as file:

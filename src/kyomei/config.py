@@ -127,7 +127,7 @@ class MechanismRecipe(Section):
     """Keep the encoders that resonance found and fit their decoders by least squares; free neurons are trained (gba, ba)."""
     warm_share: float = Field(0.6, ge=0, le=1)
     """gba: share of the steps in which the whole width is trained as TopK, where resonance does not explain the rows."""
-    frequent: Frequency = Field(0.002, gt=0, lt=1)
+    frequent: Frequency = Field(0.003, gt=0, lt=1)
     """gba: latents that are active this often after that stay free; resonant directions take the place of rarer ones."""
     resonant_share: float = Field(0.8, ge=0, le=1)
     """Share of the width that resonant directions take at most; the rest are free neurons."""
