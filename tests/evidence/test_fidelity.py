@@ -135,6 +135,22 @@ def test_a_perfect_codec_recovers_all_and_zero_nothing() -> None:
     assert cross_entropy_recovered(model, ids, "layer", Reconstruct(0.0)).recovered == pytest.approx(0.0)
 
 
+def test_the_error_of_what_is_recovered_is_that_of_the_bootstrap() -> None:
+    model, rng = ToyModel(), np.random.default_rng(5)
+    model.embedding = 3 * torch.nn.functional.normalize(normal(1, 11, 5))
+    model.unembedding = model.embedding.T.clone()
+    # A token is mostly followed by itself, so that the site is worth something and windows differ.
+    ids = torch.from_numpy(np.where(rng.random((60, 8)) < 0.95, np.arange(60)[:, None] % 11, rng.integers(0, 11, (60, 8))))
+    found = cross_entropy_recovered(model, ids, "layer", Reconstruct(0.4))
+    each = np.array([[slow_loss(model, window[None], scale, set()) for scale in (1.0, 0.4, 0.0)] for window in ids])
+    means = each[rng.integers(0, 60, (4000, 60))].mean(axis=1)
+    bootstrap = ((means[:, 2] - means[:, 1]) / (means[:, 2] - means[:, 0])).std()
+    assert found.recovered_error == pytest.approx(bootstrap, rel=0.1)
+    assert found.recovered_error > 0.01
+    assert found.to_dict()["recovered_error"] == found.recovered_error
+    assert cross_entropy_recovered(model, ids[:1], "layer", Reconstruct(0.4)).recovered_error is None
+
+
 def test_no_more_windows_than_asked_and_spread_evenly() -> None:
     model = ToyModel()
     few = cross_entropy_recovered(model, IDS, "layer", Reconstruct(1.0), max_windows=3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -144,12 +144,27 @@ class CrossEntropy:
         spliced: with the site replaced by its reconstruction.
         zero_ablated: with the site replaced by zeros.
         num_tokens: predictions averaged over.
+        recovered_error: standard error of `recovered` over the windows of text; none for one window, or where `recovered` is
+            none.
     """
 
     original: float
     spliced: float
     zero_ablated: float
     num_tokens: int
+    recovered_error: float | None = None
+
+    @classmethod
+    def of_windows(cls, losses: Float64[Tensor, "windows 3"], predictions: int) -> CrossEntropy:
+        """From the mean loss of each window, untouched, reconstructed and silenced, each over as many predictions."""
+        original, spliced, zero_ablated = losses.mean(dim=0).tolist()
+        found = cls(original, spliced, zero_ablated, len(losses) * predictions)
+        if len(losses) < 2 or found.recovered is None:
+            return found
+        # A ratio of two means that vary together from window to window, to first order.
+        residual = losses[:, 2] - losses[:, 1] - found.recovered * (losses[:, 2] - losses[:, 0])
+        error = float(residual.std()) / len(losses) ** 0.5 / (zero_ablated - original)
+        return replace(found, recovered_error=error)
 
     @property
     def recovered(self) -> float | None:
@@ -164,6 +179,7 @@ class CrossEntropy:
             "spliced": self.spliced,
             "zero_ablated": self.zero_ablated,
             "recovered": self.recovered,
+            "recovered_error": self.recovered_error,
             "num_tokens": self.num_tokens,
         }
 
@@ -199,15 +215,13 @@ def cross_entropy_recovered(
         raise EvidenceError("ids [windows, at least 2] and at least one window", found, "pass packed windows of tokens")
     ids = ids[torch.linspace(0, len(ids) - 1, min(max_windows, len(ids))).round().long()]
     special = torch.tensor(sorted(special_ids), dtype=torch.int64)
-    losses = [0.0, 0.0, 0.0]
+    losses = []
     for batch in torch.split(ids, windows_per_batch):
         kept = torch.isin(batch, special)
-        for which, codec in enumerate((None, _Splice(sae, kept), _Splice(_Zero(), kept))):
-            logits = model.logits(batch, splice=None if codec is None else (site, codec))
-            losses[which] += _next_token_loss(logits, batch)
-    num_tokens = ids.shape[0] * (ids.shape[1] - 1)
-    original, spliced, zero_ablated = (loss / num_tokens for loss in losses)
-    return CrossEntropy(original, spliced, zero_ablated, num_tokens)
+        codecs = (None, _Splice(sae, kept), _Splice(_Zero(), kept))
+        logits = (model.logits(batch, splice=None if codec is None else (site, codec)) for codec in codecs)
+        losses.append(torch.stack([_next_token_losses(each, batch) for each in logits], dim=1))
+    return CrossEntropy.of_windows(torch.cat(losses), ids.shape[1] - 1)
 
 
 class _Zero:
@@ -234,12 +248,13 @@ class _Splice:
         return torch.where(kept, rows, reconstruction).reshape(z.shape)
 
 
-def _next_token_loss(logits: Float[Tensor, "windows context vocabulary"], ids: Int64[Tensor, "windows context"]) -> float:
-    total = 0.0
+def _next_token_losses(
+    logits: Float[Tensor, "windows context vocabulary"], ids: Int64[Tensor, "windows context"]
+) -> Float64[Tensor, " windows"]:
     # A window at a time: a float32 copy of a whole batch of logits can be larger than the model.
-    for window, target in zip(logits, ids.to(logits.device), strict=True):
-        total += float(cross_entropy(window[:-1].float(), target[1:], reduction="sum"))
-    return total
+    pairs = zip(logits, ids.to(logits.device), strict=True)
+    losses = [float(cross_entropy(window[:-1].float(), target[1:])) for window, target in pairs]
+    return torch.tensor(losses, dtype=torch.float64)
 
 
 def _l0_spread(rows_of_l0: Int64[Tensor, " counts"]) -> tuple[float, float, dict[float, int]]:

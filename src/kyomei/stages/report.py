@@ -96,11 +96,12 @@ def evidence_rows(evidence: dict[str, Any]) -> list[EvidenceRow]:
     for name, figures in evidence["mechanisms"].items():
         rows += _mechanism_rows(NAMES[name], figures)
     for name, values in evidence["cross_entropy"].items():
-        recovered, rows_seen = values["recovered"], values["num_tokens"]
+        recovered, error, rows_seen = values["recovered"], values.get("recovered_error"), values["num_tokens"]
         rows.append(
             EvidenceRow(
                 f"{NAMES[name]}: cross-entropy recovered",
                 "not defined" if recovered is None else recovered,
+                spread=None if error is None else f"± {error:.3f} over windows",
                 null="0 = site silenced",
                 measured=f"spliced into the model over {rows_seen:,} unseen tokens",
             )
