@@ -238,16 +238,18 @@ def _anchored_latents(
     decoder, centre = torch.cat([normalize(decoder, dim=1), free.decoder]), free.centre.to(x)
     last = _Latents(encoder, decoder, x.new_zeros(0), centre, x.new_zeros(0), 0.0)
     share = CLEAR_SHARE if len(free.encoder) else ACTIVE_SHARE
+    # Thresholds that stay need all rows. Beside free latents decoders are trained further and fitted anew at the end.
+    seen = x[::4] if len(free.encoder) else x
     # A centre that was trained is where it should be.
     for _ in range(0 if not len(encoder) else 1 if len(free.encoder) else turns):
         threshold = share * usual_scores(x - centre, encoder[:num_found])
         threshold = torch.cat([threshold, _free_thresholds(x - centre, encoder, threshold, l0)])
-        code = SparseAutoencoder(encoder, decoder, threshold, centre, activation=activation).encode(x, sparse=True)
-        moments = CodeMoments.of([(code, x - centre)])
+        code = SparseAutoencoder(encoder, decoder, threshold, centre, activation=activation).encode(seen, sparse=True)
+        moments = CodeMoments.of([(code, seen - centre)])
         fitted = anchored_decoders(moments, decoder, cone)
-        frequency = torch.bincount(code.col_indices(), minlength=len(encoder)) / len(x)
-        rest = x - centre - torch.from_numpy(to_scipy(code) @ fitted.numpy())
-        explained = 1 - float(rest.var(dim=0, correction=0).sum() / x.var(dim=0, correction=0).sum())
+        frequency = torch.bincount(code.col_indices(), minlength=len(encoder)) / len(seen)
+        rest = seen - centre - torch.from_numpy(to_scipy(code) @ fitted.numpy())
+        explained = 1 - float(rest.var(dim=0, correction=0).sum() / seen.var(dim=0, correction=0).sum())
         gain = fitted.norm(dim=1).clamp_min(1e-6)
         # Free latents are trained further: their scale and direction are theirs.
         gain[num_found:], fitted[num_found:] = 1.0, decoder[num_found:]
