@@ -16,6 +16,7 @@ from kyomei.learning.anchoring import Cone
 from kyomei.learning.fit import choose_device, refit
 from kyomei.learning.plan import resonant_plan, spectrum_targets
 from kyomei.learning.resonance import resonate
+from kyomei.learning.start import Normalisation
 from kyomei.source.shards import open_rows
 
 VALUES = {
@@ -123,7 +124,7 @@ def test_selecting_mechanisms_start_at_directions_and_are_free_to_leave(
     values = {"mechanism.name": name, "mechanism.start": "resonance", "mechanism.k": 3, "dictionary.width": 70}
     recipe = RECIPE.with_values(values)
     directions = resonate(x, seed=0, recipe=recipe.resonance)
-    start = resonant_plan(open_rows(x), recipe, directions, 0).start
+    start = resonant_plan(open_rows(x), recipe, directions, 0, Normalisation.measure(open_rows(x))).start
     assert not bool(start.hold.any()) and start.anchor is not None and float(start.anchor.max()) == -1
     near = torch.nn.functional.normalize(start.encoder[: len(directions)], dim=1)
     assert torch.allclose(near, directions.encoders, atol=1e-4)

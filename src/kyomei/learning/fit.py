@@ -30,7 +30,7 @@ from kyomei.learning.plan import (
     resonant_plan,
 )
 from kyomei.learning.resonance import Directions, resonate
-from kyomei.learning.start import random_start
+from kyomei.learning.start import Normalisation, random_start
 from kyomei.learning.trainer import EventSink, train
 from kyomei.source.shards import Rows, open_rows
 from kyomei.source.stream import StreamedRows
@@ -108,9 +108,11 @@ def fit(
             progress=None if progress is None else lambda done, _: progress(first + done, total),
             resume=resume,
             mesh=mesh,
+            normalisation=normalisation if stream is None else None,
         )
 
     steps, warm_steps = recipe.train.steps, 0
+    normalisation: Normalisation | None = None
     if isinstance(rows, StreamedRows) and (starts_from_resonance(recipe) or recipe.mechanism.detectors):
         do = "harvest the rows first, or set mechanism.start to random and mechanism.detectors to false"
         raise RecipeError("stored rows for a resonant start or detectors, which visit them many times", "a stream", do)
@@ -118,12 +120,12 @@ def fit(
         sae = learn(random_plan(rows, recipe, seed), steps, 0, steps, folder)
         return detectors(sae, rows, seed) if recipe.mechanism.detectors else sae
     directions = directions or resonate(rows, seed=seed, recipe=recipe.search, device=device, mesh=mesh)
-    warm = None
-    if _leaves_much(rows, recipe, directions):
+    normalisation, warm = Normalisation.measure(rows), None
+    if _leaves_much(rows, recipe, directions, normalisation):
         warm_steps = round(recipe.mechanism.warm_share * steps)
         warm_plan = _selecting_plan(rows, recipe, directions, seed)
         warm = learn(warm_plan, warm_steps, 0, steps, None if folder is None else folder / WARM_FOLDER)
-    plan = resonant_plan(rows, recipe, directions, seed, warm)
+    plan = resonant_plan(rows, recipe, directions, seed, normalisation, warm)
     sae = learn(plan, steps - warm_steps, warm_steps, steps, folder)
     return sae if plan.cone is None else refit(sae, rows, plan.cone)
 
@@ -145,12 +147,12 @@ class _Later:
         self.sink.event(self.first + step, **values)
 
 
-def _leaves_much(rows: Rows, recipe: Recipe, directions: Directions) -> bool:
+def _leaves_much(rows: Rows, recipe: Recipe, directions: Directions, normalisation: Normalisation) -> bool:
     """Whether resonant latents leave so much of the rows that others have to be learnt before they are placed."""
     own = recipe.mechanism
     if own.name != "gba" or not own.hold_resonant or recipe.train.freeze != "none" or not own.warm_share:
         return False
-    return explained_by_resonance(rows, recipe, directions) < EXPLAINS
+    return explained_by_resonance(rows, recipe, directions, normalisation) < EXPLAINS
 
 
 def _selecting_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int) -> Plan:

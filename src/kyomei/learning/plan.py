@@ -56,7 +56,14 @@ def random_plan(rows: Rows, recipe: Recipe, seed: int) -> Plan:
     return Plan(random_start(width, rows.dim, seed, tied), mechanism)
 
 
-def resonant_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int, warm: SparseAutoencoder | None = None) -> Plan:
+def resonant_plan(
+    rows: Rows,
+    recipe: Recipe,
+    directions: Directions,
+    seed: int,
+    normalisation: Normalisation,
+    warm: SparseAutoencoder | None = None,
+) -> Plan:
     """Resonant latents that are anchored, and free neurons for what they leave.
 
     A direction w in whitened space scores a row by w·C^(−1/2)(x − μ), whose best linear prediction of x is C^(1/2) w: there its
@@ -68,6 +75,7 @@ def resonant_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int,
         recipe: width, shares and targets.
         directions: clearest first.
         seed: of the free neurons' random starts.
+        normalisation: of the rows.
         warm: a dictionary trained on these rows by itself. Its frequent latents become the free neurons: they are what
             reconstruction rests on and what training finds again from any start, while rare ones differ with the seed and give
             way to directions.
@@ -78,7 +86,7 @@ def resonant_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int,
     width = recipe.dictionary.width or default_width(directions, rows)
     whitening = directions.whitening
     selects = recipe.mechanism.name in ("topk", "batchtopk")
-    normalisation = Normalisation.measure(rows).to(directions.whitened)
+    normalisation = normalisation.to(directions.whitened)
     learnt = _Free.none(rows.dim) if warm is None else _Free.by_frequency(warm, rows, normalisation)
     # A width that follows from the directions has room for all of them, and they stay, whatever else is learnt. Where it is
     # given, frequent latents go first, but for a half that is kept for directions.
@@ -106,16 +114,15 @@ def resonant_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int,
         start = random_start(width, rows.dim, seed, tied=False)
     if selects:
         return Plan(start, mechanism_from(recipe.mechanism, width))
-    mechanism = _adapting(rows, recipe, start, found, num_found, seed, warm is not None)
+    mechanism = _adapting(rows, recipe, start, found, num_found, seed, normalisation, warm is not None)
     keeps = hold and not (roomy and warm is not None)
     return Plan(start, mechanism, cone if keeps else None)
 
 
-def explained_by_resonance(rows: Rows, recipe: Recipe, directions: Directions) -> float:
+def explained_by_resonance(rows: Rows, recipe: Recipe, directions: Directions, normalisation: Normalisation) -> float:
     """Share of the variance that as many resonant latents as have room explain by themselves, on a sample of the rows."""
-    normalisation = Normalisation.measure(rows).to(directions.whitened)
     cone = Cone.around(directions.whitened[: recipe.dictionary.width], recipe.mechanism.anchor, directions.whitening)
-    x = normalisation.apply(rows.read(evenly(rows, CALIBRATION_ROWS)))
+    x = normalisation.to(directions.whitened).apply(rows.read(evenly(rows, CALIBRATION_ROWS)))
     # Further turns of the centre moved it by 0.004 at most on planted sets.
     return _anchored_latents(x, directions.whitening, cone, _Free.none(rows.dim), 0.0, turns=1).explained
 
@@ -145,7 +152,16 @@ def _start(found: _Latents, num_found: int, width: int, seed: int, anchor: float
     )
 
 
-def _adapting(rows: Rows, recipe: Recipe, start: Start, found: _Latents, num_found: int, seed: int, warm: bool) -> Mechanism:
+def _adapting(
+    rows: Rows,
+    recipe: Recipe,
+    start: Start,
+    found: _Latents,
+    num_found: int,
+    seed: int,
+    normalisation: Normalisation,
+    warm: bool,
+) -> Mechanism:
     """Group bias adaptation for a resonant start: with gba found latents keep their thresholds and free neurons are steered."""
     width, own = len(start.encoder), recipe.mechanism
     options = own.model_dump(include={"gamma_down", "gamma_up", "epsilon", "adapt_every"})
@@ -156,7 +172,7 @@ def _adapting(rows: Rows, recipe: Recipe, start: Start, found: _Latents, num_fou
     l0 = aimed_l0(recipe, width) if aims else recipe.dictionary.l0
     targets, groups = spectrum_targets(frequency, width - num_found, own.groups, l0)
     given = found.threshold[:0] if frozen else -found.threshold.clamp(0, 1)
-    rest = _first_biases(rows, start.encoder[len(given) :], targets[len(given) :], seed)
+    rest = _first_biases(rows, start.encoder[len(given) :], targets[len(given) :], seed, normalisation)
     bias = torch.cat([given, rest])
     if own.name == "ba":
         one_target = float(targets.double().log().mean().exp())
@@ -321,7 +337,11 @@ def spectrum_targets(
 
 
 def _first_biases(
-    rows: Rows, encoders: Float[Tensor, "neurons dim"], targets: Float[Tensor, " neurons"], seed: int
+    rows: Rows,
+    encoders: Float[Tensor, "neurons dim"],
+    targets: Float[Tensor, " neurons"],
+    seed: int,
+    normalisation: Normalisation,
 ) -> Float[Tensor, " neurons"]:
     """Biases at which each neuron fires at its target on a sample of rows, within the paper's range [−1, 0].
 
@@ -331,8 +351,7 @@ def _first_biases(
         return targets
     rng = np.random.default_rng([seed, 1])
     index = np.sort(rng.integers(0, rows.num_rows, size=min(rows.num_rows, CALIBRATION_ROWS)))
-    normalisation = Normalisation.measure(rows).to(encoders)
-    x = normalisation.apply(rows.read(index))
+    x = normalisation.to(encoders).apply(rows.read(index))
     thresholds = []
     for encoder, target in zip(torch.split(encoders, 256), torch.split(targets, 256), strict=True):
         ordered = (x @ encoder.T).sort(dim=0, descending=True).values

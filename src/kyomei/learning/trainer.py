@@ -93,6 +93,7 @@ def train(
     progress: Callable[[int, int], None] | None = None,
     resume: bool = False,
     mesh: Mesh | None = None,
+    normalisation: Normalisation | None = None,
 ) -> SparseAutoencoder:
     """Train a sparse autoencoder by minimising ½ mean‖x̂ − x‖² + penalty on normalised rows.
 
@@ -113,6 +114,7 @@ def train(
             are put back to where they were, too.
         mesh: the ranks that train this together, each calling with the same arguments; none: this process alone. The batch of a
             step is the same on any mesh, and so is the result, up to rounding.
+        normalisation: of the rows; none: measured here.
 
     Returns:
         The autoencoder on raw input, on `device`.
@@ -134,7 +136,8 @@ def train(
     if len(set(begun)) > 1:
         found = f"steps {', '.join(map(str, begun))}"
         raise RunError("one checkpoint for all ranks", found, "see which rank warned of damage, and delete that checkpoint")
-    training = Training(start, mechanism, _normalisation(rows, saved), recipe, device, dtype, mesh, seed)
+    space = _of_checkpoint(saved) or normalisation or Normalisation.measure(rows)
+    training = Training(start, mechanism, space, recipe, device, dtype, mesh, seed)
     first, saved_step = 0, -1
     if saved is not None:
         training.load(saved.tensors)
@@ -222,9 +225,9 @@ def _saved(folder: Path | None, identity: dict[str, Any], resume: bool, parts: d
     return saved
 
 
-def _normalisation(rows: Rows, saved: Checkpoint | None) -> Normalisation:
+def _of_checkpoint(saved: Checkpoint | None) -> Normalisation | None:
     if saved is None:
-        return Normalisation.measure(rows)
+        return None
     return Normalisation(saved.tensors["normalisation.mean"], float(saved.tensors["normalisation.scale"]))
 
 
