@@ -12,7 +12,7 @@ import torch
 import kyomei
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import Interrupted, RecipeError
-from kyomei.learning.anchoring import Cone
+from kyomei.learning.anchoring import CLEAR_SHARE, Cone, usual_scores
 from kyomei.learning.fit import choose_device, refit
 from kyomei.learning.plan import resonant_plan, spectrum_targets
 from kyomei.learning.resonance import resonate
@@ -98,6 +98,20 @@ def test_where_resonance_leaves_much_frequent_latents_are_learnt_first(mixed: to
     alone = kyomei.fit(mixed, WARM.with_values({"mechanism.warm_share": 0.0}), seed=0, directions=directions)
     fvu_alone = float((mixed - alone(mixed)).square().sum() / (mixed - mixed.mean(dim=0)).square().sum())
     assert fvu < 0.5 * fvu_alone
+
+
+def test_beside_free_latents_held_ones_are_active_from_a_share_of_their_usual_score_about_the_mean(mixed: torch.Tensor) -> None:
+    directions = resonate(mixed, seed=0, recipe=RECIPE.resonance)
+    sae = kyomei.fit(mixed, WARM, seed=0, directions=directions)
+    scores = (mixed - mixed.mean(dim=0)) @ directions.encoders.T
+    nearest = (torch.nn.functional.normalize(sae.encoder, dim=1) @ directions.encoders.T).max(dim=1)
+    held = int((nearest.values > 0.9999).int().cumprod(dim=0).sum())
+    assert held >= 20
+    scores = scores[:, nearest.indices[:held]]
+    expected = scores > CLEAR_SHARE * usual_scores(scores, torch.eye(held))
+    # Training moved the centre, by which scores of the dictionary differ from these.
+    assert float(((sae.center - mixed.mean(dim=0)) @ directions.encoders.T).abs().max()) > 0.01
+    assert float(((sae.encode(mixed)[:, :held] != 0) != expected).float().mean()) < 1e-4
 
 
 def _runs_out(asked: Iterator[int]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from kyomei.config import Recipe, TrainRecipe
@@ -127,7 +127,10 @@ def fit(
         warm = learn(warm_plan, warm_steps, 0, steps, None if folder is None else folder / WARM_FOLDER)
     plan = resonant_plan(rows, recipe, directions, seed, normalisation, warm)
     sae = learn(plan, steps - warm_steps, warm_steps, steps, folder)
-    return sae if plan.cone is None else refit(sae, rows, plan.cone)
+    if plan.cone is None:
+        return sae
+    placed = normalisation.mean + normalisation.scale * plan.start.centre if plan.start.centre is not None else None
+    return refit(sae, rows, plan.cone, placed)
 
 
 def _decay_share(recipe: TrainRecipe, first: int, steps: int, total: int) -> float:
@@ -170,7 +173,7 @@ def starts_from_resonance(recipe: Recipe) -> bool:
     return recipe.mechanism.from_resonance
 
 
-def refit(sae: SparseAutoencoder, rows: Rows, cone: Cone) -> SparseAutoencoder:
+def refit(sae: SparseAutoencoder, rows: Rows, cone: Cone, placed: Float[Tensor, " dim"] | None = None) -> SparseAutoencoder:
     """The same latents with decoders that reconstruct best together, the first of them within the cone.
 
     Gradients leave noise where the data has little variance, alike in no two replicas; least squares leaves none.
@@ -179,8 +182,14 @@ def refit(sae: SparseAutoencoder, rows: Rows, cone: Cone) -> SparseAutoencoder:
         sae: a trained dictionary of threshold latents.
         rows: what it was trained on; at most `ANCHOR_ROWS` of them are used, evenly taken.
         cone: of the first latents' decoders.
+        placed: the centre at which the first latents were given their thresholds [dim]; none: the dictionary's own. Training
+            moved the centre since, and their scores with it.
     """
     own = sae.to("cpu", torch.float32)
+    if placed is not None:
+        found = len(cone.directions)
+        moved = own.encoder[:found] @ (own.center - placed.to(own.center))
+        own.threshold = torch.cat([own.threshold[:found] - moved, own.threshold[found:]])
     index = evenly(rows, ANCHOR_ROWS)
 
     def blocks() -> Iterator[tuple[Tensor, Tensor]]:

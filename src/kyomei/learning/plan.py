@@ -246,7 +246,9 @@ def _anchored_latents(
 ) -> _Latents:
     """Thresholds at a share of the usual score, decoders within the cone, and the centre that the two agree on.
 
-    Free latents share one threshold, at which the code has the L0 asked for; all decoders are fitted together.
+    Free latents share one threshold, at which the code has the L0 asked for; all decoders are fitted together. Their centre
+    is theirs as well: where it is off the mean along axes of little variance, whitened scores are off by many deviations, so
+    beside free latents a usual score is one about the mean.
     """
     num_found = len(cone.directions)
     decoder = cone.directions @ white.backward
@@ -258,7 +260,8 @@ def _anchored_latents(
     seen = x[::4] if len(free.encoder) else x
     # A centre that was trained is where it should be.
     for _ in range(0 if not len(encoder) else 1 if len(free.encoder) else turns):
-        threshold = share * usual_scores(x - centre, encoder[:num_found])
+        about = torch.zeros_like(centre) if len(free.encoder) else centre
+        threshold = share * usual_scores(x - about, encoder[:num_found]) + encoder[:num_found] @ (about - centre)
         threshold = torch.cat([threshold, _free_thresholds(x - centre, encoder, threshold, l0)])
         code = SparseAutoencoder(encoder, decoder, threshold, centre, activation=activation).encode(seen, sparse=True)
         moments = CodeMoments.of([(code, seen - centre)])
