@@ -258,7 +258,7 @@ def _anchored_latents(
     share = CLEAR_SHARE if len(free.encoder) else ACTIVE_SHARE
     # Thresholds that stay need all rows. Beside free latents decoders are trained further and fitted anew at the end.
     seen = x[::4] if len(free.encoder) else x
-    # A centre that was trained is where it should be.
+    # A centre that was trained with free latents is not moved.
     for _ in range(0 if not len(encoder) else 1 if len(free.encoder) else turns):
         about = torch.zeros_like(centre) if len(free.encoder) else centre
         threshold = share * usual_scores(x - about, encoder[:num_found]) + encoder[:num_found] @ (about - centre)
