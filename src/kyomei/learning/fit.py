@@ -129,8 +129,8 @@ def fit(
     sae = learn(plan, steps - warm_steps, warm_steps, steps, folder)
     if plan.cone is None:
         return sae
-    placed = normalisation.mean + normalisation.scale * plan.start.centre if plan.start.centre is not None else None
-    return refit(sae, rows, plan.cone, placed)
+    centre = plan.start.centre
+    return refit(sae, rows, plan.cone, None if centre is None else normalisation.undo(centre))
 
 
 def _decay_share(recipe: TrainRecipe, first: int, steps: int, total: int) -> float:

@@ -94,9 +94,13 @@ class Normalisation:
         """Normalised rows, in the dtype and on the device of the mean."""
         return (x.to(self.mean.device, self.mean.dtype) - self.mean) / self.scale
 
+    def undo(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
+        """What normalised rows, or a centre, are in raw input: float64, on the CPU."""
+        return self.mean.cpu().double() + self.scale * x.detach().cpu().double()
+
     def fold(self, encoder: Tensor, decoder: Tensor | None, centre: Float[Tensor, " dim"], finish: Finish) -> SparseAutoencoder:
         """The autoencoder on raw input that does what these normalised weights and a finished mechanism do."""
-        center = self.mean + self.scale * centre.detach().cpu().double()
+        center = self.undo(centre)
         scale = encoder.new_ones(len(encoder)) if finish.scale is None else finish.scale.to(encoder)
         if decoder is None and finish.scale is not None:
             decoder = encoder
