@@ -380,6 +380,16 @@ def test_the_lock_of_a_killed_process_is_taken_over_and_its_rests_removed(run: R
     assert (run.folder / ".keep.tmp").exists()
 
 
+def test_folders_that_a_killed_process_was_writing_are_removed(run: Run) -> None:
+    """A checkpoint is a folder: a kill while one is written must not keep every later verb out."""
+    left = run.path("replicas/0/checkpoints/.step-00000040.4711.tmp")
+    left.mkdir(parents=True)
+    (left / "tensors.safetensors").write_bytes(b"half")
+    (left / ".state.json.4711.tmp").write_bytes(b"half")
+    with run.lock():
+        assert not left.exists() and left.parent.exists()
+
+
 def test_the_lock_of_a_zombie_is_stale(run: Run) -> None:
     with another_process_holding(run) as process:
         process.kill()

@@ -275,9 +275,7 @@ class Run:
             _refuse_if_held(self.folder)
             write_atomic(path, json.dumps(holder).encode())
         try:
-            for file in self.folder.rglob(".*.tmp"):
-                if _TEMPORARY.fullmatch(file.name):
-                    file.unlink(missing_ok=True)
+            remove_temporaries(self.folder)
             yield
         finally:
             path.unlink(missing_ok=True)
@@ -295,10 +293,21 @@ def _is_unborn(folder: Path) -> bool:
 def _empty(folder: Path) -> None:
     """Delete a run's files, the manifest last: a crash on the way leaves what is still known to be a run."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        _remove(path)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed processes were writing in a folder or below it: files, and whole folders such as checkpoints."""
+    for path in list(folder.rglob(".*.tmp")):
+        if _TEMPORARY.fullmatch(path.name):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _refuse_other_recipe(run: Run, recipe: Recipe) -> None:

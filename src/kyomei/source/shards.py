@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 
 from kyomei.errors import DataError, RunError
-from kyomei.runs import disk_full_named, sha256_of, write_atomic
+from kyomei.runs import disk_full_named, remove_temporaries, sha256_of, write_atomic
 
 SCHEMA_VERSION = 1
 INDEX, JOURNAL = "index.json", "progress.json"
@@ -321,8 +321,7 @@ class ShardWriter:
         self.discarded: list[str] = []
         with disk_full_named(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        for stray in self.folder.glob(".*.tmp"):
-            stray.unlink()
+        remove_temporaries(self.folder)
         earlier = read_journal(self.folder)
         if earlier is not None:
             self._require_same(earlier)
