@@ -1,7 +1,7 @@
 """The sweep behind `kyomei check`: planted regimes, what the check's own search measures on each, and what it recovers.
 
     python bench/calibration.py --part sweep --workers 2     (appends to bench/data/calibration.jsonl; stop and go on at will)
-    python bench/calibration.py --part fit                   (writes src/kyomei/evidence/calibrator.json)
+    python bench/calibration.py --part fit                   (writes src/kyomei/evidence/check/calibrator.json)
     python bench/calibration.py --part table                 (whole families left out, as in docs/results.md)
 
 The generator below was frozen before the sweep: changing it changes the data that the calibrator was fitted on.
@@ -24,7 +24,7 @@ import torch
 
 import kyomei
 from kyomei.evidence import calibration
-from kyomei.evidence.structure import Structure, search
+from kyomei.evidence.check.structure import Structure, search
 
 DATA = Path(__file__).parent / "data" / "calibration.jsonl"
 SEED = 40_417

@@ -50,7 +50,7 @@ def saelens_seconds(ids: Tensor, batch: int) -> float:
     from sae_lens import ActivationsStore
     from sae_lens.load_model import load_model
 
-    from kyomei.source.model import EMBEDDED
+    from kyomei.source.text import EMBEDDED
 
     folder = str(EMBEDDED / "model")
     model = load_model("AutoModelForCausalLM", folder, "cpu", {"dtype": torch.float32}, hook_names=[SITE])

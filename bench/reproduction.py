@@ -17,12 +17,13 @@ import torch
 
 from kyomei.config import ResonanceRecipe, SourceRecipe
 from kyomei.evidence.consistency import Null, consistency
-from kyomei.evidence.controls import GaussianSurrogate
-from kyomei.learning.covariance import Whitening
-from kyomei.learning.resonance import Directions, resonate
+from kyomei.learning.directions import Directions
+from kyomei.learning.resonance import resonate
+from kyomei.learning.spaces import Whitening
 from kyomei.source.harvest import harvest
 from kyomei.source.model import LanguageModel
 from kyomei.source.shards import ShardFolder
+from kyomei.source.surrogate import GaussianSurrogate
 from kyomei.source.text import pack, read_documents, split_documents
 
 

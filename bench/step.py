@@ -37,10 +37,11 @@ def kyomei_step(dim: int, width: int, density: float, rows: Tensor, mechanism: s
     from kyomei.config import TrainRecipe
     from kyomei.dictionary import kernels
     from kyomei.dictionary.mechanisms import GBA, BatchTopK, Mechanism, TopK
+    from kyomei.learning.latents import random_start
     from kyomei.learning.mesh import Mesh
-    from kyomei.learning.start import Normalisation, random_start
-    from kyomei.learning.state import Training
-    from kyomei.source.shards import TensorRows
+    from kyomei.learning.spaces import Normalisation
+    from kyomei.learning.step import Training
+    from kyomei.source.rows import TensorRows
 
     if not sparse:
         kernels.DENSE_ABOVE = -1.0

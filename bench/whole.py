@@ -26,7 +26,7 @@ import torch
 from kyomei.config import Recipe
 from kyomei.learning.fit import fit
 from kyomei.learning.resonance import resonate
-from kyomei.learning.state import Training
+from kyomei.learning.step import Training
 from kyomei.runs import Run
 from kyomei.source.planted import Planted
 from kyomei.source.shards import ShardFolder, ShardWriter

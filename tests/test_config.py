@@ -9,14 +9,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from kyomei.config import (
-    DictionaryRecipe,
-    MechanismRecipe,
-    Recipe,
-    ResonanceRecipe,
-    SourceRecipe,
-    TrainRecipe,
-)
+from kyomei.config import DictionaryRecipe, MechanismRecipe, Recipe, ResonanceRecipe, SourceRecipe, TrainRecipe
 from kyomei.errors import KyomeiError, RecipeError
 
 SECTIONS = [Recipe, SourceRecipe, ResonanceRecipe, DictionaryRecipe, MechanismRecipe, TrainRecipe]

@@ -26,10 +26,11 @@ from kyomei.evidence.codes import explained_by_latent
 from kyomei.evidence.controls import GAUSSIAN
 from kyomei.evidence.fidelity import cross_entropy_recovered, fidelity
 from kyomei.evidence.reproduction import certify_latents, rows_used
+from kyomei.learning.directions import Directions
 from kyomei.learning.fit import fit
-from kyomei.learning.resonance import Directions, resonate
+from kyomei.learning.resonance import resonate
 from kyomei.runs import Run
-from kyomei.source.shards import Rows
+from kyomei.source.rows import Rows
 from kyomei.source.text import Tokens
 from kyomei.stages.harvest import activations, load_model, site_of
 

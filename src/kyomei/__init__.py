@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from kyomei.dictionary.formats import load
     from kyomei.dictionary.sae import SparseAutoencoder
     from kyomei.errors import KyomeiError
+    from kyomei.evidence.check.premises import Premises, check
     from kyomei.evidence.consistency import consistency
-    from kyomei.evidence.premises import Premises, check
     from kyomei.evidence.recovery import recovery
+    from kyomei.learning.directions import Directions
     from kyomei.learning.fit import fit
-    from kyomei.learning.resonance import Directions, resonate
+    from kyomei.learning.resonance import resonate
     from kyomei.source.planted import Planted
-    from kyomei.source.shards import open_rows
+    from kyomei.source.rows import open_rows
     from kyomei.stages.certify import certify
 
 __version__ = "0.1.0"
@@ -46,15 +47,15 @@ _MODULES = {
     "Directions": "kyomei.learning.resonance",
     "KyomeiError": "kyomei.errors",
     "Planted": "kyomei.source.planted",
-    "Premises": "kyomei.evidence.premises",
+    "Premises": "kyomei.evidence.check.premises",
     "Recipe": "kyomei.config",
     "SparseAutoencoder": "kyomei.dictionary.sae",
     "certify": "kyomei.stages.certify",
-    "check": "kyomei.evidence.premises",
+    "check": "kyomei.evidence.check.premises",
     "consistency": "kyomei.evidence.consistency",
     "fit": "kyomei.learning.fit",
     "load": "kyomei.dictionary.formats",
-    "open_rows": "kyomei.source.shards",
+    "open_rows": "kyomei.source.rows",
     "recovery": "kyomei.evidence.recovery",
     "resonate": "kyomei.learning.resonance",
 }

@@ -20,7 +20,7 @@ from kyomei.views.console import show, show_premises
 if TYPE_CHECKING:
     from kyomei.config import Recipe
     from kyomei.runs import Run
-    from kyomei.stages.watcher import Watcher
+    from kyomei.stages.progress import Reporter
 
 # Stages import torch and recipes import pydantic, so each verb imports what it needs when it runs: help stays fast.
 
@@ -73,16 +73,16 @@ def demo_command(
 
     A second call reuses what is there.
     """
-    with _verb(threads) as watcher:
+    with _verb(threads) as reporter:
         from kyomei.runs import Run
         from kyomei.stages.demo import demo, demo_recipe
 
         run = Run.create(folder, demo_recipe(seed), resume=not overwrite, overwrite=overwrite)
         _note_command(run)
         with run.lock():
-            result = demo(run, watcher)
+            result = demo(run, reporter)
             _show_evidence(run, as_json)
-        watcher.note(f"report: {result['report']}")
+        reporter.note(f"report: {result['report']}")
 
 
 @app.command("harvest")
@@ -104,12 +104,12 @@ def harvest_command(
 ) -> None:
     """Model and text to activation shards, split by document into replicas and evidence."""
     source = {"source.model": model, "source.text": text, "source.sites": site, "source.num_tokens": tokens}
-    with _verb(threads) as watcher:
+    with _verb(threads) as reporter:
         from kyomei.stages.harvest import harvest_run
 
         run = _create(folder, recipe, settings, {**source, "seed": seed, "device": device, "dtype": dtype}, resume, overwrite)
         with run.lock():
-            facts = harvest_run(run, watcher)
+            facts = harvest_run(run, reporter)
         rows = [(part, f"{v['rows']:,}", _dropped(v)) for part, v in facts["parts"].items()]
         show(facts, as_json, f"{facts['site']}, {facts['dim']} wide", ("part", "rows", "dropped"), rows)
 
@@ -135,8 +135,9 @@ def check_command(
     With --model, --text, --site, --tokens, --recipe or --set, SOURCE is a new run to harvest into.
     """
     harvested = {"source.model": model, "source.text": text, "source.sites": site, "source.num_tokens": tokens}
-    with _verb(threads) as watcher:
-        from kyomei.stages.check import check_rows, check_run, open_source
+    with _verb(threads) as reporter:
+        from kyomei.source.rows import open_rows
+        from kyomei.stages.check import check_rows, check_run
 
         is_new = recipe is not None or settings or resume or any(value not in (None, []) for value in harvested.values())
         if is_new or (source / "manifest.json").exists():
@@ -145,9 +146,9 @@ def check_command(
             options = {**harvested, "seed": seed, "device": device}
             run = _create(source, recipe, settings, options, resume, overwrite) if is_new else Run.open(source)
             with run.lock():
-                premises = check_run(run, watcher, seed=seed, device=device)
+                premises = check_run(run, reporter, seed=seed, device=device)
         else:
-            premises = check_rows(open_source(source), watcher, seed=seed or 0, device=device or "auto")
+            premises = check_rows(open_rows(source), reporter, seed=seed or 0, device=device or "auto")
         show_premises(premises, as_json)
 
 
@@ -179,7 +180,7 @@ def train_command(
     Under torchrun all processes train each dictionary together; the run has to be harvested, and --resume is implied.
     """
     source = {"source.model": model, "source.text": text, "source.sites": site, "source.num_tokens": tokens}
-    with _verb(threads) as watcher:
+    with _verb(threads) as reporter:
         from kyomei.stages.train import train_on_mesh, train_run
 
         options = {**source, "seed": seed, "device": device, "dtype": dtype}
@@ -190,13 +191,13 @@ def train_command(
                 do = "run `kyomei harvest` first, in one process"
                 raise RunError("a harvested run on a mesh", f"none in {folder}", do)
             run = _create(folder, recipe, settings, options, resume=True, overwrite=False)
-            facts = train_on_mesh(run, *_parts(mesh), watcher)
+            facts = train_on_mesh(run, *_parts(mesh), reporter)
             if facts is None:
                 return
         else:
             run = _create(folder, recipe, settings, options, resume, overwrite)
             with run.lock():
-                facts = train_run(run, watcher)
+                facts = train_run(run, reporter)
         rows = [
             (f"{arm['folder']}/{i}", arm["mechanism"], str(v["width"]), str(v.get("directions", "–")))
             for arm in facts["arms"]
@@ -249,13 +250,13 @@ def measure_command(
     as_json: AsJson = False,
 ) -> None:
     """Every number of a trained run beside its null, on documents that no replica saw."""
-    with _verb(threads) as watcher:
+    with _verb(threads) as reporter:
         from kyomei.runs import Run
         from kyomei.stages.measure import measure_run
 
         run = Run.open(folder)
         with run.lock():
-            measure_run(run, watcher, null or ())
+            measure_run(run, reporter, null or ())
             _show_evidence(run, as_json)
 
 
@@ -274,19 +275,19 @@ def certify_command(
     as_json: AsJson = False,
 ) -> None:
     """Which features of a trained run's dictionary other replicas confirm, and where they come from."""
-    with _verb(threads) as watcher:
+    with _verb(threads) as reporter:
         from kyomei.runs import Run
         from kyomei.stages.certify import certificate_table, certify_run
 
         run = Run.open(folder)
         with run.lock():
-            facts = certify_run(run, watcher, baselines=baseline or (), random_weights=random_weights)
+            facts = certify_run(run, reporter, baselines=baseline or (), random_weights=random_weights)
         header, rows = certificate_table(facts)
         show(facts, as_json, f"{folder}: features by status, and origin of the certified ones", header, rows)
         if random_weights and not as_json:
             for name, found in facts["origin_difference"].items():
                 shown = "none on one side" if found is None else "{difference:.3f} (95 % {low:.3f}–{high:.3f})".format(**found)
-                watcher.note(f"certified from context or unexplained, {name}, trained minus random weights: {shown}")
+                reporter.note(f"certified from context or unexplained, {name}, trained minus random weights: {shown}")
 
 
 @app.command("report")
@@ -319,12 +320,12 @@ def planted_command(
     as_json: AsJson = False,
 ) -> None:
     """Plant features, then try to find them: recovery beside that of random directions."""
-    with _verb(threads) as watcher:
+    with _verb(threads) as reporter:
         from kyomei.stages.planted import recover_planted
 
         chosen = _recipe(recipe, settings, {"seed": seed, "device": device})
         options = {"noise": noise, "frequency": frequency, "coefficient": coefficient}
-        facts = recover_planted(features, dim, _active(active), rows, options, chosen, watcher)
+        facts = recover_planted(features, dim, _active(active), rows, options, chosen, reporter)
         shown = [
             (name, str(v["n_vectors"]), *(f"{v[k]:.3f}" for k in ("frr_0.8", "frr_0.9", "monosemantic_0.9", "mcc")))
             for name, v in facts["recovery"].items()
@@ -349,8 +350,9 @@ def reproduce_command(
 
     A stopped one goes on where it was: finished cells are kept.
     """
-    with _verb(threads) as watcher:
-        from kyomei.stages.reproduce import EXPERIMENTS, experiment_named, reproduce
+    with _verb(threads) as reporter:
+        from kyomei.stages.reproduce import EXPERIMENTS, experiment_named
+        from kyomei.stages.reproduce.experiment import reproduce
 
         if name is None:
             listed = {experiment.name: experiment.title for experiment in EXPERIMENTS.values()}
@@ -363,7 +365,7 @@ def reproduce_command(
             experiment,
             folder,
             experiment.cells(seeds, full),
-            watcher,
+            reporter,
             command=command,
             workers=workers,
             threads=threads,
@@ -372,11 +374,11 @@ def reproduce_command(
         if as_json:
             show(result, True, "", (), ())
             return
-        watcher.note(f"paper: {experiment.paper}")
+        reporter.note(f"paper: {experiment.paper}")
         for table in summary.tables:
             show(None, False, table.title, table.header, table.rows)
         for line in (*summary.notes, f"files: {folder}"):
-            watcher.note(line)
+            reporter.note(line)
 
 
 def main() -> None:
@@ -385,22 +387,22 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def _verb(threads: int | None) -> Iterator[Watcher]:
+def _verb(threads: int | None) -> Iterator[Reporter]:
     """Threads, signals, progress and errors of one verb."""
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     try:
-        from kyomei.stages.watcher import watching
+        from kyomei.stages.progress import reporting
 
-        with watching() as watcher:
+        with reporting() as reporter:
             import torch
 
             if threads is not None:
                 torch.set_num_threads(threads)
-            watcher.note(f"kyomei {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+            reporter.note(f"kyomei {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
             began = time.monotonic()
-            yield watcher
-            watcher.note(f"{time.monotonic() - began:.1f} seconds")
+            yield reporter
+            reporter.note(f"{time.monotonic() - began:.1f} seconds")
     except Interrupted as error:
         typer.echo(f"kyomei: {error}", err=True)
         raise typer.Exit(130) from error
@@ -468,7 +470,7 @@ def _dropped(values: dict[str, Any]) -> str:
 
 def _show_evidence(run: Run, as_json: bool) -> None:
     from kyomei.stages.report import evidence_rows
-    from kyomei.views.report import format_number
+    from kyomei.views.charts import format_number
 
     evidence = run.read_json("evidence.json")
     rows = [

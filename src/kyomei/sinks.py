@@ -36,7 +36,7 @@ class JsonlSink:
         if self.path.exists():
             self._repair(last_step)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "ab")  # noqa: SIM115 - closed by close()
+        self._file = open(self.path, "ab")  # noqa: SIM115  closed by close()
 
     def _repair(self, last_step: int | None) -> None:
         old = self.path.read_bytes()

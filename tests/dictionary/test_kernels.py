@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kyomei.dictionary import kernels
-from kyomei.dictionary.kernels import Active, DenseProducts, Products, SparseProducts
+from kyomei.dictionary.kernels import Active
 from kyomei.dictionary.mechanisms import (
     GBA,
     L1,
@@ -29,6 +29,7 @@ from kyomei.dictionary.mechanisms import (
     TopK,
     geometric_targets,
 )
+from kyomei.dictionary.products import DenseProducts, Products, SparseProducts
 
 ROWS, WIDTH, DIM = 37, 50, 12
 

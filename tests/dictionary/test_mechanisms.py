@@ -27,9 +27,10 @@ from kyomei.dictionary.mechanisms import (
 )
 from kyomei.dictionary.sae import Activation
 from kyomei.errors import DataError, RecipeError
-from kyomei.learning.start import Normalisation, random_start
-from kyomei.learning.trainer import train
-from kyomei.source.shards import TensorRows
+from kyomei.learning.latents import random_start
+from kyomei.learning.spaces import Normalisation
+from kyomei.learning.training import train
+from kyomei.source.rows import TensorRows
 
 WIDTH, DIM, K = 24, 12, 3
 

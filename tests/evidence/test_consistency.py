@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kyomei.errors import EvidenceError
 from kyomei.evidence.consistency import Consistency, Null, consistency
-from kyomei.evidence.recovery import matched_cosine, unit_rows
+from kyomei.evidence.cosines import matched_cosine, unit_rows
 
 seeds = st.integers(0, 2**31 - 1)
 

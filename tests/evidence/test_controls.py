@@ -10,8 +10,9 @@ import torch
 
 from kyomei.config import Recipe
 from kyomei.errors import DataError, EvidenceError
-from kyomei.evidence.controls import CONTROLS, GAUSSIAN, RANDOM_WEIGHTS, GaussianSurrogate, control_named
-from kyomei.source.shards import Rows, open_rows
+from kyomei.evidence.controls import CONTROLS, GAUSSIAN, RANDOM_WEIGHTS, control_named
+from kyomei.source.rows import Rows, open_rows
+from kyomei.source.surrogate import GaussianSurrogate
 
 ROOT = torch.randn(7, 7, generator=torch.Generator().manual_seed(3))
 COVARIANCE, MEAN = ROOT @ ROOT.T + 0.1 * torch.eye(7), torch.arange(7.0) * 10

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kyomei.errors import DataError, EvidenceError
 from kyomei.evidence import recovery as module
-from kyomei.evidence.recovery import Recovery, matched_cosine, recovery, unit_rows
+from kyomei.evidence.cosines import matched_cosine, unit_rows
+from kyomei.evidence.recovery import Recovery, recovery
 
 seeds = st.integers(0, 2**31 - 1)
 

@@ -20,7 +20,7 @@ from kyomei.evidence.fidelity import fidelity
 from kyomei.evidence.kinship import Kinship
 from kyomei.evidence.reproduction import Verdicts, benjamini_hochberg, certify_latents, rows_used
 from kyomei.source.planted import Planted
-from kyomei.source.shards import TensorRows
+from kyomei.source.rows import TensorRows
 
 PLANTED = Planted(n_features=24, dim=24, active=(1, 3), seed=1, superposition="orthogonal")
 X = PLANTED.sample(4_000, seed=2)[0]

@@ -41,10 +41,10 @@ from kyomei.dictionary.mechanisms import (
 )
 from kyomei.errors import Interrupted, KyomeiError
 from kyomei.learning import checkpoint
-from kyomei.learning.start import random_start
-from kyomei.learning.trainer import train
+from kyomei.learning.latents import random_start
+from kyomei.learning.training import train
 from kyomei.runs import interruptible
-from kyomei.source.shards import TensorRows
+from kyomei.source.rows import TensorRows
 
 WIDTH, DIM, STEPS = 64, 16, 120
 DONE, FAILED, INTERRUPTED, REFUSED = 0, 1, 130, 2

@@ -19,8 +19,8 @@ import torch
 torch.set_num_threads(1)
 from kyomei.config import TrainRecipe
 from kyomei.dictionary.mechanisms import GBA, geometric_targets
-from kyomei.learning.start import random_start
-from kyomei.learning.trainer import train
+from kyomei.learning.latents import random_start
+from kyomei.learning.training import train
 from kyomei.source.shards import TensorRows
 
 folder = Path(sys.argv[1])

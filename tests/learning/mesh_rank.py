@@ -27,13 +27,13 @@ from kyomei.dictionary.mechanisms import (
     TopK,
     geometric_targets,
 )
+from kyomei.learning.latents import Start, random_start
 from kyomei.learning.merging import merge
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.resonance import resonate
-from kyomei.learning.start import Start, random_start
-from kyomei.learning.trainer import train
+from kyomei.learning.training import train
 from kyomei.runs import write_atomic
-from kyomei.source.shards import TensorRows
+from kyomei.source.rows import TensorRows
 
 WIDTH, DIM, ROWS = 64, 16, 4000
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from kyomei.learning.anchoring import CodeMoments, Cone, anchored_decoders, usual_scores
-from kyomei.learning.covariance import Whitening
-from kyomei.source.shards import open_rows
+from kyomei.learning.spaces import Whitening
+from kyomei.source.rows import open_rows
 
 ROWS, WIDTH, DIM = 3000, 12, 8
 

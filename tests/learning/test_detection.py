@@ -17,7 +17,7 @@ from kyomei.errors import RecipeError
 from kyomei.learning import detection
 from kyomei.learning.detection import best_thresholds, detectors, half_magnitude_code, usual_coefficients
 from kyomei.source.planted import Planted
-from kyomei.source.shards import TensorRows
+from kyomei.source.rows import TensorRows
 
 PLANTED = Planted(n_features=48, dim=24, active=(1, 3), seed=1)
 X, CODE = PLANTED.sample(6_000, seed=2)[:2]

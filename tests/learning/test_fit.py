@@ -14,10 +14,10 @@ from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import Interrupted, RecipeError
 from kyomei.learning.anchoring import CLEAR_SHARE, Cone, usual_scores
 from kyomei.learning.fit import choose_device, refit
-from kyomei.learning.plan import resonant_plan, spectrum_targets
+from kyomei.learning.placement import resonant_plan, spectrum_targets
 from kyomei.learning.resonance import resonate
-from kyomei.learning.start import Normalisation
-from kyomei.source.shards import open_rows
+from kyomei.learning.spaces import Normalisation
+from kyomei.source.rows import open_rows
 
 VALUES = {
     "resonance": {"neurons": 256, "steps": 10, "batch_rows": 8192, "frequencies": [0.02]},

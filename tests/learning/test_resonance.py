@@ -15,12 +15,13 @@ import kyomei
 from kyomei.config import ResonanceRecipe
 from kyomei.errors import DataError
 from kyomei.evidence.controls import GAUSSIAN
-from kyomei.learning.covariance import Whitening
+from kyomei.learning.directions import Directions
 from kyomei.learning.merging import distinct, merge
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.occurrence import estimate_occurrence, estimate_richness, unseen_share
-from kyomei.learning.resonance import Directions, _Halves, _round, default_frequencies, frequency_threshold, resonate
-from kyomei.source.shards import TensorRows
+from kyomei.learning.resonance import _Halves, _round, default_frequencies, frequency_threshold, resonate
+from kyomei.learning.spaces import Whitening
+from kyomei.source.rows import TensorRows
 
 SMALL = ResonanceRecipe(neurons=256, steps=12, batch_rows=8192, frequencies=(0.02,))
 

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from kyomei.errors import DataError, RunError
 from kyomei.source import shards
-from kyomei.source.shards import BatchOrder, Rows, ShardFolder, ShardWriter, open_rows
+from kyomei.source.order import BatchOrder
+from kyomei.source.rows import Rows, open_rows
+from kyomei.source.shards import ShardFolder, ShardWriter
 
 ROWS = torch.randn(23, 5, generator=torch.Generator().manual_seed(0))
 

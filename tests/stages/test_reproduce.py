@@ -17,21 +17,21 @@ from typer.testing import CliRunner
 from kyomei.cli import app
 from kyomei.errors import Interrupted, RecipeError
 from kyomei.evidence.recovery import recovery
+from kyomei.stages.progress import Reporter
 from kyomei.stages.reproduce import EXPERIMENTS, experiment_named, resonance_map, robustness, trials, tuning, width
 from kyomei.stages.reproduce import imbalanced as imbalanced_set
 from kyomei.stages.reproduce.experiment import CELLS, FIGURE, RESULT, TABLE, Cell, Experiment, Summary, Table, drawn, reproduce
 from kyomei.stages.reproduce.resonance_map import MeasuredBand, measured_band, width_test
 from kyomei.stages.reproduce.trials import beside_null, crossing, decoupled, planted_of, rows_of, spread, unit_rows_of
-from kyomei.stages.watcher import Watcher
 
 TINY = {"n": 16, "d": 12, "rows": 3000, "neurons": 64, "search_steps": 3, "batch": 1024}
 TINY_TRAINING = {"width": 24, "steps": 30, "train_batch": 128}
 
 
-def watcher(stop_after: int | None = None) -> Watcher:
-    """A watcher that asks for a stop once it was asked so many times."""
+def reporter(stop_after: int | None = None) -> Reporter:
+    """A reporter that asks for a stop once it was asked so many times."""
     asked = iter(range(10**9))
-    return Watcher(lambda: stop_after is not None and next(asked) >= stop_after, Console(quiet=True))
+    return Reporter(lambda: stop_after is not None and next(asked) >= stop_after, Console(quiet=True))
 
 
 def small(cell: Cell) -> Cell:
@@ -71,7 +71,7 @@ def tiny_cells(experiment: Experiment) -> list[Cell]:
 def test_an_experiment_on_tiny_data(name: str, tmp_path: Path) -> None:
     experiment = EXPERIMENTS[name]
     cells = tiny_cells(experiment)
-    summary, result = reproduce(experiment, tmp_path, cells, watcher(), command=f"kyomei reproduce {name}")
+    summary, result = reproduce(experiment, tmp_path, cells, reporter(), command=f"kyomei reproduce {name}")
     assert len(result["runs"]) == len(cells) > 1
     assert json.loads((tmp_path / RESULT).read_text()) == json.loads(json.dumps(result))
     text = (tmp_path / TABLE).read_text()
@@ -83,7 +83,7 @@ def test_an_experiment_on_tiny_data(name: str, tmp_path: Path) -> None:
     assert (tmp_path / FIGURE).read_bytes().startswith(b"<?xml")
     # Everything follows from the finished cells: the same bytes without a new measurement.
     before = {file: (tmp_path / file).read_bytes() for file in (CELLS, TABLE, RESULT, FIGURE)}
-    reproduce(experiment, tmp_path, cells, watcher(stop_after=0), command=f"kyomei reproduce {name}")
+    reproduce(experiment, tmp_path, cells, reporter(stop_after=0), command=f"kyomei reproduce {name}")
     assert {file: (tmp_path / file).read_bytes() for file in before} == before
 
 
@@ -125,39 +125,39 @@ def counting(folder: Path, number: int) -> tuple[Experiment, list[Cell]]:
 def test_a_stop_keeps_finished_cells_and_the_next_call_goes_on(tmp_path: Path, workers: int) -> None:
     experiment, cells = counting(tmp_path, 5)
     with pytest.raises(Interrupted, match="finished cells are kept"):
-        reproduce(experiment, tmp_path / "run", cells, watcher(stop_after=2), workers=workers)
+        reproduce(experiment, tmp_path / "run", cells, reporter(stop_after=2), workers=workers)
     kept = len((tmp_path / "run" / CELLS).read_text().splitlines())
     assert 2 <= kept < 5
     assert not (tmp_path / "run" / TABLE).exists()
-    _, result = reproduce(experiment, tmp_path / "run", cells, watcher(), workers=workers)
+    _, result = reproduce(experiment, tmp_path / "run", cells, reporter(), workers=workers)
     assert [run["square"] for run in result["runs"]] == [0, 1, 4, 9, 16]
     assert [Path(cell["log"]).read_text() for cell in cells] == ["x"] * 5
 
 
 def test_a_cut_line_is_measured_again_and_overwrite_measures_all(tmp_path: Path) -> None:
     experiment, cells = counting(tmp_path, 3)
-    reproduce(experiment, tmp_path / "run", cells, watcher())
+    reproduce(experiment, tmp_path / "run", cells, reporter())
     path = tmp_path / "run" / CELLS
     path.write_bytes(path.read_bytes()[:-7])
-    reproduce(experiment, tmp_path / "run", cells, watcher())
+    reproduce(experiment, tmp_path / "run", cells, reporter())
     assert [Path(cell["log"]).read_text() for cell in cells] == ["x", "x", "xx"]
-    reproduce(experiment, tmp_path / "run", cells, watcher())
+    reproduce(experiment, tmp_path / "run", cells, reporter())
     assert Path(cells[2]["log"]).read_text() == "xx"
-    reproduce(experiment, tmp_path / "run", cells, watcher(), overwrite=True)
+    reproduce(experiment, tmp_path / "run", cells, reporter(), overwrite=True)
     assert [Path(cell["log"]).read_text() for cell in cells] == ["xx", "xx", "xxx"]
 
 
 @pytest.mark.slow
 def test_workers_give_what_one_process_gives(tmp_path: Path) -> None:
     cells = [small(cell) for cell in EXPERIMENTS["splitting"].cells(1, False) if cell["width"] == 128][1:]
-    results = [reproduce(EXPERIMENTS["splitting"], tmp_path / str(n), cells, watcher(), workers=n)[1] for n in (1, 2)]
+    results = [reproduce(EXPERIMENTS["splitting"], tmp_path / str(n), cells, reporter(), workers=n)[1] for n in (1, 2)]
     for runs in zip(*(result["runs"] for result in results), strict=True):
         assert [{**run, "seconds": 0} for run in runs[:1]] == [{**run, "seconds": 0} for run in runs[1:]]
 
 
 def test_no_workers_and_unknown_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="at least one worker"):
-        reproduce(EXPERIMENTS["width"], tmp_path, [], watcher(), workers=0)
+        reproduce(EXPERIMENTS["width"], tmp_path, [], reporter(), workers=0)
     with pytest.raises(RecipeError, match="one of imbalanced, resonance-map"):
         experiment_named("widht")
 

@@ -11,20 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kyomei.views.report import (
-    EvidenceRow,
-    FeatureCard,
-    FrontierPoint,
-    Provenance,
-    ReportData,
-    consistency_chart,
-    format_number,
-    frontier_chart,
-    highlighted,
-    render_report,
-    spectrum_chart,
-    visible,
-)
+from kyomei.views.charts import FrontierPoint, consistency_chart, format_number, frontier_chart, spectrum_chart
+from kyomei.views.report import EvidenceRow, FeatureCard, Provenance, ReportData, highlighted, render_report, visible
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
 SHAPES = {"circle", "rect", "path", "line", "polyline"}

@@ -13,12 +13,9 @@ same step by autograd on whole matrices: the reference for tests, and faster whe
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -29,8 +26,6 @@ from torch import Tensor
 
 SCORES_PER_BLOCK = 2**20
 """Scores made at once; 4 MB in float32 are still in the cache when they are compared with their thresholds."""
-DENSE_ABOVE = 0.15
-"""Density of the code above which whole matrices are faster (docs/results.md)."""
 
 
 class Active:
@@ -186,170 +181,3 @@ def supported(device: torch.device | str, dtype: torch.dtype = torch.float32) ->
     kind = torch.device(device).type
     # The Triton kernels add in single precision.
     return kind == "cpu" or (kind == "cuda" and dtype != torch.float64 and _triton() is not None)
-
-
-def alone(x: Tensor) -> Tensor:
-    """What one rank has to add from the others: nothing."""
-    return x
-
-
-class Products(ABC):
-    """What a mechanism's objective needs of one batch, whichever way it is computed.
-
-    Args:
-        x: normalised rows [rows, dim].
-        encoder: W_enc [width, dim], a leaf whose gradient buffer is filled; so are those of decoder and centre.
-        decoder: W_dec [width, dim]; the same tensor where tied.
-        centre: b_pre [dim].
-        num_rows: rows over which the loss is a mean, those of other ranks included; none: these.
-        over_latents: adds up what ranks with other latents reconstruct of the same rows; differentiable.
-        centre_share: share of b_pre that this rank adds to that sum, so that its gradient is a sum over ranks as well.
-        autocast: dtype of the scores' product; none: that of the weights.
-    """
-
-    def __init__(
-        self,
-        x: Float[Tensor, "rows dim"],
-        encoder: Float[Tensor, "width dim"],
-        decoder: Float[Tensor, "width dim"],
-        centre: Float[Tensor, " dim"],
-        *,
-        num_rows: int | None = None,
-        over_latents: Callable[[Tensor], Tensor] = alone,
-        centre_share: float = 1.0,
-        autocast: torch.dtype | None = None,
-    ) -> None:
-        self.x, self.encoder, self.decoder, self.centre = x, encoder, decoder, centre
-        self.num_rows = num_rows or len(x)
-        self.over_latents, self.centre_share, self.autocast = over_latents, centre_share, autocast
-
-    @property
-    @abstractmethod
-    def scores(self) -> Float[Tensor, "rows width"]:
-        """All scores (x − b_pre) W_encᵀ, without gradient."""
-
-    @abstractmethod
-    def above(self, threshold: Float[Tensor, " width"]) -> tuple[Active, Float[Tensor, " active"] | None]:
-        """Entries whose score exceeds its latent's threshold, and their scores where they are at hand."""
-
-    @abstractmethod
-    def scores_at(self, active: Active, known: Float[Tensor, " active"] | None = None) -> Float[Tensor, " active"]:
-        """Scores of active entries, as known from `above`; differentiable."""
-
-    @abstractmethod
-    def decode(self, active: Active, values: Float[Tensor, " active"]) -> Float[Tensor, "rows dim"]:
-        """z W_dec on this rank's latents; differentiable."""
-
-    def reconstruct(self, active: Active, values: Float[Tensor, " active"]) -> Float[Tensor, "rows dim"]:
-        """x̂ = z W_dec + b_pre; differentiable."""
-        return self.over_latents(self.decode(active, values) + self.centre_part)
-
-    @property
-    def centre_part(self) -> Float[Tensor, " dim"]:
-        """What this rank adds of b_pre."""
-        return self.centre if self.centre_share == 1 else self.centre * self.centre_share
-
-    def frozen(self) -> Products:
-        """The same with a decoder that takes no gradient."""
-        other = copy.copy(self)  # what has been computed is shared
-        other.decoder = self.decoder.detach()
-        return other
-
-
-class DenseProducts(Products):
-    """By autograd on whole matrices."""
-
-    @cached_property
-    def _scores(self) -> Tensor:
-        with self._precision():
-            # (x − b_pre) W_encᵀ with b_pre's part apart: its gradient then needs no product over the whole batch.
-            return torch.nn.functional.linear(self.x, self.encoder, -(self.encoder @ self.centre))
-
-    def _precision(self) -> Any:
-        enabled = self.autocast is not None
-        return torch.autocast(self.x.device.type, dtype=self.autocast or torch.bfloat16, enabled=enabled)
-
-    @property
-    def scores(self) -> Tensor:
-        return self._scores.detach()
-
-    def above(self, threshold: Tensor) -> tuple[Active, Tensor | None]:
-        return Active.of(self.scores > threshold), None
-
-    def scores_at(self, active: Active, known: Tensor | None = None) -> Tensor:
-        return self._scores.reshape(-1)[active.row * active.width + active.latent].to(self.encoder.dtype)
-
-    def decode(self, active: Active, values: Tensor) -> Tensor:
-        with self._precision():
-            product: Tensor = active.dense(values) @ self.decoder
-        return product.to(self.encoder.dtype)
-
-
-class SparseProducts(Products):
-    """On the active set alone; gradients of weights are added to their buffers, as autograd would."""
-
-    @cached_property
-    def centred(self) -> Tensor:
-        """x − b_pre [rows, dim]."""
-        return self.x - self.centre.detach()
-
-    @cached_property
-    def scores(self) -> Tensor:
-        return _scores(self.centred, self.encoder.detach(), self.autocast).T
-
-    def above(self, threshold: Tensor) -> tuple[Active, Tensor | None]:
-        return active_above(self.centred, self.encoder.detach(), threshold, self.autocast)
-
-    def scores_at(self, active: Active, known: Tensor | None = None) -> Tensor:
-        if known is None:
-            known = self.scores.T.reshape(-1).index_select(0, active.latent * active.num_rows + active.row)
-        scores: Tensor = _ScoresAt.apply(known, self.encoder, self.centre, self.centred, active)  # type: ignore[no-untyped-call]
-        return scores
-
-    def decode(self, active: Active, values: Tensor) -> Tensor:
-        decoded: Tensor = _Decode.apply(values, self.decoder, active)  # type: ignore[no-untyped-call]
-        return decoded
-
-
-class _ScoresAt(torch.autograd.Function):
-    """Known scores with the gradients of (x − b_pre)·w_m."""
-
-    @staticmethod
-    def forward(ctx: Any, known: Tensor, encoder: Tensor, centre: Tensor, centred: Tensor, active: Active) -> Tensor:
-        ctx.weights, ctx.centred, ctx.active = (encoder, centre), centred, active
-        return known
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
-        (encoder, centre), active = ctx.weights, ctx.active
-        if encoder.requires_grad:
-            csr_matmul(active.latent_starts, active.row32, grad, ctx.centred, _buffer(encoder))
-        if centre.requires_grad:
-            per_latent = grad.new_zeros(active.width).index_add_(0, active.latent, grad)
-            _buffer(centre).sub_(per_latent @ encoder.detach())
-        return (None,) * 5
-
-
-class _Decode(torch.autograd.Function):
-    """z W_dec from the active entries of z."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, decoder: Tensor, active: Active) -> Tensor:
-        ctx.decoder, ctx.active = decoder, active
-        ctx.save_for_backward(values)
-        out = decoder.new_zeros(active.num_rows, decoder.shape[1])
-        return csr_matmul(active.row_starts, active.latent32_by_row, values[active.by_row], decoder.detach(), out)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (values,), decoder, active = ctx.saved_tensors, ctx.decoder, ctx.active
-        grad = grad.contiguous()
-        if decoder.requires_grad:
-            csr_matmul(active.latent_starts, active.row32, values.detach(), grad, _buffer(decoder))
-        return sampled_products(active.latent_starts, active.row32, decoder.detach(), grad), None, None
-
-
-def _buffer(weight: Tensor) -> Tensor:
-    if weight.grad is None:
-        weight.grad = torch.zeros_like(weight)
-    return weight.grad

@@ -157,7 +157,7 @@ class SparseAutoencoder:
 
     def save(self, folder: Path | str) -> None:
         """Write `sae.safetensors` and `config.json` into a folder, each atomically; read them with `kyomei.load`."""
-        from kyomei.dictionary import formats  # formats builds this class, so it imports this module
+        from kyomei.dictionary import formats
 
         formats.save(self, folder)
 

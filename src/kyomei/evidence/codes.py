@@ -13,7 +13,7 @@ from scipy import sparse
 
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.learning.anchoring import to_scipy
-from kyomei.source.shards import Rows
+from kyomei.source.rows import Rows
 
 
 def encode_rows(sae: SparseAutoencoder, rows: Rows, index: Int64[np.ndarray, " taken"]) -> sparse.csr_array:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from kyomei.errors import EvidenceError
-from kyomei.evidence.recovery import cosine_blocks, matched_cosine, unit_rows
+from kyomei.evidence.cosines import cosine_blocks, matched_cosine, unit_rows
 
 TAUS = (0.7, 0.9)
 

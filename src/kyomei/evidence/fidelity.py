@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from kyomei.errors import DataError, EvidenceError
-from kyomei.source.shards import Rows, open_rows
+from kyomei.source.rows import Rows, open_rows
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SCORES_PER_BLOCK = 2**24

@@ -21,8 +21,8 @@ from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import EvidenceError
 from kyomei.evidence.codes import Moments, encode_rows, firing_counts
 from kyomei.evidence.kinship import Kinship
-from kyomei.learning.covariance import Whitening
-from kyomei.source.shards import Rows
+from kyomei.learning.spaces import Whitening
+from kyomei.source.rows import Rows
 
 Status = Literal["certified", "split", "merged", "unstable", "dead"]
 STATUSES: tuple[Status, ...] = ("certified", "split", "merged", "unstable", "dead")

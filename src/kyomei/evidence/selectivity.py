@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kyomei.errors import EvidenceError
 from kyomei.evidence.fidelity import Autoencoder, rows_per_block
-from kyomei.source.shards import Rows, open_rows
+from kyomei.source.rows import Rows, open_rows
 
 
 @dataclass(frozen=True, eq=False)

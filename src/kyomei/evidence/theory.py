@@ -20,7 +20,7 @@ from scipy.special import betaincinv  # type: ignore[import-untyped, unused-igno
 from torch import Tensor
 
 from kyomei.errors import EvidenceError
-from kyomei.evidence.recovery import cosine_blocks, unit_rows
+from kyomei.evidence.cosines import cosine_blocks, unit_rows
 
 COMPARABLE = 0.1
 """Our reading of "comparable coefficients" (H2): the smallest is at least this share of the median one."""

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from scipy import sparse
 from torch import Tensor
 
-from kyomei.learning.covariance import Whitening
+from kyomei.learning.spaces import Whitening
 
 STRONGEST_SHARE, STRONGEST_ROWS = 3e-4, 10
 """The usual score of a latent is the mean over this share of the rows, those where it is largest, but at least so many."""

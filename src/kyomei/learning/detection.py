@@ -19,9 +19,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.learning.anchoring import to_scipy
-from kyomei.learning.plan import evenly
+from kyomei.learning.placement import evenly
 from kyomei.learning.refinement import CHUNK_ROWS, positive_code
-from kyomei.source.shards import Rows
+from kyomei.source.rows import Rows
 
 ROWS = 40_000
 """Rows that are decoded carefully, evenly taken."""

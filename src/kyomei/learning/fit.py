@@ -17,8 +17,10 @@ from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import RecipeError
 from kyomei.learning.anchoring import CodeMoments, Cone, anchored_decoders
 from kyomei.learning.detection import detectors
+from kyomei.learning.directions import Directions
+from kyomei.learning.latents import random_start
 from kyomei.learning.mesh import Mesh
-from kyomei.learning.plan import (
+from kyomei.learning.placement import (
     ANCHOR_ROWS,
     EXPLAINS,
     Plan,
@@ -29,10 +31,10 @@ from kyomei.learning.plan import (
     random_plan,
     resonant_plan,
 )
-from kyomei.learning.resonance import Directions, resonate
-from kyomei.learning.start import Normalisation, random_start
-from kyomei.learning.trainer import EventSink, train
-from kyomei.source.shards import Rows, open_rows
+from kyomei.learning.resonance import resonate
+from kyomei.learning.spaces import Normalisation
+from kyomei.learning.training import EventSink, train
+from kyomei.source.rows import Rows, open_rows
 from kyomei.source.stream import StreamedRows
 
 REFIT_BLOCK_ROWS = 8192

@@ -11,28 +11,24 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from kyomei.config import ResonanceRecipe
 from kyomei.dictionary.kernels import active_above, csr_matmul
-from kyomei.errors import DataError
 from kyomei.learning.anchoring import usual_scores
-from kyomei.learning.covariance import Whitening
+from kyomei.learning.directions import Directions
 from kyomei.learning.merging import distinct, merge, nearest_of
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.occurrence import estimate_occurrence, estimate_richness, unseen_share
 from kyomei.learning.refinement import JOINT_ROWS, explained, refine_jointly, thinned
-from kyomei.runs import write_atomic
-from kyomei.source.shards import Rows, open_rows
+from kyomei.learning.spaces import Whitening
+from kyomei.source.rows import Rows, open_rows
 
 FREQUENCY_LADDER = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
 ROWS_ABOVE_THRESHOLD = 50
@@ -66,81 +62,8 @@ POLISH_STEPS = 3
 CLARITY_ROWS = 200_000
 POLISH_ROWS = 131_072
 
-FORMAT = "kyomei-directions-1"
-_SAVED = ("vectors", "encoders", "whitened", "found_at", "frequency", "support", "stability", "candidates")
-_SAVED_WHITENING = ("mean", "forward", "backward")
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Directions:
-    """What resonance found.
-
-    Attributes:
-        vectors: float32 [k, dim], unit rows in input space: what a feature adds to a row (decoder rows).
-        encoders: float32 [k, dim], unit rows in input space whose product with a centred row scores the feature.
-        whitened: float32 [k, dim], the same directions as unit rows in whitened space.
-        found_at: float32 [k], the target activation frequency p at which a direction was found.
-        frequency: float32 [k], estimated share of rows in which the feature occurs, on held-out rows.
-        support: int64 [k], random starts that ended in this direction.
-        stability: float32 [k], cosine between the two directions that disjoint halves of the rows pull back to after a push.
-        candidates: float32 [c, dim], whitened unit rows: these directions and, after them, every distinct one that was found
-            but is less stable; the union in which another replica's directions are looked up.
-        n_features: estimated number of features, the unseen ones included (Chao's estimator over the supports).
-        interval: its 95 % interval.
-        whitening: the map between the two spaces.
-    """
-
-    vectors: Float[Tensor, "k dim"]
-    encoders: Float[Tensor, "k dim"]
-    whitened: Float[Tensor, "k dim"]
-    found_at: Float[Tensor, "k"]
-    frequency: Float[Tensor, "k"]
-    support: Int[Tensor, "k"]
-    stability: Float[Tensor, "k"]
-    candidates: Float[Tensor, "c dim"]
-    n_features: int
-    interval: tuple[int, int]
-    whitening: Whitening
-
-    def __len__(self) -> int:
-        return len(self.vectors)
-
-    def no_more_than(self, others: Directions) -> Directions:
-        """The clearest of these, as many as there are others; the number of features no larger than theirs."""
-        count = min(len(self), len(others))
-        fewer = {name: getattr(self, name)[:count] for name in _SAVED if name != "candidates"}
-        n_features = max(count, min(self.n_features, others.n_features))
-        return replace(self, **fewer, n_features=n_features)
-
-    def save(self, path: Path | str) -> None:
-        """Write every tensor, and the estimate of their number, to one safetensors file."""
-        tensors = {name: getattr(self, name).contiguous() for name in _SAVED}
-        tensors |= {f"whitening.{name}": getattr(self.whitening, name).contiguous() for name in _SAVED_WHITENING}
-        numbers = (self.n_features, *self.interval, self.whitening.num_outliers)
-        # One key only: safetensors writes several in a random order, and the same run must give the same bytes.
-        metadata = {FORMAT: " ".join(map(str, numbers))}
-        write_atomic(path, safetensors.torch.save(tensors, metadata))
-
-    @classmethod
-    def load(cls, path: Path | str) -> Directions:
-        """Read what `save` wrote.
-
-        Raises:
-            DataError: the file is missing, or is no file of directions.
-        """
-        try:
-            with safetensors.safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  safe_open is no mapping
-        except (OSError, safetensors.SafetensorError) as error:
-            raise DataError("a file of directions", f"{path}: {error}", "find them again") from error
-        if FORMAT not in metadata:
-            raise DataError(f"directions of format {FORMAT}", f"{list(metadata) or 'no format'} in {path}", "find them again")
-        n_features, low, high, outliers = map(int, metadata[FORMAT].split())
-        whitening = Whitening(**{n: tensors[f"whitening.{n}"] for n in _SAVED_WHITENING}, num_outliers=outliers)
-        return cls(**{n: tensors[n] for n in _SAVED}, n_features=n_features, interval=(low, high), whitening=whitening)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from kyomei.config import SourceRecipe
 from kyomei.errors import DataError, Interrupted
+from kyomei.source.guards import require_finite
 from kyomei.source.model import LanguageModel
-from kyomei.source.shards import INDEX, ShardFolder, ShardWriter, read_journal, require_finite
+from kyomei.source.shards import INDEX, ShardFolder, ShardWriter, read_journal
 from kyomei.source.text import Tokens
 
 _MEDIAN_BATCHES = 4

@@ -6,7 +6,7 @@ import json
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol, final, runtime_checkable
+from typing import Any, Literal, final
 
 import numpy as np
 import safetensors.torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kyomei.errors import DataError, RunError
 from kyomei.runs import disk_full_named, remove_temporaries, sha256_of, write_atomic
+from kyomei.source.guards import require_finite, require_inside
 
 SCHEMA_VERSION = 1
 INDEX, JOURNAL = "index.json", "progress.json"
@@ -35,90 +36,6 @@ _STORED: dict[str, tuple[str, type[np.generic]]] = {
     "bfloat16": ("BF16", np.int16),
 }
 _REDO = "harvest again with --resume: only this shard is redone"
-
-
-@runtime_checkable
-class Rows(Protocol):
-    """Activation rows that can be read in any order."""
-
-    @property
-    def num_rows(self) -> int: ...
-
-    @property
-    def dim(self) -> int: ...
-
-    def read(self, index: Int64[np.ndarray, " batch"]) -> Float32[Tensor, "batch dim"]:
-        """The rows at `index`, in its order."""
-        ...
-
-    def blocks(self, rows_per_block: int = 8192) -> Iterator[Float32[Tensor, "block dim"]]:
-        """All rows in order, `rows_per_block` at a time."""
-        ...
-
-
-def open_rows(x: Shaped[Tensor, "rows dim"] | Shaped[np.ndarray, "rows dim"] | str | Path | Rows) -> Rows:
-    """Rows from whatever holds them.
-
-    Args:
-        x: numbers [rows, dim], the folder of one site's shards, or `Rows`, which are returned as they are.
-
-    Raises:
-        DataError: the shape is wrong, there are no rows, a value is not finite, or a shard is damaged.
-    """
-    if isinstance(x, str | Path):
-        return ShardFolder(x)
-    if isinstance(x, Tensor | np.ndarray):
-        return TensorRows(x)
-    if isinstance(x, Rows):
-        return x
-    raise DataError("a tensor, an ndarray or a shard folder", f"{type(x).__name__}", "pass one of these")
-
-
-def require_finite(
-    x: Shaped[Tensor, "rows dim"], where: str, first_row: int = 0, do: str = "remove or repair that row"
-) -> None:
-    """Raise DataError naming `where`, the row (counted from `first_row`) and the value if `x` holds NaN or infinity."""
-    finite = torch.isfinite(x)
-    if not bool(finite.all()):
-        row = int((~finite.all(dim=1)).nonzero()[0])
-        value = float(x[row][~finite[row]][0])
-        raise DataError("finite activations", f"{value} in {where}, row {first_row + row}", do)
-
-
-def require_inside(index: Int64[np.ndarray, " batch"], num_rows: int) -> None:
-    """Raise DataError if a row number is not one of `num_rows` rows."""
-    if len(index) and (index.min() < 0 or index.max() >= num_rows):
-        raise DataError(f"row numbers from 0 to {num_rows - 1}", f"{index.min()} to {index.max()}", "correct the row numbers")
-
-
-@final
-class TensorRows:
-    """Rows of a tensor or an ndarray in memory."""
-
-    def __init__(self, x: Shaped[Tensor, "rows dim"] | Shaped[np.ndarray, "rows dim"]) -> None:
-        if isinstance(x, np.ndarray) and x.dtype.kind not in "fiu":
-            raise DataError("real numbers", f"an ndarray of dtype {x.dtype}", "convert it to float32")
-        tensor = torch.as_tensor(x).detach()
-        if tensor.ndim != 2:
-            raise DataError("a tensor [rows, dim]", f"shape {list(tensor.shape)}", "reshape it, as with flatten(0, -2)")
-        if 0 in tensor.shape:
-            raise DataError("at least one row and one column", f"shape {list(tensor.shape)}", "check what produced the tensor")
-        if tensor.is_complex():
-            raise DataError("real numbers", f"a tensor of dtype {tensor.dtype}", "convert it to float32")
-        self._tensor = tensor
-        self.num_rows, self.dim = int(tensor.shape[0]), int(tensor.shape[1])
-        for first_row, block in zip(range(0, self.num_rows, 8192), self.blocks(), strict=True):
-            require_finite(block, "tensor", first_row)
-
-    def read(self, index: Int64[np.ndarray, " batch"]) -> Float32[Tensor, "batch dim"]:
-        """The rows at `index`, in its order, on the tensor's device."""
-        require_inside(index, self.num_rows)
-        return self._tensor[torch.from_numpy(index).to(self._tensor.device)].float()
-
-    def blocks(self, rows_per_block: int = 8192) -> Iterator[Float32[Tensor, "block dim"]]:
-        """All rows in order, `rows_per_block` at a time."""
-        for first in range(0, self.num_rows, rows_per_block):
-            yield self._tensor[first : first + rows_per_block].float()
 
 
 @final
@@ -402,63 +319,3 @@ class ShardWriter:
         write_atomic(self.folder / INDEX, json.dumps(index, indent=1).encode())
         (self.folder / JOURNAL).unlink(missing_ok=True)
         return ShardFolder(self.folder, verify=False)
-
-
-class BatchOrder:
-    """Which rows make which batch: a fresh permutation each epoch, a pure function of seed and step, with nothing stored.
-
-    A Feistel network permutes the smallest power of four that holds all rows; values past the last row are encrypted
-    again until they fall inside (cycle walking; Black and Rogaway, 2002). Batches run across the borders of epochs.
-
-    Args:
-        num_rows: rows there are.
-        batch_rows: rows in a batch.
-        seed: seed of every epoch's permutation.
-    """
-
-    ROUNDS = 8
-
-    def __init__(self, num_rows: int, batch_rows: int, seed: int) -> None:
-        if num_rows < 1 or batch_rows < 1:
-            raise DataError("at least one row and one row a batch", f"{num_rows} rows, batches of {batch_rows}", "add rows")
-        self.num_rows, self.batch_rows, self.seed = num_rows, batch_rows, seed
-        half = max(1, ((num_rows - 1).bit_length() + 1) // 2)
-        self._half, self._mask = np.uint64(half), np.uint64((1 << half) - 1)
-
-    def indices(self, step: int) -> Int64[np.ndarray, " batch_rows"]:
-        """Row numbers of the batch at `step`, counted from 0."""
-        if step < 0:
-            raise DataError("a step of at least 0", f"{step}", "count steps from 0")
-        position = step * self.batch_rows + np.arange(self.batch_rows, dtype=np.int64)
-        epoch, within = np.divmod(position, self.num_rows)
-        out = np.empty_like(position)
-        for number in range(int(epoch[0]), int(epoch[-1]) + 1):
-            chosen = epoch == number
-            out[chosen] = self._permute(number, within[chosen].astype(np.uint64))
-        return out
-
-    def _permute(self, epoch: int, x: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
-        keys = np.random.SeedSequence([self.seed, epoch]).generate_state(self.ROUNDS, np.uint64)
-        x = self._feistel(x, keys)
-        outside = np.flatnonzero(x >= self.num_rows)
-        while len(outside):
-            x[outside] = self._feistel(x[outside], keys)
-            outside = outside[x[outside] >= self.num_rows]
-        return x
-
-    def _feistel(self, x: Shaped[np.ndarray, " n"], keys: Shaped[np.ndarray, " rounds"]) -> Shaped[np.ndarray, " n"]:
-        left, right = x >> self._half, x & self._mask
-        for key in keys:
-            mixed = (right ^ key) * np.uint64(0x9E3779B97F4A7C15)
-            mixed ^= mixed >> np.uint64(32)
-            mixed *= np.uint64(0xD6E8FEB86659FD93)
-            mixed ^= mixed >> np.uint64(32)
-            left, right = right, left ^ (mixed & self._mask)
-        return (left << self._half) | right
-
-
-def order_of(rows: Rows, batch_rows: int, seed: int) -> BatchOrder:
-    """The order in which training visits rows: their own, where they have one."""
-    own = getattr(rows, "order", None)
-    order: BatchOrder = BatchOrder(rows.num_rows, batch_rows, seed) if own is None else own(batch_rows, seed)
-    return order

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from kyomei.config import SourceRecipe
 from kyomei.errors import DataError
+from kyomei.source.guards import require_finite, require_inside
 from kyomei.source.model import LanguageModel
-from kyomei.source.shards import BatchOrder, require_finite, require_inside
+from kyomei.source.order import BatchOrder
 from kyomei.source.text import Tokens
 
 KEPT_SHARE = 0.9

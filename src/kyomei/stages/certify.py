@@ -17,14 +17,13 @@ from kyomei.evidence.controls import GAUSSIAN
 from kyomei.evidence.fidelity import fidelity
 from kyomei.evidence.origin import ORIGINS, origin, share_difference
 from kyomei.evidence.reproduction import STATUSES, certify_latents, rows_used
-from kyomei.learning.covariance import Whitening
+from kyomei.learning.spaces import Whitening
 from kyomei.runs import Run, sha256_of
 from kyomei.source.text import Tokens
-from kyomei.stages.baselines import Pair, own_pair, train_baseline
-from kyomei.stages.controls import random_weights_run
+from kyomei.stages.arms import Pair, own_pair, random_weights_run, replica_seed
 from kyomei.stages.harvest import activations, part_names, site_of
-from kyomei.stages.train import replica_seed, train_run
-from kyomei.stages.watcher import Watcher, watching
+from kyomei.stages.progress import Reporter, reporting
+from kyomei.stages.train import train_baseline, train_run
 
 FILE = "certificate.json"
 SHARES_BY = ("count", "activation", "explained variance")
@@ -43,29 +42,29 @@ def certify(run: Run | Path | str) -> Certificate:
         EvidenceError: it has fewer than three replicas.
     """
     run = run if isinstance(run, Run) else Run.open(Path(run))
-    with run.lock(), watching() as watcher:
-        return certify_pair(run, own_pair(run), watcher)
+    with run.lock(), reporting() as reporter:
+        return certify_pair(run, own_pair(run), reporter)
 
 
-def certify_run(run: Run, watcher: Watcher, *, baselines: Sequence[str] = (), random_weights: bool = False) -> dict[str, Any]:
+def certify_run(run: Run, reporter: Reporter, *, baselines: Sequence[str] = (), random_weights: bool = False) -> dict[str, Any]:
     """Certify a run's own dictionary, baselines trained beside it, and the same model with random weights.
 
     Args:
         run: a trained run.
-        watcher: shows progress.
+        reporter: shows progress.
         baselines: names of baselines; missing ones are trained first.
         random_weights: repeat the whole run, harvest included, with random model weights, and compare origins.
 
     Returns:
         "certificates" by name, as plain values, and "origin_difference" if the random weights were asked for.
     """
-    own = certify_pair(run, own_pair(run), watcher)
+    own = certify_pair(run, own_pair(run), reporter)
     certificates = {own.mechanism: own}
     for name in baselines:
-        certificates[f"baseline {name}"] = certify_pair(run, train_baseline(run, name, watcher), watcher)
+        certificates[f"baseline {name}"] = certify_pair(run, train_baseline(run, name, reporter), reporter)
     facts: dict[str, Any] = {}
     if random_weights:
-        control = certificates["random weights"] = certify_random_weights(run, watcher)
+        control = certificates["random weights"] = certify_random_weights(run, reporter)
         facts["origin_difference"] = origin_difference(own, control, run.recipe.seed)
     return {"certificates": {name: c.to_dict() for name, c in certificates.items()}, **facts}
 
@@ -99,15 +98,15 @@ def certificate_table(facts: dict[str, Any]) -> tuple[tuple[str, ...], list[tupl
     return ("share of latents", *facts["certificates"]), rows
 
 
-def certify_random_weights(run: Run, watcher: Watcher) -> Certificate:
+def certify_random_weights(run: Run, reporter: Reporter) -> Certificate:
     """The certificate of the same procedure on the same text and sites, the model's weights drawn at random."""
     nested = random_weights_run(run)
     with nested.lock():
-        train_run(nested, watcher)
-        return certify_pair(nested, own_pair(nested), watcher)
+        train_run(nested, reporter)
+        return certify_pair(nested, own_pair(nested), reporter)
 
 
-def certify_pair(run: Run, pair: Pair, watcher: Watcher) -> Certificate:
+def certify_pair(run: Run, pair: Pair, reporter: Reporter) -> Certificate:
     """The certificate of one mechanism's first dictionary; one that still holds is read back.
 
     Raises:
@@ -122,9 +121,9 @@ def certify_pair(run: Run, pair: Pair, watcher: Watcher) -> Certificate:
         changed = before.changed(data)
         if not changed:
             return before
-        watcher.note(f"the certificate of {before.created} has expired: {', '.join(changed)} changed")
+        reporter.note(f"the certificate of {before.created} has expired: {', '.join(changed)} changed")
         before.write(path.parent / EXPIRED / f"{before.created.replace(':', '')}.json")
-    watcher.note(f"certify {pair.name}")
+    reporter.note(f"certify {pair.name}")
     certificate = _certificate(run, pair, data)
     certificate.write(path)
     run.record(path)

@@ -6,12 +6,11 @@ from typing import Any
 
 from kyomei.config import Recipe
 from kyomei.runs import Run
-from kyomei.stages.baselines import train_baseline
 from kyomei.stages.measure import STAGE as MEASURED
 from kyomei.stages.measure import measure_run
+from kyomei.stages.progress import Reporter
 from kyomei.stages.report import report_run
-from kyomei.stages.train import train_run
-from kyomei.stages.watcher import Watcher
+from kyomei.stages.train import train_baseline, train_run
 
 DEMO = {
     "dictionary": {"width": 768},
@@ -25,14 +24,14 @@ def demo_recipe(seed: int) -> Recipe:
     return Recipe.parse({**DEMO, "seed": seed})
 
 
-def demo(run: Run, watcher: Watcher) -> dict[str, Any]:
+def demo(run: Run, reporter: Reporter) -> dict[str, Any]:
     """Train, compare with TopK at the same L0, measure, and write the report; what is there already is kept.
 
     Returns:
         Facts for the summary.
     """
-    train_run(run, watcher)
-    train_baseline(run, "topk", watcher)
+    train_run(run, reporter)
+    train_baseline(run, "topk", reporter)
     if not run.done(MEASURED):
-        measure_run(run, watcher)
+        measure_run(run, reporter)
     return {"report": str(report_run(run))}

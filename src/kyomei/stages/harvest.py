@@ -16,7 +16,7 @@ from kyomei.source.model import LanguageModel
 from kyomei.source.shards import ShardFolder
 from kyomei.source.stream import StreamedRows
 from kyomei.source.text import Tokens, pack, read_documents, split_documents
-from kyomei.stages.watcher import Watcher
+from kyomei.stages.progress import Reporter
 
 STAGE = "harvest"
 
@@ -26,7 +26,7 @@ def part_names(recipe: Recipe) -> list[str]:
     return [f"replica-{i}" for i in range(recipe.source.replicas)] + ["evidence"]
 
 
-def harvest_run(run: Run, watcher: Watcher) -> dict[str, Any]:
+def harvest_run(run: Run, reporter: Reporter) -> dict[str, Any]:
     """Tokens and activations of every part; what is complete is kept.
 
     Returns:
@@ -36,12 +36,12 @@ def harvest_run(run: Run, watcher: Watcher) -> dict[str, Any]:
     if not run.done(STAGE):
         model = load_model(recipe)
         sites = recipe.source.sites or (model.default_site(),)
-        watcher.note(f"{model.name}: {', '.join(sites)} ({recipe.source.side}) on {model.device}, {recipe.dtype}")
+        reporter.note(f"{model.name}: {', '.join(sites)} ({recipe.source.side}) on {model.device}, {recipe.dtype}")
         tokens = _tokens(run, model)
         for part, packed in tokens.items():
-            with watcher.progress(f"harvest {part}") as progress:
+            with reporter.progress(f"harvest {part}") as progress:
                 shards = harvest(
-                    model, packed, run.path(f"activations/{part}"), recipe.source, stop=watcher.stop, progress=progress
+                    model, packed, run.path(f"activations/{part}"), recipe.source, stop=reporter.stop, progress=progress
                 )
             run.record(f"tokens/{part}", *(f"activations/{part}/{site}" for site in shards))
         run.record(*(f"tokens/{part}" for part in _stream_names(recipe)))

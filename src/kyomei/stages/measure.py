@@ -15,16 +15,15 @@ from kyomei.evidence.consistency import Consistency, Null, consistency
 from kyomei.evidence.controls import GAUSSIAN, control_named
 from kyomei.evidence.fidelity import cross_entropy_recovered, fidelity
 from kyomei.evidence.selectivity import Selectivity, selectivity, strongest_rows
-from kyomei.learning.covariance import Whitening
-from kyomei.learning.resonance import Directions
+from kyomei.learning.directions import Directions
+from kyomei.learning.spaces import Whitening
 from kyomei.runs import Run
 from kyomei.source.shards import ShardFolder
 from kyomei.source.text import Tokens
-from kyomei.stages.baselines import Pair, trained_pairs
-from kyomei.stages.controls import train_control
+from kyomei.stages.arms import Arm, Pair, trained_pairs
 from kyomei.stages.harvest import activations, load_model, site_of
-from kyomei.stages.train import Arm
-from kyomei.stages.watcher import Watcher
+from kyomei.stages.progress import Reporter
+from kyomei.stages.train import train_control
 
 STAGE = "measure"
 REPRODUCED = 0.7
@@ -35,12 +34,12 @@ CONTEXT_TOKENS = (14, 6)
 BEST_FEATURES = 30
 
 
-def measure_run(run: Run, watcher: Watcher, nulls: Sequence[str] = ()) -> dict[str, Any]:
+def measure_run(run: Run, reporter: Reporter, nulls: Sequence[str] = ()) -> dict[str, Any]:
     """Measure every arm on the documents that no replica saw, and write evidence.json and examples.json.
 
     Args:
         run: its replicas and Gaussian nulls are trained.
-        watcher: shows progress.
+        reporter: shows progress.
         nulls: names of further nulls to ask every consistency figure against; missing ones are trained first.
 
     Returns:
@@ -56,11 +55,11 @@ def measure_run(run: Run, watcher: Watcher, nulls: Sequence[str] = ()) -> dict[s
     metric = Whitening.fit(rows).forward
     evidence: dict[str, Any] = {"rows": rows.num_rows, "site": site_of(run), "mechanisms": {}}
     for pair in pairs:
-        watcher.note(f"measure {pair.name}")
+        reporter.note(f"measure {pair.name}")
         evidence["mechanisms"][pair.name] = _measure_pair(run, pair, rows, metric)
         if nulls:
-            evidence["mechanisms"][pair.name]["against"] = _against(run, pair, nulls, metric, watcher)
-        watcher.leave_if_asked("measuring")
+            evidence["mechanisms"][pair.name]["against"] = _against(run, pair, nulls, metric, reporter)
+        reporter.leave_if_asked("measuring")
     evidence["cross_entropy"] = _cross_entropy(run, pairs)
     evidence["directions"] = _measure_directions(run, pairs[0], metric)
     run.write_json("evidence.json", evidence)
@@ -91,13 +90,13 @@ def _null(run: Run, arm: Arm, title: str = GAUSSIAN.title) -> Null:
     return Null(a, b, title)
 
 
-def _against(run: Run, pair: Pair, nulls: Sequence[str], metric: Tensor, watcher: Watcher) -> dict[str, Any]:
+def _against(run: Run, pair: Pair, nulls: Sequence[str], metric: Tensor, reporter: Reporter) -> dict[str, Any]:
     """The first two replicas' consistency beside each of the nulls asked for, and how well each null reconstructs."""
     first, second = (pair.arm.dictionary(run, i) for i in range(2))
     figures = {}
     for name in nulls:
         control = control_named(name)
-        where, arm = train_control(run, pair.arm, pair.name, control, watcher)
+        where, arm = train_control(run, pair.arm, pair.name, control, reporter)
         null = _null(where, arm, control.title)
         whitened, raw = _agreement(first.decoder, second.decoder, null, metric)
         unseen = activations(where, "evidence")

@@ -16,13 +16,15 @@ from kyomei.config import Recipe
 from kyomei.dictionary.mechanisms import GBA, Mechanism, TopK, mechanism_from
 from kyomei.errors import RecipeError
 from kyomei.learning.fit import starts_from_resonance
+from kyomei.learning.latents import random_start
 from kyomei.learning.mesh import Mesh
-from kyomei.learning.plan import ANCHOR_ROWS, aimed_l0
+from kyomei.learning.placement import ANCHOR_ROWS, aimed_l0
 from kyomei.learning.resonance import CLARITY_ROWS, POLISH_ROWS, default_frequencies, neuron_rows_per_second
-from kyomei.learning.start import Normalisation, random_start
-from kyomei.learning.state import Training
+from kyomei.learning.spaces import Normalisation
+from kyomei.learning.step import Training
 from kyomei.source.model import LanguageModel
-from kyomei.source.shards import RELEASE_BYTES, TensorRows
+from kyomei.source.rows import TensorRows
+from kyomei.source.shards import RELEASE_BYTES
 from kyomei.source.stream import KEPT_SHARE
 from kyomei.stages.harvest import load_model, part_names
 

@@ -11,7 +11,7 @@ from kyomei.evidence.recovery import recovery
 from kyomei.learning.fit import choose_device, fit, starts_from_resonance
 from kyomei.learning.resonance import resonate
 from kyomei.source.planted import Planted
-from kyomei.stages.watcher import Watcher
+from kyomei.stages.progress import Reporter
 
 
 def recover_planted(
@@ -21,7 +21,7 @@ def recover_planted(
     num_rows: int,
     options: dict[str, Any],
     recipe: Recipe,
-    watcher: Watcher,
+    reporter: Reporter,
 ) -> dict[str, Any]:
     """Recovery by resonance and by the trained dictionary, beside as many random directions.
 
@@ -32,7 +32,7 @@ def recover_planted(
         num_rows: rows to draw.
         options: further arguments of `Planted`.
         recipe: what is trained.
-        watcher: shows progress.
+        reporter: shows progress.
 
     Returns:
         Recovery figures by name, and the estimated number of features.
@@ -43,14 +43,14 @@ def recover_planted(
     facts: dict[str, Any] = {"n_features": None, "interval": None}
     directions = None
     if starts_from_resonance(recipe):
-        with watcher.progress("resonance") as progress:
+        with reporter.progress("resonance") as progress:
             device = choose_device(recipe.device)
             directions = resonate(x, seed=recipe.seed, recipe=recipe.search, device=device, progress=progress)
-        watcher.leave_if_asked("resonance")
+        reporter.leave_if_asked("resonance")
         found["resonance"] = directions.vectors
         facts = {"n_features": directions.n_features, "interval": list(directions.interval)}
-    with watcher.progress("train") as progress:
-        sae = fit(x, recipe, directions=directions, stop=watcher.stop, progress=progress)
+    with reporter.progress("train") as progress:
+        sae = fit(x, recipe, directions=directions, stop=reporter.stop, progress=progress)
     found[f"{recipe.mechanism.name} decoder"] = sae.decoder.cpu()
     generator = torch.Generator().manual_seed(recipe.seed)
     found["random directions (null)"] = torch.randn(sae.width, dim, generator=generator)

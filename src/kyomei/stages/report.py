@@ -8,7 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from kyomei.runs import Run, write_atomic
-from kyomei.views.report import EvidenceRow, FeatureCard, FrontierPoint, Provenance, ReportData, render_report
+from kyomei.views.charts import FrontierPoint
+from kyomei.views.report import EvidenceRow, FeatureCard, Provenance, ReportData, render_report
 
 NAMES = {"gba": "GBA", "ba": "BA", "topk": "TopK", "batchtopk": "BatchTopK", "l1": "ℓ1"}
 

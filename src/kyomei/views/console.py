@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kyomei.evidence.premises import Premises
+    from kyomei.evidence.check.premises import Premises
 
 
 def show(facts: Any, as_json: bool, title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

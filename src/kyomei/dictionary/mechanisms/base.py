@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from kyomei.dictionary.kernels import Active, Products
+from kyomei.dictionary.kernels import Active
+from kyomei.dictionary.products import Products
 from kyomei.dictionary.sae import Activation
 from kyomei.errors import DataError, RecipeError
 

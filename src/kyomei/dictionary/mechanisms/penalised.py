@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kyomei.dictionary.kernels import Active, Products
+from kyomei.dictionary.kernels import Active
 from kyomei.dictionary.mechanisms.base import Finish, Mechanism
+from kyomei.dictionary.products import Products
 from kyomei.errors import RecipeError
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from kyomei.config import MechanismRecipe
-from kyomei.dictionary.kernels import Active, Products, nonzero
+from kyomei.dictionary.kernels import Active, nonzero
 from kyomei.dictionary.mechanisms.base import Finish, Mechanism, counts_of
+from kyomei.dictionary.products import Products
 from kyomei.errors import RecipeError
 
 BLOCKS_PER_ACTIVE = 4

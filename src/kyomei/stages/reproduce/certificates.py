@@ -12,7 +12,7 @@ from kyomei.evidence.controls import GAUSSIAN
 from kyomei.evidence.fidelity import fidelity
 from kyomei.evidence.reproduction import STATUSES, certify_latents
 from kyomei.learning.fit import fit
-from kyomei.source.shards import TensorRows
+from kyomei.source.rows import TensorRows
 from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary, Table
 from kyomei.stages.reproduce.trials import column, planted_of, recipe_of, values_of, where
 

@@ -19,7 +19,7 @@ import torch
 from kyomei import __version__
 from kyomei.errors import Interrupted, RecipeError
 from kyomei.runs import plain, write_atomic
-from kyomei.stages.watcher import Watcher
+from kyomei.stages.progress import Reporter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,7 +95,7 @@ def reproduce(
     experiment: Experiment,
     folder: Path,
     cells: list[Cell],
-    watcher: Watcher,
+    reporter: Reporter,
     *,
     command: str = "",
     workers: int = 1,
@@ -108,7 +108,7 @@ def reproduce(
         experiment: what to measure.
         folder: where its files go; cells that are finished there are not measured again.
         cells: the cells asked for.
-        watcher: shows progress and says when to stop.
+        reporter: shows progress and says when to stop.
         command: the command line, for table.md.
         workers: processes, one cell each at a time.
         threads: CPU threads of each.
@@ -130,10 +130,10 @@ def reproduce(
     finished = _finished(folder / CELLS)
     missing = [cell for cell in cells if _key(cell) not in finished]
     if finished and len(missing) < len(cells):
-        watcher.note(f"{len(cells) - len(missing)} of {len(cells)} cells are there")
-    with watcher.progress(experiment.name) as progress:
+        reporter.note(f"{len(cells) - len(missing)} of {len(cells)} cells are there")
+    with reporter.progress(experiment.name) as progress:
         progress(len(cells) - len(missing), len(cells))
-        for done, (cell, figures) in enumerate(_measured(experiment, missing, watcher, workers, threads), 1):
+        for done, (cell, figures) in enumerate(_measured(experiment, missing, reporter, workers, threads), 1):
             finished[_key(cell)] = {**cell, **figures}
             _append(folder / CELLS, {"cell": cell, "figures": figures})
             progress(len(cells) - len(missing) + done, len(cells))
@@ -145,13 +145,13 @@ def reproduce(
 
 
 def _measured(
-    experiment: Experiment, cells: list[Cell], watcher: Watcher, workers: int, threads: int
+    experiment: Experiment, cells: list[Cell], reporter: Reporter, workers: int, threads: int
 ) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Each cell and its figures as they finish."""
     if workers == 1 or len(cells) < 2:
         torch.set_num_threads(threads)
         for cell in cells:
-            _leave_if_asked(watcher)
+            _leave_if_asked(reporter)
             yield cell, plain(experiment.measure(cell))
         return
     # Spawned, not forked: a fork of a process whose torch has started threads may hang.
@@ -162,11 +162,11 @@ def _measured(
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 cell = running.pop(future)
                 yield cell, plain(future.result())
-                following = None if watcher.stop() else next(waiting, None)
+                following = None if reporter.stop() else next(waiting, None)
                 if following is not None:
                     running[pool.submit(experiment.measure, following)] = following
     if next(waiting, None) is not None:
-        _leave_if_asked(watcher)
+        _leave_if_asked(reporter)
 
 
 def _begin_worker(threads: int) -> None:
@@ -175,8 +175,8 @@ def _begin_worker(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _leave_if_asked(watcher: Watcher) -> None:
-    if watcher.stop():
+def _leave_if_asked(reporter: Reporter) -> None:
+    if reporter.stop():
         raise Interrupted("all cells", "a signal to stop", "run the same command again: finished cells are kept")
 
 

@@ -17,11 +17,11 @@ from kyomei.evidence.consistency import Consistency, Null, consistency
 from kyomei.evidence.controls import GAUSSIAN
 from kyomei.evidence.fidelity import fidelity
 from kyomei.evidence.selectivity import selectivity
-from kyomei.learning.covariance import Whitening
 from kyomei.learning.fit import fit
+from kyomei.learning.spaces import Whitening
 from kyomei.source.harvest import harvest
 from kyomei.source.model import LanguageModel
-from kyomei.source.shards import Rows, TensorRows
+from kyomei.source.rows import Rows, TensorRows
 from kyomei.source.text import pack, read_documents, split_documents
 from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary, Table
 from kyomei.stages.reproduce.trials import values_of, where

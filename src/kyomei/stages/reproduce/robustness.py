@@ -10,11 +10,11 @@ from torch import Tensor
 
 from kyomei.config import ResonanceRecipe
 from kyomei.evidence.consistency import Null, consistency
-from kyomei.evidence.controls import GaussianSurrogate
-from kyomei.learning.covariance import Whitening
 from kyomei.learning.fit import fit
 from kyomei.learning.resonance import resonate
-from kyomei.source.shards import Rows, open_rows
+from kyomei.learning.spaces import Whitening
+from kyomei.source.rows import Rows, open_rows
+from kyomei.source.surrogate import GaussianSurrogate
 from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary, Table
 from kyomei.stages.reproduce.trials import column, recipe_of, resonance, rows_of, search, training, values_of, where
 

@@ -16,11 +16,11 @@ from kyomei.config import Recipe, ResonanceRecipe
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.evidence.fidelity import fidelity
 from kyomei.evidence.recovery import recovery
-from kyomei.learning.covariance import Whitening
 from kyomei.learning.fit import fit
 from kyomei.learning.resonance import frequency_threshold, resonate
+from kyomei.learning.spaces import Whitening
 from kyomei.source.planted import Planted
-from kyomei.source.shards import open_rows
+from kyomei.source.rows import open_rows
 from kyomei.stages.reproduce.experiment import Cell, Record
 
 TEST_ROWS = 8192

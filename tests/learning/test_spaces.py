@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kyomei.errors import DataError
-from kyomei.learning.covariance import Whitening
-from kyomei.source.shards import open_rows
+from kyomei.learning.spaces import Whitening
+from kyomei.source.rows import open_rows
 
 
 def correlated(rows: int = 3000, dim: int = 6) -> torch.Tensor:

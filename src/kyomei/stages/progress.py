@@ -28,7 +28,7 @@ class _Rate(TextColumn):
 
 
 @dataclass(frozen=True)
-class Watcher:
+class Reporter:
     """Progress on the terminal and the wish to stop.
 
     Attributes:
@@ -41,9 +41,9 @@ class Watcher:
     console: Console
     mesh: Mesh = field(default_factory=Mesh)
 
-    def on(self, mesh: Mesh) -> Watcher:
-        """The watcher of one rank of a mesh."""
-        return Watcher(self.stop, self.console if mesh.leads else Console(quiet=True), mesh)
+    def on(self, mesh: Mesh) -> Reporter:
+        """The reporter of one rank of a mesh."""
+        return Reporter(self.stop, self.console if mesh.leads else Console(quiet=True), mesh)
 
     def note(self, message: str) -> None:
         """Say what is going on."""
@@ -76,7 +76,7 @@ class Watcher:
 
 
 @contextlib.contextmanager
-def watching() -> Iterator[Watcher]:
-    """A watcher on standard error that takes SIGINT and SIGTERM as a wish to stop."""
+def reporting() -> Iterator[Reporter]:
+    """A reporter on standard error that takes SIGINT and SIGTERM as a wish to stop."""
     with interruptible() as stop:
-        yield Watcher(stop, Console(stderr=True))
+        yield Reporter(stop, Console(stderr=True))

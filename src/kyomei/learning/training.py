@@ -19,10 +19,13 @@ from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, Interrupted, RecipeError, RunError
 from kyomei.learning import checkpoint
 from kyomei.learning.checkpoint import Checkpoint
+from kyomei.learning.latents import Start
 from kyomei.learning.mesh import Mesh
-from kyomei.learning.start import Normalisation, Start
-from kyomei.learning.state import StepValues, Training, anchors_of, learning_rate, parts_of
-from kyomei.source.shards import BatchOrder, Rows, ShardFolder, order_of
+from kyomei.learning.spaces import Normalisation
+from kyomei.learning.step import StepValues, Training, anchors_of, learning_rate, parts_of
+from kyomei.source.order import BatchOrder, order_of
+from kyomei.source.rows import Rows
+from kyomei.source.shards import ShardFolder
 
 # What these keys change is written, not learnt, so a resumed training may have others.
 _FREE_KEYS = ("log_every", "checkpoint_every")

@@ -9,10 +9,10 @@ from torch.nn.functional import normalize
 
 import kyomei
 from kyomei.evidence import behaviour as b
-from kyomei.evidence.second_opinion import NO_OPINION, SecondOpinion, second_opinion
-from kyomei.evidence.structure import search
-from kyomei.learning.covariance import Whitening
-from kyomei.source.shards import open_rows
+from kyomei.evidence.check.second_opinion import NO_OPINION, SecondOpinion, second_opinion
+from kyomei.evidence.check.structure import search
+from kyomei.learning.spaces import Whitening
+from kyomei.source.rows import open_rows
 
 
 def unit(seed: int, rows: int, dim: int) -> Tensor:

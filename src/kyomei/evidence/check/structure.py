@@ -20,14 +20,15 @@ from torch.nn.functional import normalize
 
 from kyomei.config import ResonanceRecipe
 from kyomei.errors import DataError
-from kyomei.evidence.behaviour import NOTHING, Coded, Geometry, Meetings, Spread, coded, geometry, given, spread
-from kyomei.evidence.controls import GaussianSurrogate
-from kyomei.evidence.second_opinion import SecondOpinion, second_opinion
-from kyomei.learning.covariance import Whitening
+from kyomei.evidence.check.behaviour import NOTHING, Coded, Geometry, Meetings, Spread, coded, geometry, given, spread
+from kyomei.evidence.check.second_opinion import SecondOpinion, second_opinion
+from kyomei.learning.directions import Directions
 from kyomei.learning.merging import distinct, not_mixtures
 from kyomei.learning.occurrence import estimate_occurrence
-from kyomei.learning.resonance import Directions, resonate
-from kyomei.source.shards import Rows, TensorRows, open_rows
+from kyomei.learning.resonance import resonate
+from kyomei.learning.spaces import Whitening
+from kyomei.source.rows import Rows, TensorRows, open_rows
+from kyomei.source.surrogate import GaussianSurrogate
 
 QUICK = ResonanceRecipe(neurons=512, rounds=1, steps=8, batch_rows=8192, frequencies=(0.002, 0.01, 0.03), joint=False)
 """The search that every check makes, whatever the data: the calibration holds for this one only."""

@@ -17,10 +17,10 @@ from kyomei.dictionary.mechanisms import BA, GBA, Mechanism, mechanism_from
 from kyomei.dictionary.sae import Activation, SparseAutoencoder
 from kyomei.errors import RecipeError
 from kyomei.learning.anchoring import ACTIVE_SHARE, CLEAR_SHARE, CodeMoments, Cone, anchored_decoders, to_scipy, usual_scores
-from kyomei.learning.covariance import Whitening
-from kyomei.learning.resonance import Directions
-from kyomei.learning.start import Normalisation, Start, random_start
-from kyomei.source.shards import Rows
+from kyomei.learning.directions import Directions
+from kyomei.learning.latents import Start, random_start
+from kyomei.learning.spaces import Normalisation, Whitening
+from kyomei.source.rows import Rows
 
 CALIBRATION_ROWS = 16_384
 """Rows from which the first thresholds are taken."""

@@ -19,10 +19,12 @@ from kyomei.dictionary.mechanisms import BA, GBA, L1, BatchTopK, Mechanism, TopK
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, Interrupted, RecipeError, RunError, TrainingError
 from kyomei.learning.checkpoint import list_checkpoints
-from kyomei.learning.start import Normalisation, Start, random_start
-from kyomei.learning.state import NonFiniteError, Training, learning_rate
-from kyomei.learning.trainer import train
-from kyomei.source.shards import BatchOrder, TensorRows
+from kyomei.learning.latents import Start, random_start
+from kyomei.learning.spaces import Normalisation
+from kyomei.learning.step import NonFiniteError, Training, learning_rate
+from kyomei.learning.training import train
+from kyomei.source.order import BatchOrder
+from kyomei.source.rows import TensorRows
 
 WIDTH, DIM = 20, 10
 PARTS = ("encoder", "decoder", "threshold", "center")

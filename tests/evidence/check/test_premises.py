@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 import kyomei
 from kyomei.cli import app
 from kyomei.errors import DataError
-from kyomei.evidence.behaviour import Coded, Geometry, Meetings, Spread
-from kyomei.evidence.calibration import shipped
-from kyomei.evidence.premises import Premise, Premises, _wilson, judge, n_features
-from kyomei.evidence.second_opinion import SecondOpinion
-from kyomei.evidence.structure import Structure
-from kyomei.stages.check import open_source
+from kyomei.evidence.check.behaviour import Coded, Geometry, Meetings, Spread
+from kyomei.evidence.check.calibration import shipped
+from kyomei.evidence.check.premises import Premise, Premises, _wilson, judge, n_features
+from kyomei.evidence.check.second_opinion import SecondOpinion
+from kyomei.evidence.check.structure import Structure
+from kyomei.source.rows import open_rows
 
 NAMES = (
     "sparse structure",
@@ -218,7 +218,7 @@ def test_files_of_activations_are_opened(rows: torch.Tensor, tmp_path: Path) -> 
     np.save(tmp_path / "x.npy", rows.numpy())
     safetensors.torch.save_file({"activations": rows, "other": rows[:5].clone()}, tmp_path / "x.safetensors")
     for name in ("x.npy", "x.safetensors"):
-        opened = open_source(tmp_path / name)
+        opened = open_rows(tmp_path / name)
         assert (opened.num_rows, opened.dim) == (2500, 16)
         assert torch.equal(opened.read(np.array([3, 1])), rows[[3, 1]])
 
@@ -237,7 +237,7 @@ def test_unusable_files_are_explained(rows: torch.Tensor, tmp_path: Path) -> Non
         ("gone", "Found nothing at"),
     ):
         with pytest.raises(DataError, match=message):
-            open_source(tmp_path / name)
+            open_rows(tmp_path / name)
 
 
 def test_the_command_prints_one_json_object_and_explains_errors(rows: torch.Tensor, tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Shaped
 from torch import Tensor
 
-from kyomei.evidence.calibration import Calibrator, recaptured, shipped, statistics
-from kyomei.evidence.structure import Progress, Structure, search
+from kyomei.evidence.check.calibration import Calibrator, recaptured, shipped, statistics
+from kyomei.evidence.check.structure import Progress, Structure, search
 from kyomei.learning.refinement import PARTS
-from kyomei.source.shards import Rows
+from kyomei.source.rows import Rows
 
 Status = Literal["met", "not met", "unknown"]
 Verdict = Literal["met", "partly", "not met"]

@@ -1,23 +1,96 @@
-"""What the run's own dictionaries are compared with, on the same rows and at the same sparsity."""
+"""What a run consists of: its arms, the null and the baselines of each, their seeds and their folders."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kyomei.config import Recipe
+from kyomei.dictionary.formats import load
+from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import RecipeError
+from kyomei.evidence.controls import GAUSSIAN, RANDOM_WEIGHTS, Control
 from kyomei.evidence.fidelity import fidelity
+from kyomei.learning.directions import Directions
 from kyomei.learning.fit import fit
 from kyomei.runs import Run
 from kyomei.stages.harvest import activations
-from kyomei.stages.train import Arm, main_arm, null_arm, train_arm
-from kyomei.stages.watcher import Watcher
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One mechanism on one kind of data, in several replicas that differ in documents and seed.
+
+    Attributes:
+        folder: in the run's folder; replica i is `folder/i`.
+        recipe: what is trained.
+        replicas: how many.
+        control: the null that this arm is; none: it is no null.
+        directions_from: folder of the arm whose directions serve here too; none: its own.
+        as_many_as: folder of the arm whose first replica says how many directions are kept, and so how wide a dictionary is
+            whose width follows from them; none: all are kept.
+    """
+
+    folder: str
+    recipe: Recipe
+    replicas: int
+    control: Control | None = None
+    directions_from: str | None = None
+    as_many_as: str | None = None
+
+    def path(self, run: Run, replica: int) -> Path:
+        return run.path(f"{self.folder}/{replica}")
+
+    def stage(self, replica: int) -> str:
+        return f"train {self.folder}/{replica}"
+
+    def dictionary(self, run: Run, replica: int) -> SparseAutoencoder:
+        return load(self.path(run, replica))
+
+    def directions(self, run: Run, replica: int) -> Directions | None:
+        """The replica's resonant directions; none for a mechanism that starts at random."""
+        path = self.directions_path(run, replica)
+        return Directions.load(path) if path.exists() else None
+
+    def directions_path(self, run: Run, replica: int) -> Path:
+        return run.path(f"{self.directions_from or self.folder}/{replica}") / "directions.safetensors"
+
+
+def main_arm(run: Run) -> Arm:
+    """The run's own dictionaries: replicas/0 is the one that ships."""
+    return Arm("replicas", run.recipe, run.recipe.source.replicas)
+
+
+def control_arm(arm: Arm, name: str, control: Control) -> Arm:
+    """The same procedure with one thing taken away, two replicas.
+
+    Args:
+        arm: what it is the control of.
+        name: of the arm's mechanism.
+        control: the null. One that needs activations of its own learns from those of the run it is trained in.
+    """
+    recipe = control.recipe(arm.recipe)
+    if control.own_activations:
+        return replace(arm, recipe=recipe)
+    # A frozen dictionary has other rows and learns none first: targets come from the same directions, and L0 is the same.
+    shared = None if control.gaussian else arm.directions_from or arm.folder
+    return Arm(f"controls/{control.name}/{name}", recipe, 2, control, shared, arm.directions_from or arm.folder)
+
+
+def null_arm(arm: Arm, name: str) -> Arm:
+    """The Gaussian surrogate of an arm."""
+    return control_arm(arm, name, GAUSSIAN)
+
+
+def replica_seed(seed: int, replica: int, *, null: bool = False) -> int:
+    """Seed of one replica; nulls draw from streams of their own."""
+    return int(np.random.SeedSequence([seed, replica, int(null)]).generate_state(1)[0])
+
 
 BASELINES = ("topk", "batchtopk", "l1", "ba")
-PENALTY_STEPS = 300
-"""Steps of each short training in the search for the ℓ1 penalty that gives the run's L0."""
-PENALTY_TRIALS = 7
 
 
 @dataclass(frozen=True)
@@ -51,14 +124,6 @@ def baseline_pair(run: Run, name: str) -> Pair:
     return Pair(name, arm, null_arm(arm, name))
 
 
-def train_baseline(run: Run, name: str, watcher: Watcher) -> Pair:
-    """The baseline and its null, trained where they are not yet."""
-    pair = baseline_pair(run, name)
-    for arm in (pair.arm, pair.null):
-        train_arm(run, arm, watcher)
-    return pair
-
-
 def trained_pairs(run: Run) -> list[Pair]:
     """The run's own pair first, then the baselines that were trained beside it."""
     return [own_pair(run), *(baseline_pair(run, name) for name in BASELINES if _is_trained(run, name))]
@@ -67,6 +132,17 @@ def trained_pairs(run: Run) -> list[Pair]:
 def _is_trained(run: Run, name: str) -> bool:
     folders = (f"baselines/{name}/0", f"controls/gaussian/{name}/1")
     return all(run.done(f"train {folder}") for folder in folders)
+
+
+def random_weights_run(run: Run) -> Run:
+    """The run inside a run that repeats it with the model's weights drawn at random: same text, same site, same recipe."""
+    recipe = RANDOM_WEIGHTS.recipe(run.recipe.with_values({"source.sites": run.manifest["sites"][:1]}))
+    return Run.create(run.path(f"controls/{RANDOM_WEIGHTS.name}"), recipe, resume=True)
+
+
+PENALTY_STEPS = 300
+"""Steps of each short training in the search for the ℓ1 penalty that gives the run's L0."""
+PENALTY_TRIALS = 7
 
 
 def _settings(run: Run, name: str) -> dict[str, Any]:

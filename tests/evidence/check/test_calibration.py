@@ -15,9 +15,9 @@ from scipy.special import expit
 
 from kyomei.errors import EvidenceError
 from kyomei.evidence import calibration as c
-from kyomei.evidence.behaviour import Spread
-from kyomei.evidence.second_opinion import NO_OPINION
-from kyomei.evidence.structure import Structure
+from kyomei.evidence.check.behaviour import Spread
+from kyomei.evidence.check.second_opinion import NO_OPINION
+from kyomei.evidence.check.structure import Structure
 
 DATA = Path(__file__).parents[2] / "bench" / "data" / "calibration.jsonl"
 NAMES = ("up", "idle")

@@ -12,15 +12,17 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kyomei.config import TrainRecipe
-from kyomei.dictionary import kernels
+from kyomei.dictionary.kernels import supported
 from kyomei.dictionary.mechanisms import Finish, Mechanism, Objective
+from kyomei.dictionary.products import DENSE_ABOVE, DenseProducts, SparseProducts
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import TrainingError
 from kyomei.learning import checkpoint
 from kyomei.learning.checkpoint import Checkpoint
+from kyomei.learning.latents import Start
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.optimiser import CompactAdam
-from kyomei.learning.start import Normalisation, Start
+from kyomei.learning.spaces import Normalisation
 
 SOFT_FROZEN_COSINE = 0.8
 """A soft-frozen decoder row keeps at least this cosine to its start (arXiv:2602.14111)."""
@@ -139,13 +141,13 @@ class Training:
         if mesh.features > 1:
             options |= {"over_latents": mesh.sum_over_latents, "centre_share": 1 / mesh.features}
         weights = xn, self.encoder, self.decoder, self.centre
-        if kernels.supported(self.encoder.device, self.encoder.dtype):
-            products = kernels.SparseProducts(*weights, **options)
+        if supported(self.encoder.device, self.encoder.dtype):
+            products = SparseProducts(*weights, **options)
             scored = self.mechanism.scored(products)
             # All ranks have to take one way: their sums differ in number.
-            if float(mesh.sum_over_all(torch.tensor(scored[0].density))) <= kernels.DENSE_ABOVE * mesh.size:
+            if float(mesh.sum_over_all(torch.tensor(scored[0].density))) <= DENSE_ABOVE * mesh.size:
                 return self.mechanism.objective(products, scored)
-        return self.mechanism.objective(kernels.DenseProducts(*weights, **options))
+        return self.mechanism.objective(DenseProducts(*weights, **options))
 
     def _reduce_gradients(self) -> None:
         """Gradients of this rank's latents from all rows; that of b_pre from all ranks."""

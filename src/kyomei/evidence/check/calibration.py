@@ -20,7 +20,7 @@ from scipy.optimize import minimize  # type: ignore[import-untyped, unused-ignor
 from scipy.special import expit  # type: ignore[import-untyped, unused-ignore]
 
 from kyomei.errors import EvidenceError
-from kyomei.evidence.structure import Structure
+from kyomei.evidence.check.structure import Structure
 
 ALGORITHM, VERSION = "monotone additive fractional logit", 2
 FILE = "calibrator.json"
@@ -161,7 +161,7 @@ class Calibrator:
 @cache
 def shipped() -> Calibrator:
     """The calibrator in the package."""
-    return Calibrator.from_json(resources.files("kyomei.evidence").joinpath(FILE).read_text(encoding="utf-8"))
+    return Calibrator.from_json(resources.files("kyomei.evidence.check").joinpath(FILE).read_text(encoding="utf-8"))
 
 
 def fit(table: Float[np.ndarray, "regimes names"], truth: Float[np.ndarray, " regimes"], names: tuple[str, ...]) -> Calibrator:

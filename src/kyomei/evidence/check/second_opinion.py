@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kyomei.evidence.behaviour import (
+from kyomei.evidence.check.behaviour import (
     NO_CODE,
     NOTHING,
     Coded,
@@ -27,9 +27,9 @@ from kyomei.evidence.behaviour import (
     nearest_other,
     spread,
 )
-from kyomei.learning.covariance import Whitening
 from kyomei.learning.merging import distinct
 from kyomei.learning.refinement import AGREED, SAME, refine
+from kyomei.learning.spaces import Whitening
 
 CROWDED = 0.99
 """A direction is apart if this share of random directions would have a nearer neighbour at most as near as its own."""

@@ -1,0 +1,252 @@
+"""All figures of a report: positions are computed here, colours come from the page."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+Figure = float | int | str | None
+"""A number, ready-made words, or none where there is nothing to say."""
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """One dictionary in the plane of sparsity and loss; points of one label are joined.
+
+    Attributes:
+        label: the mechanism.
+        l0: mean number of active latents in a row.
+        fvu: fraction of variance unexplained.
+    """
+
+    label: str
+    l0: float
+    fvu: float
+
+
+WIDTH, HEIGHT = 380.0, 240.0
+LEFT, RIGHT, TOP, BOTTOM = 44.0, 10.0, 20.0, 40.0
+SERIES = 6
+"""Colours (and marker shapes) there are; further series share them."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A labelled place on an axis."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of the real data or of the null."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    kind: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """Dots of one label, joined in order."""
+
+    label: str
+    colour: int
+    dots: list[tuple[float, float, str]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart in pixels of a 380 × 240 box."""
+
+    name: str
+    summary: str
+    x_label: str
+    y_label: str
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    bars: list[Bar] = field(default_factory=list)
+    series: list[Series] = field(default_factory=list)
+    mark: Tick | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Data to pixels along one axis."""
+
+    low: float
+    high: float
+    first: float
+    last: float
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.first + share * (self.last - self.first), 2)
+
+
+def _across(low: float, high: float) -> _Axis:
+    return _Axis(low, high, LEFT, WIDTH - RIGHT)
+
+
+def _up(high: float) -> _Axis:
+    return _Axis(0.0, high, HEIGHT - BOTTOM, TOP)
+
+
+def frontier_chart(points: Sequence[FrontierPoint]) -> Chart | None:
+    """L0 (logarithmic) against FVU; none without a point that has both."""
+    points = [p for p in points if _finite(p.l0) and _finite(p.fvu) and p.l0 > 0 and p.fvu >= 0]
+    if not points:
+        return None
+    logs = [math.log10(p.l0) for p in points]
+    across = _across(min(logs) - 0.12, max(logs) + 0.12)
+    ticks = _linear_ticks(1.08 * max(p.fvu for p in points) or 1.0)
+    up = _up(ticks[-1])
+    series = []
+    for number, label in enumerate(dict.fromkeys(p.label for p in points)):
+        own = sorted((p for p in points if p.label == label), key=lambda p: p.l0)
+        dots = [
+            (across(math.log10(p.l0)), up(p.fvu), f"{label}: L0 {format_number(p.l0)}, FVU {format_number(p.fvu)}") for p in own
+        ]
+        series.append(Series(label, number % SERIES, dots))
+    return Chart(
+        "Sparsity against loss",
+        "; ".join(title for one in series for *_, title in one.dots),
+        "L0, active latents in a row",
+        "FVU",
+        _log_ticks(across),
+        [Tick(up(t), format_number(t)) for t in ticks],
+        series=series,
+    )
+
+
+def spectrum_chart(frequencies: Sequence[float]) -> Chart | None:
+    """How many features occur how often (logarithmic); none if no frequency is above zero."""
+    alive = [f for f in frequencies if _finite(f) and f > 0]
+    if not alive:
+        return None
+    per_decade = 5
+    counts = Counter(math.floor(per_decade * math.log10(min(f, 1.0)) + 1e-9) for f in alive)
+    low, high = min(counts), max(counts) + 1
+    if high - low < per_decade:
+        low, high = low - 2, high + 2
+    across, ticks = _across(low / per_decade, high / per_decade), _linear_ticks(max(counts.values()), whole=True)
+    up = _up(ticks[-1])
+    bars = []
+    for place in sorted(counts):
+        left, right, top = across(place / per_decade), across((place + 1) / per_decade), up(counts[place])
+        interval = f"{format_number(10 ** (place / per_decade))} to {format_number(10 ** ((place + 1) / per_decade))}"
+        title = f"{counts[place]} features, {interval}"
+        bars.append(Bar(left + 0.75, top, right - left - 1.5, round(up(0) - top, 2), "real", title))
+    dead = sum(1 for f in frequencies if _finite(f) and f <= 0)
+    note = f"{format_number(dead)} of {format_number(len(frequencies))} are silent and not drawn." if dead else ""
+    summary = f"{format_number(len(alive))} features, median frequency {format_number(_quantile(alive, 0.5))}"
+    y_ticks = [Tick(up(t), format_number(t)) for t in ticks]
+    return Chart(
+        "Occurrence", summary, "share of rows where a feature occurs", "features", _log_ticks(across), y_ticks, bars, note=note
+    )
+
+
+def consistency_chart(mcs: Sequence[float], null_mcs: Sequence[float]) -> Chart | None:
+    """Largest cosines of real directions over the null's; none if either is missing, since one says nothing alone."""
+    samples = {"null": [c for c in null_mcs if _finite(c)], "real": [c for c in mcs if _finite(c)]}
+    if not all(samples.values()):
+        return None
+    bins_per_unit = 20
+    shares: dict[str, dict[int, float]] = {}
+    for kind, cosines in samples.items():
+        counts = Counter(min(bins_per_unit - 1, math.floor(bins_per_unit * c + 1e-9)) for c in cosines)
+        shares[kind] = {place: count / len(cosines) for place, count in counts.items()}
+    low = min(0, *(min(share) for share in shares.values())) / bins_per_unit
+    across, ticks = _across(low, 1.0), _linear_ticks(max(max(share.values()) for share in shares.values()))
+    up = _up(ticks[-1])
+    bars = []
+    for kind, share in shares.items():
+        for place in sorted(share):
+            left, right, top = across(place / bins_per_unit), across((place + 1) / bins_per_unit), up(share[place])
+            title = (
+                f"{kind}: {format_number(share[place])} from {place / bins_per_unit:.2f} to {(place + 1) / bins_per_unit:.2f}"
+            )
+            bars.append(Bar(left + 0.5, top, round(right - left - 1, 2), round(up(0) - top, 2), kind, title))
+    percentile, median = _quantile(samples["null"], 0.99), _quantile(samples["real"], 0.5)
+    assert percentile is not None
+    first = math.ceil(low * 5 - 1e-9)
+    return Chart(
+        "Consistency against the null",
+        f"Median MCS {format_number(median)}; 99th percentile of the null {format_number(percentile)}",
+        "MCS, largest cosine with another replica",
+        "share",
+        [Tick(across(fifth / 5), f"{fifth / 5:g}") for fifth in range(first, 6)],
+        [Tick(up(t), format_number(t)) for t in ticks],
+        bars,
+        mark=Tick(across(percentile), f"null’s 99th percentile {percentile:.2f}"),
+    )
+
+
+def _linear_ticks(high: float, whole: bool = False) -> list[float]:
+    """About four round numbers from 0 to at least `high`."""
+    rough = high / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * (1 - 1e-9))
+    if whole:
+        step = max(1.0, math.ceil(step))
+    return [round(step * i, 12) for i in range(math.ceil(high / step - 1e-9) + 1)]
+
+
+def _log_ticks(axis: _Axis) -> list[Tick]:
+    """Powers of ten on an axis of logarithms, and 2s and 5s between them where there is room."""
+    decades = range(math.floor(axis.low), math.ceil(axis.high) + 1)
+    span = axis.high - axis.low
+    factors = (
+        (1,)
+        if span > 2.2
+        else (1, 3)
+        if span > 1.2
+        else (1, 2, 3, 5)
+        if span > 0.65
+        else (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
+    )
+    values = [factor * 10.0**decade for decade in decades for factor in factors]
+    return [Tick(axis(math.log10(v)), format_number(v)) for v in values if axis.low <= math.log10(v) <= axis.high]
+
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def format_number(value: Figure) -> str:
+    """A number in three significant digits; words as they are, a dash for none and for what is not finite."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, str):
+        return value
+    size = abs(value)
+    if size >= 1000 or float(value).is_integer():
+        return f"{value:,.0f}".replace(",", "\u202f").replace("-", "−")
+    if size < 1e-3:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        mantissa = mantissa.removesuffix(".0")
+        power = f"10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+        return power if mantissa == "1" else f"{mantissa} × {power}".replace("-", "−")
+    decimals = max(0, 2 - math.floor(math.log10(size)))
+    text = f"{value:.{decimals}f}"
+    return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-", "−")
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, float | int) and math.isfinite(value)
+
+
+def _quantile(values: Sequence[float], share: float) -> float | None:
+    ordered = sorted(v for v in values if _finite(v))
+    if not ordered:
+        return None
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
