@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 import kyomei
-from kyomei.evidence import calibration
+from kyomei.evidence.check import calibration
 from kyomei.evidence.check.structure import Structure, search
 
 DATA = Path(__file__).parent / "data" / "calibration.jsonl"

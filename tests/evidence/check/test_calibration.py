@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from kyomei.errors import EvidenceError
-from kyomei.evidence import calibration as c
+from kyomei.evidence.check import calibration as c
 from kyomei.evidence.check.behaviour import Spread
 from kyomei.evidence.check.second_opinion import NO_OPINION
 from kyomei.evidence.check.structure import Structure
 
-DATA = Path(__file__).parents[2] / "bench" / "data" / "calibration.jsonl"
+DATA = Path(__file__).parents[3] / "bench" / "data" / "calibration.jsonl"
 NAMES = ("up", "idle")
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import kyomei
-from kyomei.evidence import behaviour as b
+from kyomei.evidence.check import behaviour as b
 from kyomei.evidence.check.second_opinion import NO_OPINION, SecondOpinion, second_opinion
 from kyomei.evidence.check.structure import search
 from kyomei.learning.spaces import Whitening

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 import kyomei
 from kyomei.errors import DataError
-from kyomei.evidence import structure as s
+from kyomei.evidence.check import structure as s
 from kyomei.evidence.check.behaviour import Spread
 from kyomei.evidence.check.structure import Structure, search
 from kyomei.learning.merging import not_mixtures
