@@ -321,29 +321,28 @@ def set_version(run: Run, version: Any) -> None:
 
 
 @pytest.mark.parametrize("resume", [True, False])
-def test_a_newer_schema_is_refused(run: Run, resume: bool) -> None:
+def test_a_newer_layout_is_refused(run: Run, resume: bool) -> None:
     set_version(run, runs.SCHEMA_VERSION + 1)
-    with pytest.raises(RunError, match=f"Found version {runs.SCHEMA_VERSION + 1} in .* newer Kyomei"):
+    with pytest.raises(RunError, match=f"Found layout {runs.SCHEMA_VERSION + 1} in .* newer Kyomei"):
         Run.create(run.folder, run.recipe, resume=True) if resume else Run.open(run.folder)
 
 
-def test_an_older_schema_is_migrated_step_by_step(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "SCHEMA_VERSION", 3)
-    monkeypatch.setattr(
-        runs,
-        "MIGRATIONS",
-        {1: lambda old: {**old, "steps": ["one"]}, 2: lambda old: {**old, "steps": [*old["steps"], "two"]}},
-    )
-    manifest = Run.open(run.folder).manifest
-    assert manifest["steps"] == ["one", "two"]
-    assert manifest["schema_version"] == 3
-    run.finish("harvest")
-    assert json.loads(run.path("manifest.json").read_bytes())["schema_version"] == 3
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_run_of_the_old_layout_is_refused_in_one_line_that_says_how_to_make_it_anew(run: Run, resume: bool) -> None:
+    """Its recipe may have keys that no Kyomei knows any more: it is not read."""
+    run.note(command="kyomei train runs/first --set train.steps=9")
+    set_version(run, 1)
+    run.path("recipe.yaml").write_text("mechanism: {long: gone}\n")
+    with pytest.raises(RunError) as refused:
+        Run.create(run.folder, run.recipe, resume=True) if resume else Run.open(run.folder)
+    said = str(refused.value)
+    assert said.endswith("Make it anew with: kyomei train runs/first --set train.steps=9 --overwrite.") and "\n" not in said
+    assert Run.create(run.folder, run.recipe, overwrite=True).manifest["schema_version"] == runs.SCHEMA_VERSION
 
 
-def test_a_schema_too_old_to_migrate_is_refused(run: Run) -> None:
-    set_version(run, 0)
-    with pytest.raises(RunError, match=r"Found version 0 in .*no longer read"):
+def test_without_its_command_the_folder_is_named(run: Run) -> None:
+    set_version(run, 1)
+    with pytest.raises(RunError, match=f"Make it anew with: kyomei train {run.folder} --overwrite"):
         Run.open(run.folder)
 
 

@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -28,11 +29,8 @@ from kyomei import __version__
 from kyomei.config import Recipe
 from kyomei.errors import RunError
 
-SCHEMA_VERSION = 1
-"""Version of the run folder's layout and manifest that this code writes."""
-
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""From a schema version to the function that turns its manifest into one of the version after it."""
+SCHEMA_VERSION = 2
+"""Version of the run folder's layout and manifest; a run of another one is refused. Dictionaries have their own version."""
 
 RECIPE, MANIFEST, LOCK = "recipe.yaml", "manifest.json", "lock"
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
@@ -146,7 +144,7 @@ class Run:
             overwrite: delete the run that is there, and start anew.
 
         Raises:
-            RunError: the folder exists and neither option is given (or both), is not a run, is of a newer schema, has another
+            RunError: the folder exists and neither option is given (or both), is not a run, is of another layout, has another
                 recipe, or a live process holds its lock.
         """
         folder = Path(folder)
@@ -189,14 +187,13 @@ class Run:
         """The run in a folder.
 
         Raises:
-            RunError: no run is there, its manifest is damaged, or its schema is newer than this Kyomei's.
+            RunError: no run is there, its manifest is damaged, or its layout is not this Kyomei's.
         """
         folder = Path(folder)
         if not _is_run(folder):
             raise RunError("the folder of a run", f"no {MANIFEST} in {folder}", "check the path")
-        run = cls(folder, Recipe.read(folder / RECIPE))
-        _ = run.manifest
-        return run
+        _read_manifest(folder)  # first: the recipe of an older layout may have keys that are gone
+        return cls(folder, Recipe.read(folder / RECIPE))
 
     def path(self, name: str) -> Path:
         """The path of a file or folder of the run, such as "evidence.json" or "replicas/0"."""
@@ -214,18 +211,12 @@ class Run:
         Raises:
             RunError: it is not there, or not JSON.
         """
-        path = self.path(name)
-        try:
-            return json.loads(path.read_bytes())
-        except FileNotFoundError as error:
-            raise RunError(f"{name} in the run", f"nothing at {path}", "run the stage that writes it") from error
-        except ValueError as error:
-            raise RunError("JSON", f"{path}: {error}", "delete the damaged file and repeat the stage that writes it") from error
+        return _read_json(self.folder, name)
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The manifest as it stands on disk, brought up to this schema version."""
-        return _migrated(self.read_json(MANIFEST), self.folder)
+        """The manifest as it stands on disk."""
+        return _read_manifest(self.folder)
 
     def note(self, **facts: Any) -> None:
         """Add facts to the manifest, such as the document split or the device."""
@@ -361,26 +352,36 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _migrated(manifest: Any, folder: Path) -> dict[str, Any]:
+def _read_json(folder: Path, name: str) -> Any:
+    path = folder / name
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise RunError(f"{name} in the run", f"nothing at {path}", "run the stage that writes it") from error
+    except ValueError as error:
+        raise RunError("JSON", f"{path}: {error}", "delete the damaged file and repeat the stage that writes it") from error
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run of this layout."""
+    manifest = _read_json(folder, MANIFEST)
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if not isinstance(version, int):
         found = f"{version!r} in {folder / MANIFEST}"
         raise RunError("a manifest with a schema_version", found, "check that this is a run's folder")
     if version > SCHEMA_VERSION:
         raise RunError(
-            f"a run of schema version {SCHEMA_VERSION} or older",
-            f"version {version} in {folder}, written by a newer Kyomei",
+            f"a run of layout {SCHEMA_VERSION}",
+            f"layout {version} in {folder}, written by a newer Kyomei",
             "install the Kyomei that wrote it, or a newer one",
         )
-    while version < SCHEMA_VERSION:
-        if version not in MIGRATIONS:
-            raise RunError(
-                f"a run of schema version {SCHEMA_VERSION}",
-                f"version {version} in {folder}, which is no longer read",
-                "open it with the Kyomei that wrote it",
-            )
-        manifest = {**MIGRATIONS[version](manifest), "schema_version": version + 1}
-        version += 1
+    if version < SCHEMA_VERSION:
+        command = str(manifest.get("command", f"kyomei train {shlex.quote(str(folder))}")).removesuffix(" --overwrite")
+        raise RunError(
+            f"a run of layout {SCHEMA_VERSION}",
+            f"layout {version} in {folder}, made by an older Kyomei (its dictionaries still load with kyomei.load)",
+            f"make it anew with: {command} --overwrite",
+        )
     return dict(manifest)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from kyomei.dictionary.formats import load
 from kyomei.dictionary.sae import Activation, SparseAutoencoder
@@ -109,3 +110,15 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(RunError, match=r"space on the disk.*sae.safetensors.*[Ff]ree some space"):
         build(tied=True).save(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_dictionary_of_an_old_run_loads_for_ever(tmp_path: Path) -> None:
+    """Written here byte by byte, in the first format: whatever becomes of runs, these files keep their meaning."""
+    tensors = {"encoder": torch.eye(3, 2), "decoder": torch.eye(3, 2) * 2}
+    save_file({**tensors, "threshold": torch.full((3,), 0.5), "center": torch.ones(2)}, tmp_path / "sae.safetensors")
+    config = {"schema_version": 1, "format": "kyomei", "width": 3, "dim": 2, "tied": False, "activation": "jumprelu", "k": None}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
+    sae = load(tmp_path)
+    x = torch.tensor([[3.0, 1.0], [1.0, 2.0]])
+    assert torch.equal(sae.encode(x), torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    assert torch.equal(sae(x), torch.tensor([[5.0, 1.0], [1.0, 3.0]]))
