@@ -81,9 +81,10 @@ def verdict(
 ) -> Verdict:
     """The one answer that every page and every table opens with.
 
-    The certificate sets the level: how much of the dictionary is certified, and how much of that chance would give. Premises that
-    are not met lower it by one step, and so does the same model with random weights if it has as many certified features that
-    neither token nor position explains. Where nobody has checked the premises or tried random weights it is at most "partly".
+    The certificate sets the level: how much of the dictionary is certified, and how much of that chance would give. Premises
+    that are not met lower it by one step, and so does the same model with random weights if it has as many certified features
+    that neither token nor position explains. Where nobody has checked the premises or tried random weights it is at most
+    "partly".
 
     Args:
         certificate: what `Certificate.to_dict` gives, or certificate.json holds; none: there is none that still holds.
@@ -93,12 +94,11 @@ def verdict(
     premised = _premises(premises)
     if certificate is None:
         untested = Reason("certified", "unknown", "–", "no latent has been tested; run `kyomei certify`")
-        level: Level = "do not trust" if premised.side == "against" else "not tested"
-        clause = "the premises are not met and no latent is certified" if premised.side == "against" else "it has no certificate"
+        level, clause = _untested(premised)
         return Verdict(level, f"{OPENINGS[level]}: {clause}; read nothing off it.", (untested, premised))
     level, clause, reasons = _certified(certificate)
     control = _control(certificate, random_weights)
-    lowered = []
+    lowered: list[str] = []
     if premised.side == "against":
         level, lowered = _LOWERED[level], [*lowered, "the premises are not met"]
     if control.side == "against":
@@ -107,6 +107,12 @@ def verdict(
         level = "partly"
     headline = f"{OPENINGS[level]}: {'; '.join([clause, *lowered])}."
     return Verdict(level, headline, (*reasons, premised, control))
+
+
+def _untested(premised: Reason) -> tuple[Level, str]:
+    if premised.side == "against":
+        return "do not trust", "the premises are not met and no latent is certified"
+    return "not tested", "it has no certificate"
 
 
 def _premises(premises: Mapping[str, Any] | None) -> Reason:
@@ -148,7 +154,7 @@ def _certified(certificate: Mapping[str, Any]) -> tuple[Level, str, list[Reason]
         ),
         Reason(
             "null",
-            _side(by_chance <= RARELY),
+            _side(by_chance <= RARELY) if count else "unknown",
             f"{_percent(rate)} of its latents pass",
             f"{certificate['null']['name']} through the same rule; {_by_chance(count, by_chance)}",
         ),
