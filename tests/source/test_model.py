@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,35 @@ class Zero:
 class Same(Zero):
     def decode(self, z: Tensor) -> Tensor:
         return z
+
+
+class Waiting(Zero):
+    """Stays in the middle of a spliced pass until told to go on."""
+
+    def __init__(self) -> None:
+        self.inside, self.go_on = threading.Event(), threading.Event()
+
+    def decode(self, z: Tensor) -> Tensor:
+        self.inside.set()
+        self.go_on.wait(20)
+        return torch.zeros_like(z)
+
+
+def test_a_capture_never_sees_what_another_thread_splices(llama: LanguageModel) -> None:
+    site = DEFAULT["llama"]
+    untouched = llama.capture(IDS, [site])[site]
+    waiting = Waiting()
+    captured: list[Tensor] = []
+    splicing = threading.Thread(target=llama.logits, args=(IDS, (site, waiting)))
+    capturing = threading.Thread(target=lambda: captured.append(llama.capture(IDS, [site])[site]))
+    splicing.start()
+    assert waiting.inside.wait(20)
+    capturing.start()
+    capturing.join(0.3)
+    waiting.go_on.set()
+    splicing.join(20)
+    capturing.join(20)
+    assert torch.equal(captured[0], untouched)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in DEFAULT if kind != "bert"])

@@ -102,11 +102,11 @@ def test_without_the_datasets_package_the_message_says_how_to_install_it(monkeyp
         list(read_documents("datasets:some/corpus"))
 
 
-def test_datasets_are_streamed_by_field(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_datasets_are_streamed_by_field_and_never_run_code_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(name: str, **options: Any) -> list[dict[str, str]]:
         if name != "some/corpus":
             raise RuntimeError("no such dataset")
-        assert options == {"split": "train", "streaming": True}
+        assert options == {"split": "train", "streaming": True, "trust_remote_code": False}
         return [{"body": "one"}, {"body": "two"}]
 
     fake = types.ModuleType("datasets")

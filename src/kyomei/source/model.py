@@ -28,7 +28,7 @@ _LAYER = re.compile(r"^(?P<stack>(?:.*\.)?(?:layers|layer|h|blocks|block))\.(?P<
 _NOT_LANGUAGE = ("vision", "visual", "audio", "image")
 
 _ONE_AT_A_TIME = threading.Lock()
-"""Hooks sit on the module itself: a stream's thread and another caller must not meet in one forward pass."""
+"""Hooks sit on the module itself: two callers, such as a stream's thread and one that splices, must not meet in a pass."""
 
 
 class Codec(Protocol):
@@ -238,7 +238,7 @@ class LanguageModel:
         """
         self.require_ids(ids)
         replaced = self._replaced(*splice, ids, where) if splice is not None else contextlib.nullcontext()
-        with replaced:
+        with _ONE_AT_A_TIME, replaced:
             output = self.model(input_ids=ids.to(self.device), **self._options)
         if getattr(output, "logits", None) is None:
             do = "use a causal language model for this figure"
