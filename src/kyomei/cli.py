@@ -277,13 +277,16 @@ def certify_command(
     """Which features of a trained run's dictionary other replicas confirm, and where they come from."""
     with _verb(threads) as reporter:
         from kyomei.runs import Run
-        from kyomei.stages.certify import certificate_table, certify_run
+        from kyomei.stages.certify import certificate_notes, certificate_table, certify_run
 
         run = Run.open(folder)
         with run.lock():
             facts = certify_run(run, reporter, baselines=baseline or (), random_weights=random_weights)
         header, rows = certificate_table(facts)
-        show(facts, as_json, f"{folder}: features by status, and origin of the certified ones", header, rows)
+        title = f"{facts['verdict']['headline']}\n{folder}: features by status, and origin of the certified ones"
+        show(facts, as_json, title, header, rows)
+        if not as_json:
+            print("\n".join(certificate_notes(facts)))
         if random_weights and not as_json:
             for name, found in facts["origin_difference"].items():
                 shown = "none on one side" if found is None else "{difference:.3f} (95 % {low:.3f}–{high:.3f})".format(**found)
@@ -295,12 +298,15 @@ def report_command(folder: RunFolder, as_json: AsJson = False) -> None:
     """Write report.html from a run's evidence."""
     with _verb(None):
         from kyomei.runs import Run
+        from kyomei.stages.certify import verdict_of
         from kyomei.stages.report import report_run
 
         run = Run.open(folder)
         with run.lock():
             path = report_run(run)
-        show({"report": str(path)}, as_json, "report", ("file",), [(str(path),)])
+            answer = verdict_of(run)
+        facts = {"verdict": answer.to_dict(), "report": str(path)}
+        show(facts, as_json, answer.headline, ("report",), [(str(path),)])
 
 
 @app.command("planted")
@@ -469,12 +475,14 @@ def _dropped(values: dict[str, Any]) -> str:
 
 
 def _show_evidence(run: Run, as_json: bool) -> None:
+    from kyomei.stages.certify import verdict_of
     from kyomei.stages.report import evidence_rows
     from kyomei.views.charts import format_number
 
-    evidence = run.read_json("evidence.json")
+    evidence, answer = run.read_json("evidence.json"), verdict_of(run)
     rows = [
         (row.figure, *("" if v is None else format_number(v) for v in (row.value, row.spread, row.null)))
         for row in evidence_rows(evidence)
     ]
-    show(evidence, as_json, str(run.folder), ("figure", "value", "over replicas", "null"), rows)
+    facts, title = {"verdict": answer.to_dict(), **evidence}, f"{answer.headline}\n{run.folder}"
+    show(facts, as_json, title, ("figure", "value", "over replicas", "null"), rows)

@@ -12,15 +12,35 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from kyomei.errors import EvidenceError
+from kyomei.evidence import kinship, origin, reproduction
 from kyomei.evidence.origin import ORIGINS, Origin
-from kyomei.evidence.reproduction import STATUSES, Status, Verdicts
+from kyomei.evidence.reproduction import DENSE_FREQUENCY, STATUSES, Status, Verdicts
+from kyomei.evidence.verdict import Verdict, verdict
 from kyomei.runs import plain, write_atomic
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+RULE_VERSION = 1
+"""Of the procedure: raised when statuses or origins come about differently though no constant has changed."""
 STATUS_SHARES, ORIGIN_SHARES = "status", "origin of certified"
+BEST = 3
+"""Features that a printed certificate names."""
 
 
-@dataclass(frozen=True)
+def rule_in_force() -> dict[str, float]:
+    """What statuses and origins depend on beside the data: the procedure's version and every constant of the rooms it runs in.
+
+    All numbers that a module names in capitals are taken, so that none can be forgotten.
+    """
+    constants = {
+        f"{module.__name__.rpartition('.')[2]}.{name}": float(value)
+        for module in (reproduction, kinship, origin)
+        for name, value in vars(module).items()
+        if name.isupper() and isinstance(value, int | float)
+    }
+    return {"version": float(RULE_VERSION), **constants}
+
+
+@dataclass(frozen=True, repr=False)
 class Certificate:
     """What is certified, for which data, and on what evidence.
 
@@ -41,6 +61,8 @@ class Certificate:
         features: for every latent its status, origin and numbers.
         data: SHA-256 of everything that it is about, by path in the run.
         dense: the latents that are active on more than a tenth of the rows, see `dense_part`; empty in older certificates.
+        constants: the rule's version and constants, see `rule_in_force`; empty in older certificates.
+        answer: the verdict with what else is known of the run; none: of this certificate alone. It is not written down.
     """
 
     created: str
@@ -57,6 +79,8 @@ class Certificate:
     features: list[dict[str, Any]]
     data: dict[str, str]
     dense: dict[str, float] = field(default_factory=dict)
+    constants: dict[str, float] = field(default_factory=dict)
+    answer: Verdict | None = field(default=None, compare=False)
 
     def having(self, status: Status) -> list[dict[str, Any]]:
         """The features of a status."""
@@ -80,12 +104,44 @@ class Certificate:
         return np.array([(f["status"], f["origin"]["kind"]) == wanted for f in self.features], dtype=bool)
 
     def changed(self, data: Mapping[str, str]) -> list[str]:
-        """Paths whose content is no longer what the certificate is about; it has expired if there are any."""
-        return sorted(path for path in data.keys() | self.data.keys() if data.get(path) != self.data.get(path))
+        """What is no longer as it was certified, paths and constants of the rule; it has expired if there is anything."""
+        constants = rule_in_force()
+        if not self.constants:
+            return ["the rule"]
+        return _differing(data, self.data) + [f"the rule's {name}" for name in _differing(constants, self.constants)]
+
+    def best(self, count: int) -> list[dict[str, Any]]:
+        """Certified features that the replicas share most closely: by the weakest of all their figures, dense ones last."""
+
+        def order(feature: dict[str, Any]) -> tuple[bool, float]:
+            return feature["frequency"] > DENSE_FREQUENCY, -weakest(feature)
+
+        return sorted(self.having("certified"), key=order)[:count]
+
+    def why(self, latent: int) -> str:
+        """One sentence on the status of a latent."""
+        feature, rule = self.features[latent], self.rule
+        dense = "dense_" if feature["frequency"] > DENSE_FREQUENCY else ""
+        if feature["status"] == "dead":
+            return "it was active on none of the rows."
+        asked = f"cosine {rule[dense + 'encoder']:.2f} and {rule[dense + 'decoder']:.2f}, correlation {rule['correlation']:.2f}"
+        seen = "encoder {:.2f}, decoder {:.2f}, activation {:.2f}".format(
+            *(min(feature[name]) for name in ("encoder_mcs", "decoder_mcs", "correlation"))
+        )
+        split, merged = (max(feature[f"{name}_correlation"]) for name in ("split", "merged"))
+        told = {
+            "certified": f"each other replica has it: at the least {seen} ({asked} asked).",
+            "split": f"in another replica several latents share its place (correlation {split:.2f} together).",
+            "merged": f"in another replica one latent stands for it and others (correlation {merged:.2f} together).",
+            "unstable": f"a replica lacks it: {seen} at the least ({asked} asked).",
+        }
+        return told[feature["status"]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        """Plain values, without the answer."""
+        values = asdict(self)
+        del values["answer"]
+        return {"schema_version": SCHEMA_VERSION, **values}
 
     def write(self, path: Path) -> None:
         """Write it as JSON, atomically."""
@@ -93,7 +149,7 @@ class Certificate:
 
     @classmethod
     def read(cls, path: Path) -> Certificate:
-        """Read what `write` wrote.
+        """Read what `write` wrote; one of an older schema has expired (see `changed`), but can still be compared with.
 
         Raises:
             EvidenceError: it is no certificate, or one of a newer schema.
@@ -103,18 +159,43 @@ class Certificate:
             version = values.pop("schema_version")
         except (OSError, ValueError, AttributeError, KeyError) as error:
             raise EvidenceError("a certificate", f"{path}: {type(error).__name__}", "certify again") from error
-        if version != SCHEMA_VERSION:
+        if version > SCHEMA_VERSION:
             raise EvidenceError(f"a certificate of schema {SCHEMA_VERSION}", f"{version} in {path}", "update Kyomei")
         return cls(**values)
 
-    def __str__(self) -> str:
-        counts = {status: len(self.having(status)) for status in STATUSES}
-        shown = ", ".join(f"{count} {status}" for status, count in counts.items())
-        rate = self.null["false_positive_rate"]
-        return (
-            f"{self.mechanism} at {self.site}, width {self.width}: {shown}; "
-            f"{rate:.2%} of {self.null['latents']} latents pass on the {self.null['name']}"
-        )
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{len(self.having(status))} {status}" for status in STATUSES)
+        certified = self.having("certified")
+        kinds = [feature["origin"]["kind"] for feature in certified]
+        origins = ", ".join(f"{kinds.count(name)} {name}" for name in ORIGINS)
+        null = self.null
+        lines = [
+            (self.answer or verdict(self.to_dict())).headline,
+            f"  dictionary  {self.mechanism} at {self.site} of {self.model}; {len(self.replicas)} replicas",
+            f"  latents     {self.width}: {counts}",
+            f"  null        {null['false_positive_rate']:.2%} of {null['latents']} live latents of the {null['name']} pass",
+            f"  origin      of the certified: {origins}",
+            "  fidelity    FVU {fvu:.3f}, L0 {l0:.1f}, dead {dead:.1%}".format(**self.fidelity) + f"; {self.num_rows:,} rows",
+        ]
+        best = [describe_briefly(feature) for feature in self.best(BEST)] or ["no feature is certified"]
+        return "\n".join([*lines, f"  best        {best[0]}", *(f"              {line}" for line in best[1:])])
+
+    __str__ = __repr__
+
+
+def weakest(feature: Mapping[str, Any]) -> float:
+    """The smallest cosine or correlation of a feature with its like in any other replica."""
+    return float(min(min(feature[name]) for name in ("encoder_mcs", "decoder_mcs", "correlation")))
+
+
+def describe_briefly(feature: Mapping[str, Any]) -> str:
+    """A feature of a certificate in one line: number, weakest figure, origin, strongest tokens."""
+    tokens = " ".join(repr(text) for text, _ in feature["tokens"][:4])
+    return f"{feature['index']} (at least {weakest(feature):.2f}, {feature['origin']['kind']}): {tokens}"
+
+
+def _differing(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
 
 
 def tally(verdicts: Verdicts, source: Origin, weights: Float64[np.ndarray, " width"]) -> dict[str, dict[str, float]]:

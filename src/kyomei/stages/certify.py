@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -11,22 +12,35 @@ from typing import Any
 import numpy as np
 
 from kyomei.errors import RunError
-from kyomei.evidence.certificate import ORIGIN_SHARES, STATUS_SHARES, Certificate, dense_part, describe, tally
+from kyomei.evidence.certificate import (
+    ORIGIN_SHARES,
+    STATUS_SHARES,
+    Certificate,
+    dense_part,
+    describe,
+    describe_briefly,
+    rule_in_force,
+    tally,
+)
 from kyomei.evidence.codes import encode_rows, explained_by_latent, total
-from kyomei.evidence.controls import GAUSSIAN
+from kyomei.evidence.controls import GAUSSIAN, RANDOM_WEIGHTS
 from kyomei.evidence.fidelity import fidelity
 from kyomei.evidence.origin import ORIGINS, origin, share_difference
 from kyomei.evidence.reproduction import STATUSES, certify_latents, rows_used
+from kyomei.evidence.verdict import Verdict, verdict
 from kyomei.learning.spaces import Whitening
-from kyomei.runs import Run, sha256_of
+from kyomei.runs import Run, sha256_of, write_atomic
 from kyomei.source.text import Tokens
 from kyomei.stages.arms import Pair, own_pair, random_weights_run, replica_seed
+from kyomei.stages.check import FILE as PREMISES
 from kyomei.stages.harvest import activations, part_names, site_of
 from kyomei.stages.progress import Reporter, reporting
 from kyomei.stages.train import train_baseline, train_run
 
 FILE = "certificate.json"
 SHARES_BY = ("count", "activation", "explained variance")
+BEST = 5
+"""Certified features that the summary names for each dictionary."""
 EXPIRED = "certificates"
 """Folder of certificates whose data or dictionaries have changed since: the reference that a later watch compares with."""
 
@@ -43,7 +57,39 @@ def certify(run: Run | Path | str) -> Certificate:
     """
     run = run if isinstance(run, Run) else Run.open(Path(run))
     with run.lock(), reporting() as reporter:
-        return certify_pair(run, own_pair(run), reporter)
+        certificate = certify_pair(run, own_pair(run), reporter)
+    return replace(certificate, answer=verdict_of(run))
+
+
+def standing(run: Run, pair: Pair) -> Certificate | None:
+    """The certificate of a pair's dictionary, if there is one that still holds."""
+    path = certificate_path(run, pair)
+    if not path.exists():
+        return None
+    found = Certificate.read(path)
+    return None if found.changed(_identity(run, pair)) else found
+
+
+def certificate_path(run: Run, pair: Pair) -> Path:
+    """Where a pair's certificate is or will be."""
+    return run.path(FILE) if pair.arm.folder == "replicas" else run.path(f"{pair.arm.folder}/{FILE}")
+
+
+def verdict_of(run: Run) -> Verdict:
+    """The one answer about a run's own dictionary, from what its stages have left so far."""
+    own = standing(run, own_pair(run))
+    premises = run.read_json(PREMISES) if run.path(PREMISES).exists() else None
+    return verdict(own.to_dict() if own else None, premises, _random_weights(run))
+
+
+def _random_weights(run: Run) -> dict[str, Any] | None:
+    """The control's certificate, if it was made."""
+    folder = run.path(f"controls/{RANDOM_WEIGHTS.name}")
+    if not (folder / FILE).exists():
+        return None
+    nested = Run.open(folder)
+    found = standing(nested, own_pair(nested))
+    return found.to_dict() if found else None
 
 
 def certify_run(run: Run, reporter: Reporter, *, baselines: Sequence[str] = (), random_weights: bool = False) -> dict[str, Any]:
@@ -56,17 +102,38 @@ def certify_run(run: Run, reporter: Reporter, *, baselines: Sequence[str] = (), 
         random_weights: repeat the whole run, harvest included, with random model weights, and compare origins.
 
     Returns:
-        "certificates" by name, as plain values, and "origin_difference" if the random weights were asked for.
+        "verdict"; "certificates" by name, as plain values; "files" where they are; "best", the numbers of the certified
+        features that the replicas share most closely; and "origin_difference" if the random weights were asked for.
     """
-    own = certify_pair(run, own_pair(run), reporter)
-    certificates = {own.mechanism: own}
+    own_arm = own_pair(run)
+    own = certify_pair(run, own_arm, reporter)
+    certificates, files = {own.mechanism: own}, {own.mechanism: certificate_path(run, own_arm)}
     for name in baselines:
-        certificates[f"baseline {name}"] = certify_pair(run, train_baseline(run, name, reporter), reporter)
+        pair = train_baseline(run, name, reporter)
+        certificates[f"baseline {name}"] = certify_pair(run, pair, reporter)
+        files[f"baseline {name}"] = certificate_path(run, pair)
     facts: dict[str, Any] = {}
     if random_weights:
         control = certificates["random weights"] = certify_random_weights(run, reporter)
+        files["random weights"] = run.path(f"controls/{RANDOM_WEIGHTS.name}/{FILE}")
         facts["origin_difference"] = origin_difference(own, control, run.recipe.seed)
-    return {"certificates": {name: c.to_dict() for name, c in certificates.items()}, **facts}
+    return {
+        "verdict": verdict_of(run).to_dict(),
+        "certificates": {name: c.to_dict() for name, c in certificates.items()},
+        "files": {name: str(path) for name, path in files.items()},
+        "best": {name: [feature["index"] for feature in c.best(BEST)] for name, c in certificates.items()},
+        **facts,
+    }
+
+
+def certificate_notes(facts: dict[str, Any]) -> list[str]:
+    """What stands under the summary: the reasons, each dictionary's best certified features with their tokens, the files."""
+    lines = [f"{r['side']}: {r['name']}, {r['figure']}: {r['meaning']}" for r in facts["verdict"]["reasons"]]
+    for name, certificate in facts["certificates"].items():
+        best = [describe_briefly(certificate["features"][latent]) for latent in facts["best"][name]]
+        lines.append(f"{name}: {facts['files'][name]}")
+        lines += [f"  certified: {line}" for line in best] or ["  no feature is certified"]
+    return lines
 
 
 def origin_difference(trained: Certificate, control: Certificate, seed: int) -> dict[str, dict[str, float] | None]:
@@ -114,15 +181,14 @@ def certify_pair(run: Run, pair: Pair, reporter: Reporter) -> Certificate:
         EvidenceError: there are fewer than three replicas.
     """
     _require_trained(run, pair)
-    path = run.path(FILE) if pair.arm.folder == "replicas" else run.path(f"{pair.arm.folder}/{FILE}")
-    data = _identity(run, pair)
+    path, data = certificate_path(run, pair), _identity(run, pair)
     if path.exists():
         before = Certificate.read(path)
         changed = before.changed(data)
         if not changed:
             return before
         reporter.note(f"the certificate of {before.created} has expired: {', '.join(changed)} changed")
-        before.write(path.parent / EXPIRED / f"{before.created.replace(':', '')}.json")
+        write_atomic(path.parent / EXPIRED / f"{before.created.replace(':', '')}.json", path.read_bytes())
     reporter.note(f"certify {pair.name}")
     certificate = _certificate(run, pair, data)
     certificate.write(path)
@@ -141,7 +207,8 @@ def _identity(run: Run, pair: Pair) -> dict[str, str]:
     """Digests of everything the certificate is about: data, dictionaries, nulls."""
     files = [f"activations/{part}/{site_of(run)}/index.json" for part in part_names(run.recipe)]
     files += [f"{arm.folder}/{i}/sae.safetensors" for arm in (pair.arm, pair.null) for i in range(arm.replicas)]
-    return {name: sha256_of(run.path(name)) for name in files}
+    # A file that was deleted since has changed: only making a certificate anew needs it.
+    return {name: sha256_of(run.path(name)) for name in files if run.path(name).exists()}
 
 
 def _certificate(run: Run, pair: Pair, data: dict[str, str]) -> Certificate:
@@ -187,6 +254,7 @@ def _certificate(run: Run, pair: Pair, data: dict[str, str]) -> Certificate:
         shares={name: tally(verdicts, source, values) for name, values in weights.items()},
         features=features,
         data=data,
+        constants=rule_in_force(),
     )
 
 
