@@ -6,6 +6,7 @@ import json
 import sys
 import types
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,20 @@ def test_datasets_are_streamed_by_field_and_never_run_code_of_their_own(monkeypa
     assert read == [("some/corpus:0", "one"), ("some/corpus:1", "two")]
     with pytest.raises(DataError, match=r"the dataset other. Found RuntimeError: no such dataset"):
         list(read_documents("datasets:other"))
+
+
+def test_a_network_that_fails_on_the_way_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def records() -> Iterator[dict[str, str]]:
+        yield {"text": "one"}
+        raise ConnectionError("lost")
+
+    fake = types.ModuleType("datasets")
+    fake.load_dataset = lambda name, **options: records()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    with pytest.raises(DataError, match=r"the dataset some/corpus. Found ConnectionError: lost. Check its name"):
+        list(read_documents("datasets:some/corpus"))
+    with pytest.raises(DataError, match="a field 'body' in every record"):
+        list(read_documents("datasets:some/corpus", "body"))
 
 
 def test_the_standard_library_knows_what_the_model_never_saw(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -106,10 +106,12 @@ def _read_dataset(name: str, field: str, tokenizer: Any) -> Iterator[Document]:
         raise DataError(f"the package `datasets` to read datasets:{name}", "it is not installed", do) from error
     try:
         records = datasets.load_dataset(name, split="train", streaming=True, trust_remote_code=False)
+        for number, record in enumerate(records):
+            yield _document(f"{name}:{number}", record, field, tokenizer)
+    except DataError:
+        raise
     except Exception as error:  # the package raises many kinds: missing, gated, offline, of several configurations
         raise DataError(f"the dataset {name}", f"{type(error).__name__}: {error}", "check its name and the network") from error
-    for number, record in enumerate(records):
-        yield _document(f"{name}:{number}", record, field, tokenizer)
 
 
 def _read_folder(folder: Path, field: str, tokenizer: Any) -> Iterator[Document]:
