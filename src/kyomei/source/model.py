@@ -26,6 +26,10 @@ Side = Literal["output", "input"]
 _MLP_PATHS = ("mlp", "output.dense", "feed_forward", "ffn", "fc2", "ff")
 _LAYER = re.compile(r"^(?P<stack>(?:.*\.)?(?:layers|layer|h|blocks|block))\.(?P<number>\d+)\.(?P<inner>.+)$")
 _NOT_LANGUAGE = ("vision", "visual", "audio", "image")
+_ATTENTION_PATHS = ("self_attn", "attn", "attention", "self_attention")
+_NUMBER = re.compile(r"\d+")
+# How TransformerLens names a place in a layer.
+_HOOK = re.compile(r"^blocks\.(?P<number>\d+)\.(?P<name>(?:hook|mlp|attn)\S*)$")
 
 _ONE_AT_A_TIME = threading.Lock()
 """Hooks sit on the module itself: two callers, such as a stream's thread and one that splices, must not meet in a pass."""
@@ -131,25 +135,47 @@ class LanguageModel:
         Raises:
             ModelError: no module is recognised as a layer's MLP.
         """
-        for wanted in _MLP_PATHS:
+        layers = self._in_layers(_MLP_PATHS)
+        if layers:
+            return layers[sorted(layers)[len(layers) // 2]]
+        raise ModelError("a model whose layers have an MLP", f"none recognised in {self.name}", "name a site in source.sites")
+
+    def _in_layers(self, inner: Sequence[str]) -> dict[int, str]:
+        """Module path by layer number, for the first of some names inside a layer that the longest stack has."""
+        for wanted in inner:
             stacks: dict[str, dict[int, str]] = {}
             for path in self.sites():
                 match = _LAYER.match(path)
                 if match and match["inner"] == wanted and not any(word in path for word in _NOT_LANGUAGE):
                     stacks.setdefault(match["stack"], {})[int(match["number"])] = path
             if stacks:
-                layers = max(stacks.values(), key=len)
-                return layers[sorted(layers)[len(layers) // 2]]
-        raise ModelError("a model whose layers have an MLP", f"none recognised in {self.name}", "name a site in source.sites")
+                return max(stacks.values(), key=len)
+        return {}
 
     def require_sites(self, sites: Sequence[str]) -> None:
         """Raise ModelError, with near matches, unless every site is a module path."""
         known = self.sites()
         for site in sites:
             if site not in known:
-                near = difflib.get_close_matches(site, known, n=5, cutoff=0.5) or known[:5]
                 found = f"'{site}', which {self.name} does not have"
-                raise ModelError("a module path of the model", found, f"use a near one: {', '.join(near)}")
+                raise ModelError("a module path of the model", found, f"use a near one: {', '.join(self._near(site, known))}")
+
+    def _near(self, site: str, known: list[str]) -> list[str]:
+        """What may have been meant: the same place by TransformerLens' name, else similar paths, same layer number first."""
+        hook = _HOOK.match(site)
+        if hook:
+            layers = self._in_layers(_ATTENTION_PATHS if "attn" in hook["name"] else _MLP_PATHS)
+            number = int(hook["number"]) - ("resid_pre" in hook["name"])  # what enters a layer left the one before
+            if layers:
+                path = layers[min(layers, key=lambda layer: abs(layer - number))]
+                return [_LAYER.sub(r"\g<stack>.\g<number>", path) if "resid" in hook["name"] else path]
+        numbers = _NUMBER.findall(site)
+        same_layer = [path for path in known if _NUMBER.findall(path) == numbers]
+        for among in (same_layer, known):
+            near = difflib.get_close_matches(site, among, n=5, cutoff=0.5)
+            if near:
+                return near
+        return known[:5]
 
     def require_ids(self, ids: Int64[Tensor, "batch context"]) -> None:
         """Raise ModelError unless the model has positions and embeddings for `ids`."""
