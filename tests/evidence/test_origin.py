@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
 import numpy as np
 import pytest
 from scipy import sparse
 
 from kyomei.errors import EvidenceError
-from kyomei.evidence.origin import Origin, origin, share_difference
+from kyomei.evidence.origin import ORIGINS, Origin, origin, share_difference
 
 ROWS, CONTEXT = 6_000, 20
 RNG = np.random.default_rng(0)
@@ -32,6 +37,54 @@ def test_known_origins() -> None:
     assert found.top_tokens[0] == [(107, pytest.approx(1.0))]
     assert found.top_tokens[4] == []
     assert found.to_dict(0)["r2"]["token"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def streams() -> ModuleType:
+    """The planted streams of bench/origins.py."""
+    spec = importlib.util.spec_from_file_location("bench_origins", Path(__file__).parents[2] / "bench" / "origins.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("seed", [10, 11])
+def test_planted_origins_are_told_right_at_all_frequencies(streams: ModuleType, seed: int) -> None:
+    """By R² alone, four in ten token features and one position feature in twenty were."""
+    p = streams.planted(seed, each=80, rows=40_000)
+    found = origin(p.code, p.stream.token, p.stream.position, p.stream.document)
+    told = np.array([found.kind(i) for i in range(len(p.kind))])
+    for kind in ORIGINS:
+        assert (told[p.kind == kind] == kind).mean() >= 0.95, kind
+
+
+def test_a_feature_of_some_occurrences_of_a_token_is_the_tokens_and_says_of_how_many() -> None:
+    code = (TOKEN == 107) * (RNG.random(ROWS) < 0.3) * RNG.lognormal(0, 0.5, ROWS)
+    found = measured({"some": code, "dead": np.zeros(ROWS)})
+    assert found.token[0] < 0.5, "the mean of the token explains little"
+    assert found.kind(0) == "token"
+    figures = found.to_dict(0)
+    assert figures["mass"]["token"] == pytest.approx(1, abs=1e-9) and abs(figures["mass"]["position"]) < 0.2
+    assert figures["firing"] == pytest.approx(0.3, abs=0.1)
+    assert found.to_dict(1) == {
+        "kind": "context-or-unexplained",
+        "r2": {"token": 0.0, "position": 0.0, "both": 0.0},
+        "mass": {"token": 0.0, "position": 0.0},
+        "firing": 0.0,
+    }
+
+
+def test_masses_equal_a_loop_over_rows() -> None:
+    z = RNG.random(ROWS) * np.isin(TOKEN, (101, 105)) + 0.2 * (RNG.random(ROWS) < 0.1)
+    halves = np.isin(DOCUMENT, np.unique(DOCUMENT)[::2])
+    held = chance = 0.0
+    for fit in (halves, ~halves):
+        excess = {t: z[fit & (t == TOKEN)].sum() / z[fit].sum() - (TOKEN[fit] == t).mean() for t in np.unique(TOKEN)}
+        chosen = np.isin(TOKEN, [t for t in sorted(excess, key=lambda t: -excess[t])[:8] if excess[t] > 0])
+        held += z[~fit & chosen].sum()
+        chance += z[~fit].sum() * chosen[~fit].mean()
+    assert measured({"z": z}).token_mass[0] == pytest.approx((held - chance) / (z.sum() - chance), abs=1e-9)
 
 
 def test_r2_equals_a_loop_over_rows() -> None:
@@ -62,7 +115,7 @@ def test_blocks_of_latents_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     whole = measured(code)
     monkeypatch.setattr("kyomei.evidence.origin.LATENTS_AT_ONCE", 2)
     parts = measured(code)
-    for name in ("token", "position", "both"):
+    for name in ("token", "position", "both", "token_mass", "position_mass", "firing"):
         assert np.allclose(getattr(whole, name), getattr(parts, name), atol=1e-12)
 
 

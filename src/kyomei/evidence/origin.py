@@ -1,7 +1,9 @@
-"""Where a feature comes from: how much of its activation the current token and its position already explain.
+"""Where a feature comes from: how much of its activation the current token and its position already account for.
 
 Token and position identity reproduce perfectly, in a model with random weights as well, so a reproduced feature says what was
-learnt only as far as they do not explain it.
+learnt only as far as they do not account for it. Two figures each say how far they do. R² says how well their means predict the
+activation. It stays low for a feature that fires on some occurrences of one token only, or with varying strength; the share of
+the activation that lies on few tokens, or at the same positions, does not.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ from kyomei.evidence.codes import total
 OriginName = Literal["token", "position", "context-or-unexplained"]
 ORIGINS: tuple[OriginName, ...] = ("token", "position", "context-or-unexplained")
 EXPLAINED = 0.5
-"""A feature comes from the token or the position when they explain at least this much of its variance."""
+"""A feature comes from the token or the position when they explain at least this share of its variance, or hold this share of
+its activation."""
+FEW_TOKENS = 8
+"""Tokens on which a feature's activation may lie for these to be what it is about: more make a class, or a context."""
 LATENTS_AT_ONCE = 1024
 """Latents whose means by token are held at a time: dense, distinct tokens × latents."""
 TOKENS_NAMED = 8
@@ -30,31 +35,43 @@ TOKENS_MASS = 0.9
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """Share of each latent's variance that the token, the position, or both explain on documents they were not fitted on.
+    """How far token and position account for each latent, on documents other than those they were fitted on.
 
     Attributes:
         token: R² of the mean activation by current token [width].
         position: R² of the mean activation by position in the window [width].
         both: R² of the sum of both effects [width].
+        token_mass: share of the activation, beyond what chance puts there, that lies on the at most eight tokens that hold most
+            of it on other documents [width].
+        position_mass: the same of the positions that hold more of it than chance, however many [width].
         top_tokens: for each latent its strongest token ids and their shares of its whole activation.
+        firing: share of the occurrences of its top tokens on which the latent is active [width]; 0 for one that never is.
     """
 
     token: Float64[np.ndarray, " width"]
     position: Float64[np.ndarray, " width"]
     both: Float64[np.ndarray, " width"]
+    token_mass: Float64[np.ndarray, " width"]
+    position_mass: Float64[np.ndarray, " width"]
     top_tokens: list[list[tuple[int, float]]]
+    firing: Float64[np.ndarray, " width"]
 
     def kind(self, latent: int) -> OriginName:
-        """Token or position, whichever explains more, if the two together explain half; otherwise context or unexplained."""
-        token, position = self.token[latent], self.position[latent]
+        """Token or position, whichever accounts for more, by R² or by mass, if it or both together account for half.
+
+        A feature of one token in some contexts only is a token's, and `firing` says on how many of its occurrences.
+        """
+        token = max(self.token[latent], self.token_mass[latent])
+        position = max(self.position[latent], self.position_mass[latent])
         if max(token, position, self.both[latent]) < EXPLAINED:
             return "context-or-unexplained"
         return "token" if token >= position else "position"
 
     def to_dict(self, latent: int) -> dict[str, Any]:
         """Plain figures of one latent."""
-        shares = {name: round(float(getattr(self, name)[latent]), 4) for name in ("token", "position", "both")}
-        return {"kind": self.kind(latent), "r2": shares}
+        r2 = {name: round(float(getattr(self, name)[latent]), 4) for name in ("token", "position", "both")}
+        mass = {name: round(float(getattr(self, f"{name}_mass")[latent]), 4) for name in ("token", "position")}
+        return {"kind": self.kind(latent), "r2": r2, "mass": mass, "firing": round(float(self.firing[latent]), 4)}
 
 
 def origin(
@@ -63,10 +80,10 @@ def origin(
     position: Int64[np.ndarray, " rows"],
     document: Shaped[np.ndarray, " rows"],
 ) -> Origin:
-    """R² of every latent's activation from token identity, from position, and from both.
+    """How far token identity, position, and both account for every latent's activation.
 
-    Means are taken over one half of the documents and scored on the other, both ways, and averaged; R² is against the mean
-    of the half they were taken on, so it can fall below 0.
+    Means are taken, and tokens and positions chosen, on one half of the documents and scored on the other, both ways, and
+    averaged; R² is against the mean of the half they were taken on, so it can fall below 0, as the masses can.
 
     Args:
         code: activations [rows, width].
@@ -90,9 +107,11 @@ def origin(
     for start in range(0, code.shape[1], LATENTS_AT_ONCE):
         block = columns[:, start : start + LATENTS_AT_ONCE].tocsr()
         scores = [_score(block, tokens, positions, half) for half in (first, ~first)]
-        parts.append(np.mean(scores, axis=0))
-    by_token, by_position, by_both = np.concatenate(parts, axis=1)
-    return Origin(by_token, by_position, by_both, _top_tokens(code, tokens, np.unique(token)))
+        masses = [_mass(block, values, first, most) for values, most in ((tokens, FEW_TOKENS), (positions, positions.shape[1]))]
+        parts.append(np.stack([*np.mean(scores, axis=0), *masses]))
+    by_token, by_position, by_both, token_mass, position_mass = np.concatenate(parts, axis=1)
+    named, firing = _top_tokens(code, tokens, np.unique(token))
+    return Origin(by_token, by_position, by_both, token_mass, position_mass, named, firing)
 
 
 def _one_hot(values: Int64[np.ndarray, " rows"]) -> sparse.csr_array:
@@ -149,20 +168,56 @@ def _left(
     return left
 
 
+def _mass(
+    code: sparse.csr_array, values: sparse.csr_array, first: Bool[np.ndarray, " rows"], most: int
+) -> Float64[np.ndarray, " width"]:
+    """Share of each latent's activation, beyond chance, on the values that hold most of it on the other half of the documents.
+
+    Of what lies elsewhere than chance would put it: (m − b) / (1 − b), m the share of the activation on the chosen values, b
+    that of the rows.
+    """
+    held, chance, whole = np.zeros((3, code.shape[1]))
+    for fit in (first, ~first):
+        chosen = _chosen(code[fit], values[fit], most)
+        here, there = code[~fit].astype(np.float64), values[~fit]
+        held += total((there.T @ here).multiply(chosen))
+        chance += total(here) * (chosen.T @ (total(there) / there.shape[0]))
+        whole += total(here)
+    left = whole - chance
+    share: NDArray[np.float64] = np.divide(held - chance, left, out=np.zeros_like(left), where=left > 1e-12 * whole)
+    return share
+
+
+def _chosen(code: sparse.csr_array, values: sparse.csr_array, most: int) -> sparse.csc_array:
+    """Ones [values, width] at the at most so many values by which each latent's activation most exceeds chance."""
+    mass = (values.T @ code.astype(np.float64)).tocsc()
+    latent = np.repeat(np.arange(code.shape[1]), np.diff(mass.indptr))
+    excess = mass.data / total(code).clip(1e-300)[latent] - (total(values) / values.shape[0])[mass.indices]
+    order = np.lexsort((-excess, latent))
+    place = np.arange(len(order)) - mass.indptr[latent[order]]
+    taken = order[(place < most) & (excess[order] > 0)]
+    return sparse.csc_array((np.ones(len(taken)), (mass.indices[taken], latent[taken])), shape=mass.shape)
+
+
 def _top_tokens(
     code: sparse.csr_array, tokens: sparse.csr_array, ids: Int64[np.ndarray, " distinct"]
-) -> list[list[tuple[int, float]]]:
-    """Tokens by their share of each latent's whole activation, until together they hold nearly all of it."""
+) -> tuple[list[list[tuple[int, float]]], Float64[np.ndarray, " width"]]:
+    """Tokens by their share of each latent's whole activation, until together they hold nearly all of it.
+
+    Beside them, the share of their occurrences on which the latent is active.
+    """
     mass = (tokens.T @ code.astype(np.float64)).tocsc()
-    named = []
+    active, occurrences = (tokens.T @ (code > 0).astype(np.float64)).tocsc(), total(tokens)
+    named, firing = [], np.zeros(code.shape[1])
     for latent in range(code.shape[1]):
-        begin, end = mass.indptr[latent], mass.indptr[latent + 1]
-        shares = mass.data[begin:end] / max(mass.data[begin:end].sum(), 1e-300)
+        column = slice(mass.indptr[latent], mass.indptr[latent + 1])
+        shares, index = mass.data[column] / max(mass.data[column].sum(), 1e-300), mass.indices[column]
         order = np.argsort(-shares, kind="stable")[:TOKENS_NAMED]
-        needed = int(np.searchsorted(np.cumsum(shares[order]), TOKENS_MASS)) + 1
-        chosen = order[:needed]
-        named.append([(int(ids[mass.indices[begin + i]]), float(shares[i])) for i in chosen])
-    return named
+        chosen = order[: int(np.searchsorted(np.cumsum(shares[order]), TOKENS_MASS)) + 1]
+        named.append([(int(ids[index[i]]), float(shares[i])) for i in chosen])
+        if len(chosen):
+            firing[latent] = active[index[chosen], latent].sum() / occurrences[index[chosen]].sum()
+    return named, firing
 
 
 def share_difference(a: Bool[np.ndarray, " n"], b: Bool[np.ndarray, " m"], seed: int, draws: int = 10_000) -> dict[str, float]:
