@@ -24,6 +24,7 @@ from torch import Tensor
 
 from kyomei.errors import DataError
 from kyomei.runs import sha256_of, write_atomic
+from kyomei.source.spans import tiling_starts
 
 SCHEMA_VERSION = 1
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -249,8 +250,8 @@ class Tokens:
     Args:
         ids: token ids.
         document: index into `documents`; −1 for tokens put in between (BOS, EOS).
-        start: first character of the token in its document's text.
-        end: one past its last character.
+        start: first character of the token in its document's text; the tokens of a document show each character once.
+        end: one past its last character; `start` for a token that shows nothing, such as the second half of an emoji.
         documents: the documents that the windows come from.
     """
 
@@ -284,6 +285,19 @@ class Tokens:
         if document < 0:
             return ""
         return self.documents[document].text[int(self.start.flatten()[at]) : int(self.end.flatten()[at])]
+
+    def around(self, at: int, before: int, after: int) -> range:
+        """Places of the token at `at` and of its neighbours in the same window and document, so many at most on each side.
+
+        The texts of these tokens, joined, are a stretch of that document.
+        """
+        window = at // self.context
+        documents = self.document[window]
+        place = at % self.context
+        other = [int(i) for i in torch.nonzero(documents != documents[place]).flatten()]
+        first = max([place - before, 0, *(i + 1 for i in other if i < place)])
+        last = min([place + after + 1, self.context, *(i for i in other if i > place)])
+        return range(window * self.context + first, window * self.context + last)
 
     def sha256(self) -> str:
         """Digest of the ids and their shape."""
@@ -401,12 +415,14 @@ def _encode(documents: Iterable[Document], tokenizer: Any) -> Iterator[tuple[Doc
 def _encode_together(documents: list[Document], tokenizer: Any) -> Iterator[tuple[Document, Int64[np.ndarray, "3 tokens"]]]:
     pieces = [(number, offset, piece) for number, d in enumerate(documents) for offset, piece in _pieces(d.text)]
     encoded = tokenizer([piece for _, _, piece in pieces], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    parts: list[list[Int64[np.ndarray, "3 tokens"]]] = [[] for _ in documents]
-    for (number, offset, _), ids, spans in zip(pieces, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        span = np.array(spans, dtype=np.int64).reshape(-1, 2).T + offset
-        parts[number].append(np.concatenate([np.array(ids, dtype=np.int64)[None], span]))
+    parts: list[list[Int64[np.ndarray, "2 tokens"]]] = [[] for _ in documents]
+    for (number, offset, piece), ids, spans in zip(pieces, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        start, end = np.array(spans, dtype=np.int64).reshape(-1, 2).T
+        parts[number].append(np.stack([np.array(ids, dtype=np.int64), offset + tiling_starts(piece, start, end)]))
     for document, part in zip(documents, parts, strict=True):
-        yield document, np.concatenate(part, axis=1)
+        ids, starts = np.concatenate(part, axis=1)
+        starts[:1] = 0  # a first piece of whitespace may have no token
+        yield document, np.stack([ids, starts, np.append(starts[1:], len(document.text))[: len(ids)]])
 
 
 def _pieces(text: str) -> Iterator[tuple[int, str]]:

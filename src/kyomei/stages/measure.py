@@ -227,9 +227,7 @@ def _contexts(
     chosen = [*fresh.values(), *(at for at in places if at not in fresh.values())][:CONTEXTS_PER_FEATURE]
     contexts = []
     for at in chosen:
-        window = at // tokens.context
-        first, last = max(at - before, window * tokens.context), min(at + after + 1, (window + 1) * tokens.context)
-        span = np.arange(first, last)
+        span = np.array(tokens.around(at, before, after))
         row = np.searchsorted(place, span).clip(max=len(place) - 1)
         code = sae.encode(rows.read(row))[:, latent]
         present = place[row] == span  # dropped rows have no activation
