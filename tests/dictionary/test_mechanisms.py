@@ -30,6 +30,7 @@ from kyomei.errors import DataError, RecipeError
 from kyomei.learning.latents import random_start
 from kyomei.learning.spaces import Normalisation
 from kyomei.learning.training import train
+from kyomei.learning.workplace import Workplace
 from kyomei.source.rows import TensorRows
 
 WIDTH, DIM, K = 24, 12, 3
@@ -153,7 +154,14 @@ def test_training_lowers_the_loss(mechanism: Mechanism) -> None:
             losses.append(values["loss"])
 
     recipe = TrainRecipe(steps=60, batch_rows=100, warmup_steps=5, log_every=1)
-    train(random_start(WIDTH, DIM, 0, tied=True), mechanism, TensorRows(planted_rows()), recipe, seed=0, sink=Events())
+    train(
+        random_start(WIDTH, DIM, 0, tied=True),
+        mechanism,
+        TensorRows(planted_rows()),
+        recipe,
+        seed=0,
+        workplace=Workplace(sink=Events()),
+    )
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 

@@ -43,6 +43,7 @@ from kyomei.errors import Interrupted, KyomeiError
 from kyomei.learning import checkpoint
 from kyomei.learning.latents import random_start
 from kyomei.learning.training import train
+from kyomei.learning.workplace import Workplace
 from kyomei.runs import interruptible
 from kyomei.source.rows import TensorRows
 
@@ -82,10 +83,7 @@ def training(folder: Path, name: str, full_at: int, pause: float) -> int:
                 TensorRows(x),
                 settings,
                 seed=0,
-                folder=folder,
-                stop=stop,
-                progress=progress,
-                resume=True,
+                workplace=Workplace(folder=folder, stop=stop, progress=progress, resume=True),
             )
         sae.save(folder)
     except Interrupted as error:

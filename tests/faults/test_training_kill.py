@@ -21,6 +21,7 @@ from kyomei.config import TrainRecipe
 from kyomei.dictionary.mechanisms import GBA, geometric_targets
 from kyomei.learning.latents import random_start
 from kyomei.learning.training import train
+from kyomei.learning.workplace import Workplace
 from kyomei.source.shards import TensorRows
 
 folder = Path(sys.argv[1])
@@ -31,9 +32,7 @@ sae = train(
     TensorRows(x),
     TrainRecipe(steps=STEPS, batch_rows=64, checkpoint_every=2),
     seed=0,
-    folder=folder,
-    progress=lambda done, steps: print(done, flush=True),
-    resume=True,
+    workplace=Workplace(folder, resume=True, progress=lambda done, steps: print(done, flush=True)),
 )
 sae.save(folder)
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,11 +28,12 @@ from kyomei.dictionary.mechanisms import (
     TopK,
     geometric_targets,
 )
-from kyomei.learning.latents import Start, random_start
+from kyomei.learning.latents import random_start
 from kyomei.learning.merging import merge
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.resonance import resonate
 from kyomei.learning.training import train
+from kyomei.learning.workplace import Workplace
 from kyomei.runs import write_atomic
 from kyomei.source.rows import TensorRows
 
@@ -86,7 +88,7 @@ def main() -> None:
         return
     start = random_start(WIDTH, DIM, 0, tied=False)
     held = torch.arange(WIDTH) % 5 == 0
-    start = Start(start.encoder, start.decoder, held, torch.where(held, 0.9, -1.0))
+    start = replace(start, hold=held, anchor=torch.where(held, 0.9, -1.0))
     # Few rows make doubtful ties; a batch of 240 is a multiple of 1, 2 and 4 ranks.
     recipe = TrainRecipe(steps=int(steps), batch_rows=240, warmup_steps=5, checkpoint_every=20, optimizer="adamw")
     folder = Path(rest[0]) if rest else None
@@ -104,10 +106,7 @@ def main() -> None:
         recipe,
         seed=0,
         dtype=getattr(torch, dtype),
-        folder=folder,
-        progress=say,
-        resume=True,
-        mesh=mesh,
+        workplace=Workplace(folder=folder, progress=say, resume=True, mesh=mesh),
     )
     if mesh.leads:
         tensors = {n: getattr(sae, n) for n in ("encoder", "decoder", "threshold", "center", "offset")}

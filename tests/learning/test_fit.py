@@ -17,6 +17,7 @@ from kyomei.learning.fit import choose_device, refit
 from kyomei.learning.placement import resonant_plan, spectrum_targets
 from kyomei.learning.resonance import resonate
 from kyomei.learning.spaces import Normalisation
+from kyomei.learning.workplace import Workplace
 from kyomei.source.rows import open_rows
 
 VALUES = {
@@ -86,7 +87,7 @@ def test_where_resonance_leaves_much_frequent_latents_are_learnt_first(mixed: to
             seen[step] = values["lr"]
 
     recipe = WARM.with_values({"train.log_every": 80})
-    sae = kyomei.fit(mixed, recipe, seed=0, directions=directions, folder=tmp_path, sink=Events())
+    sae = kyomei.fit(mixed, recipe, seed=0, directions=directions, workplace=Workplace(folder=tmp_path, sink=Events()))
     assert list(seen) == [80, 160, 240, 320, 400]
     # The rate falls once, over the last fifth of all steps.
     assert list(seen.values()) == pytest.approx([recipe.train.lr] * 4 + [recipe.train.lr / 80])
@@ -120,13 +121,13 @@ def _runs_out(asked: Iterator[int]) -> bool:
 
 def test_a_stop_in_either_part_is_resumed_to_the_same_bytes(mixed: torch.Tensor, tmp_path: Path) -> None:
     directions = resonate(mixed, seed=0, recipe=RECIPE.resonance)
-    whole = kyomei.fit(mixed, WARM, directions=directions, folder=tmp_path / "whole")
+    whole = kyomei.fit(mixed, WARM, directions=directions, workplace=Workplace(folder=tmp_path / "whole"))
     for steps_left in (30, 230):  # step 30 of the first 240, then step 20 of the other 160
         asked = iter(range(steps_left + 1))
         with pytest.raises(Interrupted):
             stop = functools.partial(_runs_out, asked)
-            kyomei.fit(mixed, WARM, directions=directions, folder=tmp_path / "cut", resume=True, stop=stop)
-    resumed = kyomei.fit(mixed, WARM, directions=directions, folder=tmp_path / "cut", resume=True)
+            kyomei.fit(mixed, WARM, directions=directions, workplace=Workplace(folder=tmp_path / "cut", resume=True, stop=stop))
+    resumed = kyomei.fit(mixed, WARM, directions=directions, workplace=Workplace(folder=tmp_path / "cut", resume=True))
     for name in ("encoder", "decoder", "threshold", "center"):
         assert torch.equal(getattr(whole, name), getattr(resumed, name)), name
 
@@ -138,8 +139,8 @@ def test_selecting_mechanisms_start_at_directions_and_are_free_to_leave(
     values = {"mechanism.name": name, "mechanism.start": "resonance", "mechanism.k": 3, "dictionary.width": 70}
     recipe = RECIPE.with_values(values)
     directions = resonate(x, seed=0, recipe=recipe.resonance)
-    start = resonant_plan(open_rows(x), recipe, directions, 0, Normalisation.measure(open_rows(x))).start
-    assert not bool(start.hold.any()) and start.anchor is not None and float(start.anchor.max()) == -1
+    start = resonant_plan(open_rows(x), recipe, directions, 0, Normalisation.measure(open_rows(x))).latents
+    assert not bool(start.hold.any()) and float(start.anchor.max()) == -1
     near = torch.nn.functional.normalize(start.encoder[: len(directions)], dim=1)
     assert torch.allclose(near, directions.encoders, atol=1e-4)
     assert kyomei.recovery(kyomei.fit(x, recipe, directions=directions).decoder, planted.features).frr(0.9) >= 0.9
@@ -163,7 +164,7 @@ def test_every_mechanism_trains_from_a_random_start(x: torch.Tensor, name: str) 
 
 def test_a_stop_without_a_folder_says_that_nothing_is_saved(x: torch.Tensor) -> None:
     with pytest.raises(Interrupted, match="no folder for checkpoints"):
-        kyomei.fit(x, RECIPE, stop=lambda: True)
+        kyomei.fit(x, RECIPE, workplace=Workplace(stop=lambda: True))
 
 
 def test_tied_resonant_start_is_refused(x: torch.Tensor) -> None:

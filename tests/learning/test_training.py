@@ -19,10 +19,11 @@ from kyomei.dictionary.mechanisms import BA, GBA, L1, BatchTopK, Mechanism, TopK
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, Interrupted, RecipeError, RunError, TrainingError
 from kyomei.learning.checkpoint import list_checkpoints
-from kyomei.learning.latents import Start, random_start
+from kyomei.learning.latents import Latents, random_start
 from kyomei.learning.spaces import Normalisation
 from kyomei.learning.step import NonFiniteError, Training, learning_rate
 from kyomei.learning.training import train
+from kyomei.learning.workplace import Workplace
 from kyomei.source.order import BatchOrder
 from kyomei.source.rows import TensorRows
 
@@ -45,9 +46,8 @@ def gba() -> GBA:
     return GBA(*geometric_targets(WIDTH, 4, 0.3, 0.05), gamma_down=0.05, adapt_every=3)
 
 
-def start(tied: bool = True, held: int = 0) -> Start:
-    made = random_start(WIDTH, DIM, 7, tied)
-    return Start(made.encoder, made.decoder, torch.arange(WIDTH) < held)
+def start(tied: bool = True, held: int = 0) -> Latents:
+    return dataclasses.replace(random_start(WIDTH, DIM, 7, tied), hold=torch.arange(WIDTH) < held)
 
 
 class Events:
@@ -159,7 +159,7 @@ def test_biases_adapt_every_so_many_steps_and_get_no_gradient() -> None:
         TensorRows(data()),
         recipe(),
         seed=0,
-        progress=lambda done, steps: seen.append(mechanism.bias.clone()),
+        workplace=Workplace(progress=lambda done, steps: seen.append(mechanism.bias.clone())),
     )
     moved = [not torch.equal(before, after) for before, after in zip([torch.zeros(WIDTH), *seen], seen, strict=False)]
     assert moved == [step % 3 == 0 for step in range(1, 13)]
@@ -217,7 +217,7 @@ def test_scaling_and_shifting_the_input_scales_and_shifts_the_result(make: Any) 
 def test_events_agree_with_the_trained_autoencoder() -> None:
     x, sink = data(), Events()
     settings = recipe(batch_rows=600, log_every=5, decay_share=0.0)
-    train(start(), gba(), TensorRows(x), settings, seed=0, sink=sink)
+    train(start(), gba(), TensorRows(x), settings, seed=0, workplace=Workplace(sink=sink))
     assert [step for step, _ in sink.seen] == [5, 10, 12]
     before_last = recipe(batch_rows=600, log_every=5, steps=11, decay_share=0.0)
     sae = train(start(), gba(), TensorRows(x), before_last, seed=0)
@@ -233,7 +233,7 @@ def test_events_agree_with_the_trained_autoencoder() -> None:
 def test_dead_share_counts_latents_silent_since_the_last_event() -> None:
     sink = Events()
     mechanism = BA(WIDTH, 0.3, bias=torch.where(torch.arange(WIDTH) < 5, -1.0, 0.0), adapt_every=1000)
-    train(start(), mechanism, TensorRows(data()), recipe(log_every=4, lr=1e-6), seed=0, sink=sink)
+    train(start(), mechanism, TensorRows(data()), recipe(log_every=4, lr=1e-6), seed=0, workplace=Workplace(sink=sink))
     assert [values["dead"] for _, values in sink.seen] == [pytest.approx(5 / WIDTH)] * 3
 
 
@@ -245,13 +245,22 @@ def test_latents_that_fall_silent_are_dead_from_the_next_event_on() -> None:
         if done == 4:
             mechanism.bias[:7] = -1.0
 
-    train(start(), mechanism, TensorRows(data()), recipe(log_every=4, lr=1e-6), seed=0, sink=sink, progress=silence)
+    train(
+        start(),
+        mechanism,
+        TensorRows(data()),
+        recipe(log_every=4, lr=1e-6),
+        seed=0,
+        workplace=Workplace(sink=sink, progress=silence),
+    )
     assert [values["dead"] for _, values in sink.seen] == [pytest.approx(share, abs=1e-6) for share in (0, 7 / 20, 7 / 20)]
 
 
 def test_logging_does_not_change_training() -> None:
     silent = train(start(), gba(), TensorRows(data()), recipe(), seed=0)
-    assert_same(silent, train(start(), gba(), TensorRows(data()), recipe(log_every=1), seed=0, sink=Events()))
+    assert_same(
+        silent, train(start(), gba(), TensorRows(data()), recipe(log_every=1), seed=0, workplace=Workplace(sink=Events()))
+    )
 
 
 # Exactness
@@ -278,21 +287,14 @@ def test_a_stopped_training_resumes_to_the_same_bytes(tmp_path: Path, name: str,
     settings = recipe(optimizer="adamw", weight_decay=0.01, log_every=5, moments=moments)
     whole_events, events = Events(), Events()
     rows = TensorRows(data())
-    whole = train(start(tied, 3), make_all()[name], rows, settings, seed=0, dtype=dtype, sink=whole_events)
+    whole = train(start(tied, 3), make_all()[name], rows, settings, seed=0, dtype=dtype, workplace=Workplace(sink=whole_events))
     done: list[int] = []
-    options: dict[str, Any] = {"seed": 0, "dtype": dtype, "folder": tmp_path, "sink": events}
+    cut = Workplace(tmp_path, resume=True, sink=events)
+    stopped = dataclasses.replace(cut, stop=lambda: len(done) >= stop_after, progress=lambda step, steps: done.append(step))
     with pytest.raises(Interrupted, match=rf"12 training steps.*after {stop_after}, saved in .*kyomei train --resume"):
-        train(
-            start(tied, 3),
-            make_all()[name],
-            rows,
-            settings,
-            stop=lambda: len(done) >= stop_after,
-            progress=lambda step, steps: done.append(step),
-            **options,
-        )
+        train(start(tied, 3), make_all()[name], rows, settings, seed=0, dtype=dtype, workplace=stopped)
     assert list_checkpoints(tmp_path)[-1].name == f"step-{stop_after:08d}"
-    resumed = train(start(tied, 3), make_all()[name], rows, settings, resume=True, **options)
+    resumed = train(start(tied, 3), make_all()[name], rows, settings, seed=0, dtype=dtype, workplace=cut)
     assert_same(whole, resumed)
     timeless = [[(step, {**values, "rows_per_second": 0}) for step, values in sink.seen] for sink in (whole_events, events)]
     assert timeless[0] == timeless[1]
@@ -300,10 +302,15 @@ def test_a_stopped_training_resumes_to_the_same_bytes(tmp_path: Path, name: str,
 
 def test_resuming_what_is_finished_gives_it_again_without_a_step(tmp_path: Path) -> None:
     rows = TensorRows(data())
-    first = train(start(), gba(), rows, recipe(), seed=0, folder=tmp_path)
+    first = train(start(), gba(), rows, recipe(), seed=0, workplace=Workplace(folder=tmp_path))
     steps: list[int] = []
     again = train(
-        start(), gba(), rows, recipe(), seed=0, folder=tmp_path, resume=True, progress=lambda done, all_: steps.append(done)
+        start(),
+        gba(),
+        rows,
+        recipe(),
+        seed=0,
+        workplace=Workplace(folder=tmp_path, resume=True, progress=lambda done, all_: steps.append(done)),
     )
     assert_same(first, again)
     assert steps == []
@@ -336,12 +343,10 @@ def test_process_wide_generators_are_resumed_too(tmp_path: Path) -> None:
             rows,
             recipe(),
             seed=0,
-            folder=tmp_path,
-            stop=lambda: len(done) == 7,
-            progress=lambda step, steps: done.append(step),
+            workplace=Workplace(folder=tmp_path, stop=lambda: len(done) == 7, progress=lambda step, steps: done.append(step)),
         )
     torch.manual_seed(99)
-    assert_same(whole, train(start(), gba(), rows, recipe(), seed=0, folder=tmp_path, resume=True))
+    assert_same(whole, train(start(), gba(), rows, recipe(), seed=0, workplace=Workplace(folder=tmp_path, resume=True)))
 
 
 # Refusals
@@ -367,14 +372,13 @@ def test_a_non_finite_batch_stops_before_anything_moves(tmp_path: Path) -> None:
             broken_rows(bad),
             recipe(),
             seed=0,
-            folder=tmp_path,
-            progress=lambda done, steps: biases.append(mechanism.bias.clone()),
+            workplace=Workplace(folder=tmp_path, progress=lambda done, steps: biases.append(mechanism.bias.clone())),
         )
     assert isinstance(caught.value, TrainingError)
     assert caught.value.step == step
     assert caught.value.rows.tolist() == BatchOrder(600, 50, 0).indices(step).tolist()
     assert torch.equal(mechanism.bias, biases[-1]) and len(biases) == step
-    repaired = train(start(), gba(), broken_rows(), recipe(), seed=0, folder=tmp_path, resume=True)
+    repaired = train(start(), gba(), broken_rows(), recipe(), seed=0, workplace=Workplace(folder=tmp_path, resume=True))
     assert_same(repaired, train(start(), gba(), TensorRows(data()), recipe(), seed=0))
 
 
@@ -417,8 +421,8 @@ def test_normalisation_names_a_row_that_is_not_finite() -> None:
         ({"rows": data()[:, :4]}, DataError, "dimension 10.*dimension 4"),
         ({"rows": torch.full((50, DIM), 0.1)}, DataError, "50 rows that are all equal"),
         ({"mechanism": TopK(WIDTH + 1, 3)}, RecipeError, "width 20.*mechanism of 21"),
-        ({"start": Start(torch.zeros(WIDTH, DIM), torch.zeros(WIDTH, 3), torch.zeros(WIDTH) > 0)}, RecipeError, r"\[20, 3\]"),
-        ({"start": Start(torch.zeros(WIDTH, DIM), None, torch.zeros(3) > 0)}, RecipeError, "hold of 3"),
+        ({"start": Latents.of(torch.zeros(WIDTH, DIM), torch.zeros(WIDTH, 3))}, RecipeError, r"\[20, 3\]"),
+        ({"start": Latents.of(torch.zeros(WIDTH, DIM), None, hold=torch.zeros(3) > 0)}, RecipeError, "hold of 3"),
         ({"dtype": torch.float16}, RecipeError, "float32, float64 or bfloat16.*float16"),
     ],
 )
@@ -437,23 +441,25 @@ def test_what_does_not_fit_is_refused(arguments: dict[str, Any], error: type[Exc
 
 def test_checkpoints_of_another_training_are_neither_mixed_nor_overwritten(tmp_path: Path) -> None:
     rows = TensorRows(data())
-    train(start(), gba(), rows, recipe(), seed=0, folder=tmp_path)
+    train(start(), gba(), rows, recipe(), seed=0, workplace=Workplace(folder=tmp_path))
     with pytest.raises(RunError, match=r"no checkpoints.*--resume.*--overwrite"):
-        train(start(), gba(), rows, recipe(), seed=0, folder=tmp_path)
+        train(start(), gba(), rows, recipe(), seed=0, workplace=Workplace(folder=tmp_path))
     with pytest.raises(RunError, match=r"seed = 0 there, 1 here.*train\.lr = 0\.003 there, 0\.1 here"):
-        train(start(), gba(), rows, recipe(lr=0.1), seed=1, folder=tmp_path, resume=True)
-    train(start(), gba(), rows, recipe(log_every=1, checkpoint_every=1), seed=0, folder=tmp_path, resume=True)
+        train(start(), gba(), rows, recipe(lr=0.1), seed=1, workplace=Workplace(folder=tmp_path, resume=True))
+    train(
+        start(), gba(), rows, recipe(log_every=1, checkpoint_every=1), seed=0, workplace=Workplace(folder=tmp_path, resume=True)
+    )
 
 
 def test_a_stop_without_a_folder_says_that_nothing_was_kept() -> None:
     with pytest.raises(Interrupted, match="no folder for checkpoints"):
-        train(start(), gba(), TensorRows(data()), recipe(), seed=0, stop=lambda: True)
+        train(start(), gba(), TensorRows(data()), recipe(), seed=0, workplace=Workplace(stop=lambda: True))
 
 
 # Frozen controls
 
 
-def trained_with(freeze: str, steps: int = 40) -> tuple[SparseAutoencoder, Start]:
+def trained_with(freeze: str, steps: int = 40) -> tuple[SparseAutoencoder, Latents]:
     first = random_start(WIDTH, DIM, 7, tied=False)
     settings = recipe(freeze=freeze, steps=steps, lr=0.05)
     return train(first, TopK(WIDTH, 3), TensorRows(data()), settings, seed=1), first
@@ -503,7 +509,9 @@ def test_a_frozen_training_resumes_exactly(tmp_path: Path, freeze: str) -> None:
         stop = (lambda: False) if until is None else lambda: next(asked) == until
         first = random_start(WIDTH, DIM, 7, tied=False)
         rows, settings = TensorRows(data()), recipe(freeze=freeze, steps=30, lr=0.05)
-        return train(first, TopK(WIDTH, 3), rows, settings, seed=1, folder=folder, stop=stop, resume=resume)
+        return train(
+            first, TopK(WIDTH, 3), rows, settings, seed=1, workplace=Workplace(folder=folder, stop=stop, resume=resume)
+        )
 
     whole = run(tmp_path / "whole", None)
     with pytest.raises(Interrupted):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,6 @@ from kyomei.learning.anchoring import CodeMoments, Cone, anchored_decoders
 from kyomei.learning.detection import detectors
 from kyomei.learning.directions import Directions
 from kyomei.learning.latents import random_start
-from kyomei.learning.mesh import Mesh
 from kyomei.learning.placement import (
     ANCHOR_ROWS,
     EXPLAINS,
@@ -33,7 +34,8 @@ from kyomei.learning.placement import (
 )
 from kyomei.learning.resonance import resonate
 from kyomei.learning.spaces import Normalisation
-from kyomei.learning.training import EventSink, train
+from kyomei.learning.training import train
+from kyomei.learning.workplace import Workplace
 from kyomei.source.rows import Rows, open_rows
 from kyomei.source.stream import StreamedRows
 
@@ -62,12 +64,7 @@ def fit(
     seed: int | None = None,
     directions: Directions | None = None,
     stream: StreamedRows | None = None,
-    folder: Path | None = None,
-    resume: bool = False,
-    sink: EventSink | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    progress: Callable[[int, int], None] | None = None,
-    mesh: Mesh | None = None,
+    workplace: Workplace | None = None,
 ) -> SparseAutoencoder:
     """Learn a sparse dictionary of rows.
 
@@ -77,12 +74,7 @@ def fit(
         seed: overrides the recipe's.
         directions: resonant directions found before, if there are any; otherwise they are found here.
         stream: what training steps read in place of `x`, from which directions, thresholds and the last fit then come.
-        folder: where checkpoints go.
-        resume: go on from the newest checkpoint in `folder`.
-        sink: takes training metrics.
-        stop: asked before every step; once true, training is saved and `Interrupted` raised.
-        progress: called with (steps done, steps in all).
-        mesh: the ranks that learn it together, each calling with the same arguments; none: this process alone.
+        workplace: folder of checkpoints, listeners and ranks; none: this process alone, saving nothing.
 
     Returns:
         The dictionary, on raw input.
@@ -90,66 +82,36 @@ def fit(
     Raises:
         DataError, RecipeError, TrainingError, Interrupted: see `resonate` and `train`.
     """
-    recipe = recipe or Recipe()
+    recipe, rows = recipe or Recipe(), open_rows(x)
     seed = recipe.seed if seed is None else seed
-    rows = open_rows(x)
-    device = choose_device(recipe.device)
-
-    def learn(plan: Plan, steps: int, first: int, total: int, into: Path | None) -> SparseAutoencoder:
-        return train(
-            plan.start,
-            plan.mechanism,
-            rows if stream is None else stream,
-            recipe.train.model_copy(update={"steps": steps, "decay_share": _decay_share(recipe.train, first, steps, total)}),
-            seed=seed,
-            device=device,
-            dtype=getattr(torch, recipe.dtype),
-            folder=into,
-            sink=None if sink is None else _Later(sink, first),
-            stop=stop,
-            progress=None if progress is None else lambda done, _: progress(first + done, total),
-            resume=resume,
-            mesh=mesh,
-            normalisation=normalisation if stream is None else None,
-        )
-
-    steps, warm_steps = recipe.train.steps, 0
-    normalisation: Normalisation | None = None
+    work = replace(workplace or Workplace(), device=choose_device(recipe.device))
+    learn = functools.partial(train, rows=rows if stream is None else stream, seed=seed, dtype=getattr(torch, recipe.dtype))
     if isinstance(rows, StreamedRows) and (starts_from_resonance(recipe) or recipe.mechanism.detectors):
         do = "harvest the rows first, or set mechanism.start to random and mechanism.detectors to false"
         raise RecipeError("stored rows for a resonant start or detectors, which visit them many times", "a stream", do)
     if not starts_from_resonance(recipe):
-        sae = learn(random_plan(rows, recipe, seed), steps, 0, steps, folder)
+        plan = random_plan(rows, recipe, seed)
+        sae = learn(plan.latents, plan.mechanism, recipe=recipe.train, workplace=work)
         return detectors(sae, rows, seed) if recipe.mechanism.detectors else sae
-    directions = directions or resonate(rows, seed=seed, recipe=recipe.search, device=device, mesh=mesh)
-    normalisation, warm = Normalisation.measure(rows), None
+    directions = directions or resonate(rows, seed=seed, recipe=recipe.search, device=str(work.device), mesh=work.mesh)
+    normalisation = Normalisation.measure(rows)
+    learn = functools.partial(learn, normalisation=normalisation if stream is None else None)
+    warm, warm_steps = None, 0
     if _leaves_much(rows, recipe, directions, normalisation):
-        warm_steps = round(recipe.mechanism.warm_share * steps)
-        warm_plan = _selecting_plan(rows, recipe, directions, seed)
-        warm = learn(warm_plan, warm_steps, 0, steps, None if folder is None else folder / WARM_FOLDER)
+        warm_steps = round(recipe.mechanism.warm_share * recipe.train.steps)
+        plan = _selecting_plan(rows, recipe, directions, seed)
+        warm = learn(plan.latents, plan.mechanism, **_part(recipe.train, 0, warm_steps, work.within(WARM_FOLDER)))
     plan = resonant_plan(rows, recipe, directions, seed, normalisation, warm)
-    sae = learn(plan, steps - warm_steps, warm_steps, steps, folder)
-    if plan.cone is None:
-        return sae
-    centre = plan.start.centre
-    return refit(sae, rows, plan.cone, None if centre is None else normalisation.undo(centre))
+    sae = learn(plan.latents, plan.mechanism, **_part(recipe.train, warm_steps, recipe.train.steps, work))
+    return sae if plan.cone is None else refit(sae, rows, plan.cone, normalisation.undo(plan.latents.centre))
 
 
-def _decay_share(recipe: TrainRecipe, first: int, steps: int, total: int) -> float:
-    """Share of a part's steps in which the learning rate falls: the fall is that of the whole, at the end of its last part."""
-    if steps == total:
-        return recipe.decay_share
-    return 0.0 if first + steps < total else min(1.0, recipe.decay_share * total / max(1, steps))
-
-
-class _Later:
-    """A sink whose steps follow those of an earlier training."""
-
-    def __init__(self, sink: EventSink, first: int) -> None:
-        self.sink, self.first = sink, first
-
-    def event(self, step: int, **values: Any) -> None:
-        self.sink.event(self.first + step, **values)
+def _part(recipe: TrainRecipe, first: int, last: int, work: Workplace) -> dict[str, Any]:
+    """How some of the steps are trained: the learning rate falls as that of the whole does, at the end of the last part."""
+    steps, total = last - first, recipe.steps
+    decay = 0.0 if last < total else min(1.0, recipe.decay_share * total / max(1, steps))
+    changed = {} if steps == total else {"steps": steps, "decay_share": decay}
+    return {"recipe": recipe.model_copy(update=changed), "workplace": work.after(first, total)}
 
 
 def _leaves_much(rows: Rows, recipe: Recipe, directions: Directions, normalisation: Normalisation) -> bool:

@@ -1,8 +1,10 @@
-"""What a training begins with: weights in normalised space, and the normalisation itself."""
+"""Latents in normalised space: the one form in which they are drawn, placed, joined and trained from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,26 +12,69 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 
-@dataclass(frozen=True)
-class Start:
-    """Weights from which training starts, in normalised space.
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """Latents in normalised space.
 
     Attributes:
         encoder: encoder rows [width, dim].
-        decoder: decoder rows [width, dim]; none: tied to the encoder.
+        decoder: decoder rows [width, dim]; the encoder's where tied.
+        centre: b_pre [dim].
+        threshold: score above which each is active [width]; NaN: not given yet.
+        frequency: share of rows in which each is active [width]; 0 where it was not counted.
         hold: encoders (tied: also decoders) that are not trained [width].
-        anchor: least cosine of each decoder row to its start, untied only; −1 is free [width]. None: all are free.
-        centre: b_pre [dim]; none: zero.
+        anchor: least cosine of each decoder row to its start, untied only; −1 is free [width].
+        tied: whether encoder and decoder are one.
     """
 
     encoder: Float[Tensor, "width dim"]
-    decoder: Float[Tensor, "width dim"] | None
+    decoder: Float[Tensor, "width dim"]
+    centre: Float[Tensor, " dim"]
+    threshold: Float[Tensor, " width"]
+    frequency: Float[Tensor, " width"]
     hold: Bool[Tensor, " width"]
-    anchor: Float[Tensor, " width"] | None = None
-    centre: Float[Tensor, " dim"] | None = None
+    anchor: Float[Tensor, " width"]
+    tied: bool
+
+    @classmethod
+    def of(cls, encoder: Float[Tensor, "width dim"], decoder: Float[Tensor, "width dim"] | None, **known: Tensor) -> Latents:
+        """Latents of which only these things are known, without a decoder tied; they are trained freely, around the mean."""
+        width, dim = encoder.shape
+        unknown = {
+            "centre": encoder.new_zeros(dim),
+            "threshold": encoder.new_full((width,), torch.nan),
+            "frequency": encoder.new_zeros(width),
+            "hold": torch.zeros(width, dtype=torch.bool),
+            "anchor": torch.full((width,), -1.0),
+        }
+        return cls(encoder, encoder if decoder is None else decoder, **(unknown | known), tied=decoder is None)
+
+    @classmethod
+    def none(cls, dim: int) -> Latents:
+        """No latents at all, untied."""
+        return cls.of(torch.zeros(0, dim), torch.zeros(0, dim))
+
+    @property
+    def width(self) -> int:
+        return len(self.encoder)
+
+    def part(self, which: slice) -> Latents:
+        """Some of them."""
+        return self._with({name: value[which] for name, value in self._rows()})
+
+    def then(self, others: Latents) -> Latents:
+        """These, and others after them; the centre stays."""
+        return self._with({name: torch.cat([value, getattr(others, name)]) for name, value in self._rows()})
+
+    def _rows(self) -> Iterator[tuple[str, Tensor]]:
+        """Everything of which each latent has a row of its own."""
+        return ((name, value) for name, value in vars(self).items() if name not in ("centre", "tied"))
+
+    def _with(self, rows: dict[str, Any]) -> Latents:
+        return replace(self, **rows)
 
 
-def random_start(width: int, dim: int, seed: int, tied: bool) -> Start:
+def random_start(width: int, dim: int, seed: int, tied: bool) -> Latents:
     """Random unit rows; an untied decoder starts as a copy of the encoder.
 
     Args:
@@ -40,4 +85,4 @@ def random_start(width: int, dim: int, seed: int, tied: bool) -> Start:
     """
     generator = torch.Generator().manual_seed(seed)
     encoder = normalize(torch.randn(width, dim, generator=generator), dim=1)
-    return Start(encoder, None if tied else encoder.clone(), torch.zeros(width, dtype=torch.bool))
+    return Latents.of(encoder, None if tied else encoder.clone())

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from kyomei.dictionary.sae import Activation, SparseAutoencoder
 from kyomei.errors import RecipeError
 from kyomei.learning.anchoring import ACTIVE_SHARE, CLEAR_SHARE, CodeMoments, Cone, anchored_decoders, to_scipy, usual_scores
 from kyomei.learning.directions import Directions
-from kyomei.learning.latents import Start, random_start
+from kyomei.learning.latents import Latents, random_start
 from kyomei.learning.spaces import Normalisation, Whitening
 from kyomei.source.rows import Rows
 
@@ -40,9 +39,9 @@ LATENTS_PER_ACTIVE = 64
 
 @dataclass(frozen=True)
 class Plan:
-    """What training starts from: weights in normalised space and the mechanism with its first thresholds."""
+    """What training starts from: latents in normalised space and the mechanism with its first thresholds."""
 
-    start: Start
+    latents: Latents
     mechanism: Mechanism
     cone: Cone | None = None
     """What the decoders of the first latents are kept in when all are refitted at the end; none: they are not."""
@@ -83,40 +82,52 @@ def resonant_plan(
     if recipe.dictionary.tied:
         do = "leave dictionary.tied out, or set mechanism.start to random"
         raise RecipeError("an untied dictionary for a resonant start", "dictionary.tied = true", do)
-    width = recipe.dictionary.width or default_width(directions, rows)
-    whitening = directions.whitening
-    selects = recipe.mechanism.name in ("topk", "batchtopk")
     normalisation = normalisation.to(directions.whitened)
-    learnt = _Free.none(rows.dim) if warm is None else _Free.by_frequency(warm, rows, normalisation)
-    # A width that follows from the directions has room for all of them, and they stay, whatever else is learnt. Where it is
-    # given, frequent latents go first, but for a half that is kept for directions.
-    roomy = recipe.dictionary.width is None
-    frequent = int((learnt.frequency >= recipe.mechanism.frequent).sum())
-    num_frequent = 0 if roomy else min(frequent, max(width // 2, width - len(directions)))
-    others = directions.whitened[_apart(directions, learnt.encoder[:num_frequent])]
-    share = 1.0 if selects or num_frequent else recipe.mechanism.resonant_share
-    num_found = min(math.ceil(share * width), len(others), width - min(width, num_frequent))
-    free = learnt.first(width - num_found)
-    # A code that is selected row by row is trained as a whole: resonance says where it starts, nothing is kept there.
-    cone = Cone.around(others[:num_found], -1.0 if selects else recipe.mechanism.anchor, whitening)
+    learnt = Latents.none(rows.dim) if warm is None else _by_frequency(warm, rows, normalisation)
+    cone, free = _divided(recipe, directions, learnt, width := recipe.dictionary.width or default_width(directions, rows))
+    num_found, l0 = len(cone.directions), aimed_l0(recipe, width)
     x = normalisation.apply(rows.read(evenly(rows, ANCHOR_ROWS)))
-    if roomy and warm is not None:
-        # Fitted beside latents that explain the rows without them, decoders of features that are sums' parts would drift.
-        alone = _anchored_latents(x, whitening, cone, _Free.none(rows.dim), 0.0, recipe.dictionary.activation)
-        found = _beside(alone, free, x, aimed_l0(recipe, width))
-    else:
-        found = _anchored_latents(x, whitening, cone, free, aimed_l0(recipe, width), recipe.dictionary.activation)
+    # Fitted beside latents that explain the rows without them, decoders of features that are sums' parts would drift.
+    alone = recipe.dictionary.width is None and warm is not None
+    beside = Latents.none(rows.dim) if alone else free
+    found, explained = _anchored(x, directions.whitening, cone, beside, 0.0 if alone else l0, recipe.dictionary.activation)
+    if alone:
+        found = found.then(replace(free, threshold=_free_thresholds(x - found.centre, found, free, l0)))
+    latents = found.then(random_start(width - found.width, rows.dim, seed, tied=False))
+    if selects(recipe):
+        return Plan(latents, mechanism_from(recipe.mechanism, width))
     frozen = recipe.train.freeze != "none"
-    hold = recipe.mechanism.hold_resonant and not selects and not frozen
-    start = _start(found, num_found, width, seed, 1.0 if hold else cone.cosine, hold)
+    hold = recipe.mechanism.hold_resonant and not frozen
+    is_found = torch.arange(width) < num_found
+    latents = replace(latents, hold=is_found & hold, anchor=torch.where(is_found, 1.0 if hold else cone.cosine, -1.0))
     if frozen:
-        # Targets and first thresholds of a frozen control are placed as for the directions; its rows are random.
-        start = random_start(width, rows.dim, seed, tied=False)
-    if selects:
-        return Plan(start, mechanism_from(recipe.mechanism, width))
-    mechanism = _adapting(rows, recipe, start, found, num_found, seed, normalisation, warm is not None)
-    keeps = hold and not (roomy and warm is not None)
-    return Plan(start, mechanism, cone if keeps else None)
+        # Targets of a frozen control are placed as for the directions; its rows are random.
+        latents = replace(random_start(width, rows.dim, seed, tied=False), frequency=latents.frequency)
+    # A frozen control learns nothing first, but aims at the L0 of what it is the control of.
+    aims = warm is not None or (frozen and explained < EXPLAINS)
+    sample = normalisation.apply(rows.read(_drawn(rows, seed)))
+    mechanism = _adapting(recipe, latents, num_found, sample, l0 if aims else recipe.dictionary.l0, warm is not None)
+    return Plan(latents, mechanism, cone if hold and not alone else None)
+
+
+def selects(recipe: Recipe) -> bool:
+    """Whether the mechanism compares the latents of a row: it is trained as a whole, and nothing is kept in place."""
+    return recipe.mechanism.name in ("topk", "batchtopk")
+
+
+def _divided(recipe: Recipe, directions: Directions, learnt: Latents, width: int) -> tuple[Cone, Latents]:
+    """The directions that find room, and the learnt latents that stay beside them.
+
+    A width that follows from the directions has room for all of them, and they stay, whatever else is learnt. Where it is
+    given, frequent latents go first, but for a half that is kept for directions.
+    """
+    frequent = int((learnt.frequency >= recipe.mechanism.frequent).sum())
+    num_frequent = 0 if recipe.dictionary.width is None else min(frequent, max(width // 2, width - len(directions)))
+    others = directions.whitened[_apart(directions, learnt.encoder[:num_frequent])]
+    share = 1.0 if selects(recipe) or num_frequent else recipe.mechanism.resonant_share
+    num_found = min(math.ceil(share * width), len(others), width - min(width, num_frequent))
+    cone = Cone.around(others[:num_found], -1.0 if selects(recipe) else recipe.mechanism.anchor, directions.whitening)
+    return cone, learnt.part(slice(width - num_found))
 
 
 def explained_by_resonance(rows: Rows, recipe: Recipe, directions: Directions, normalisation: Normalisation) -> float:
@@ -124,7 +135,7 @@ def explained_by_resonance(rows: Rows, recipe: Recipe, directions: Directions, n
     cone = Cone.around(directions.whitened[: recipe.dictionary.width], recipe.mechanism.anchor, directions.whitening)
     x = normalisation.to(directions.whitened).apply(rows.read(evenly(rows, CALIBRATION_ROWS)))
     # Further turns of the centre moved it by 0.004 at most on planted sets.
-    return _anchored_latents(x, directions.whitening, cone, _Free.none(rows.dim), 0.0, turns=1).explained
+    return _anchored(x, directions.whitening, cone, Latents.none(rows.dim), 0.0, turns=1)[1]
 
 
 def aimed_l0(recipe: Recipe, width: int) -> float:
@@ -137,83 +148,38 @@ def default_width(directions: Directions, rows: Rows) -> int:
     return 2 * max(len(directions), directions.n_features, rows.dim // 2)
 
 
-def _start(found: _Latents, num_found: int, width: int, seed: int, anchor: float, hold: bool) -> Start:
-    """Found latents, then what is given of the free ones, then random ones."""
-    num_given = len(found.encoder)
-    dim = found.encoder.shape[1]
-    chance = random_start(width - num_given, dim, seed, tied=True).encoder if width > num_given else found.encoder[:0]
-    is_found = torch.arange(width) < num_found
-    return Start(
-        torch.cat([found.encoder, chance]),
-        torch.cat([found.decoder, chance]),
-        is_found if hold else torch.zeros_like(is_found),
-        torch.where(is_found, anchor, -1.0),
-        found.centre,
-    )
-
-
 def _adapting(
-    rows: Rows,
-    recipe: Recipe,
-    start: Start,
-    found: _Latents,
-    num_found: int,
-    seed: int,
-    normalisation: Normalisation,
-    warm: bool,
+    recipe: Recipe, latents: Latents, num_found: int, sample: Float[Tensor, "rows dim"], l0: float | None, shared: bool
 ) -> Mechanism:
     """Group bias adaptation for a resonant start: with gba found latents keep their thresholds and free neurons are steered."""
-    width, own = len(start.encoder), recipe.mechanism
+    own, frozen = recipe.mechanism, recipe.train.freeze != "none"
     options = own.model_dump(include={"gamma_down", "gamma_up", "epsilon", "adapt_every"})
-    frequency = found.frequency[:num_found]
-    frozen = recipe.train.freeze != "none"
-    # A frozen control learns nothing first, but aims at the L0 of what it is the control of.
-    aims = warm or (frozen and found.explained < EXPLAINS)
-    l0 = aimed_l0(recipe, width) if aims else recipe.dictionary.l0
-    targets, groups = spectrum_targets(frequency, width - num_found, own.groups, l0)
-    given = found.threshold[:0] if frozen else -found.threshold.clamp(0, 1)
-    rest = _first_biases(rows, start.encoder[len(given) :], targets[len(given) :], seed, normalisation)
-    bias = torch.cat([given, rest])
+    is_found = torch.arange(latents.width) < num_found
+    targets, groups = spectrum_targets(latents.frequency[:num_found], latents.width - num_found, own.groups, l0)
+    given = ~latents.threshold.isnan()
+    bias = -latents.threshold.clamp(0, 1)
+    bias[~given] = _first_biases(sample, latents.encoder[~given], targets[~given])
     if own.name == "ba":
         one_target = float(targets.double().log().mean().exp())
-        return BA(width, one_target, bias=bias, activation=recipe.dictionary.activation, **options)
-    is_free = torch.arange(width) >= num_found
+        return BA(latents.width, one_target, bias=bias, activation=recipe.dictionary.activation, **options)
     return GBA(
         targets,
         groups,
         bias=bias,
         activation=recipe.dictionary.activation,
-        shared=is_free if warm and not frozen else None,
-        fixed=None if frozen or not own.hold_resonant else ~is_free,
+        shared=~is_found if shared and not frozen else None,
+        fixed=None if frozen or not own.hold_resonant else is_found,
         **options,
     )
 
 
-class _Free(NamedTuple):
-    """Latents that training found, in normalised space, the most frequent first; decoder rows of unit norm."""
-
-    encoder: Tensor
-    decoder: Tensor
-    frequency: Tensor
-    centre: Tensor
-
-    @classmethod
-    def none(cls, dim: int) -> _Free:
-        return cls(torch.zeros(0, dim), torch.zeros(0, dim), torch.zeros(0), torch.zeros(dim))
-
-    @classmethod
-    def by_frequency(cls, warm: SparseAutoencoder, rows: Rows, normalisation: Normalisation) -> _Free:
-        """All latents of a dictionary."""
-        warm = warm.to("cpu", torch.float32)
-        code = warm.encode(rows.read(evenly(rows, CALIBRATION_ROWS)).float(), sparse=True)
-        frequency, order = (torch.bincount(code.col_indices(), minlength=warm.width) / len(code)).sort(
-            descending=True, stable=True
-        )
-        centre = ((warm.center.double() - normalisation.mean.double()) / normalisation.scale).float()
-        return cls(warm.encoder[order], normalize(warm.decoder[order], dim=1), frequency, centre)
-
-    def first(self, count: int) -> _Free:
-        return _Free(self.encoder[:count], self.decoder[:count], self.frequency[:count], self.centre)
+def _by_frequency(warm: SparseAutoencoder, rows: Rows, normalisation: Normalisation) -> Latents:
+    """All latents of a trained dictionary in normalised space, the most frequent first."""
+    warm = warm.to("cpu", torch.float32)
+    code = warm.encode(rows.read(evenly(rows, CALIBRATION_ROWS)).float(), sparse=True)
+    frequency, order = (torch.bincount(code.col_indices(), minlength=warm.width) / len(code)).sort(descending=True, stable=True)
+    centre = ((warm.center.double() - normalisation.mean.double()) / normalisation.scale).float()
+    return Latents.of(warm.encoder[order], normalize(warm.decoder[order], dim=1), frequency=frequency, centre=centre)
 
 
 def _apart(directions: Directions, encoder: Float[Tensor, "k dim"]) -> Int64[Tensor, " apart"]:
@@ -224,82 +190,64 @@ def _apart(directions: Directions, encoder: Float[Tensor, "k dim"]) -> Int64[Ten
     return ((directions.whitened @ own.T).amax(dim=1) < SAME_COSINE).nonzero().flatten()
 
 
-class _Latents(NamedTuple):
-    """Latents in normalised space, resonant ones first; decoder rows of unit norm."""
-
-    encoder: Tensor
-    decoder: Tensor
-    threshold: Tensor
-    centre: Tensor
-    frequency: Tensor
-    explained: float
-
-
-def _anchored_latents(
+def _anchored(
     x: Float[Tensor, "rows dim"],
     white: Whitening,
     cone: Cone,
-    free: _Free,
+    free: Latents,
     l0: float,
     activation: Activation = "jumprelu",
     turns: int = CENTRINGS,
-) -> _Latents:
+) -> tuple[Latents, float]:
     """Thresholds at a share of the usual score, decoders within the cone, and the centre that the two agree on.
 
     Free latents share one threshold, at which the code has the L0 asked for; all decoders are fitted together. Their centre
     is theirs as well: where it is off the mean along axes of little variance, whitened scores are off by many deviations, so
     beside free latents a usual score is one about the mean.
+
+    Returns:
+        Resonant latents, then the free ones, and the share of the rows' variance that they explain.
     """
     num_found = len(cone.directions)
-    decoder = cone.directions @ white.backward
-    encoder = torch.cat([(cone.directions @ white.forward) * decoder.norm(dim=1, keepdim=True), free.encoder])
-    decoder, centre = torch.cat([normalize(decoder, dim=1), free.decoder]), free.centre.to(x)
-    last = _Latents(encoder, decoder, x.new_zeros(0), centre, x.new_zeros(0), 0.0)
-    share = CLEAR_SHARE if len(free.encoder) else ACTIVE_SHARE
+    pattern = cone.directions @ white.backward
+    own = (cone.directions @ white.forward) * pattern.norm(dim=1, keepdim=True)
+    encoder, decoder = torch.cat([own, free.encoder]), torch.cat([normalize(pattern, dim=1), free.decoder])
+    centre, explained = free.centre.to(x), 0.0
+    last = Latents.of(encoder, decoder, centre=centre)
+    share = CLEAR_SHARE if free.width else ACTIVE_SHARE
     # Thresholds that stay need all rows. Beside free latents decoders are trained further and fitted anew at the end.
-    seen = x[::4] if len(free.encoder) else x
+    seen = x[::4] if free.width else x
     # A centre that was trained with free latents is not moved.
-    for _ in range(0 if not len(encoder) else 1 if len(free.encoder) else turns):
-        about = torch.zeros_like(centre) if len(free.encoder) else centre
-        threshold = share * usual_scores(x - about, encoder[:num_found]) + encoder[:num_found] @ (about - centre)
-        threshold = torch.cat([threshold, _free_thresholds(x - centre, encoder, threshold, l0)])
+    for _ in range(0 if not last.width else 1 if free.width else turns):
+        about = torch.zeros_like(centre) if free.width else centre
+        threshold = share * usual_scores(x - about, own) + own @ (about - centre)
+        found = Latents.of(own, None, threshold=threshold)
+        threshold = torch.cat([threshold, _free_thresholds(x - centre, found, free, l0)])
         code = SparseAutoencoder(encoder, decoder, threshold, centre, activation=activation).encode(seen, sparse=True)
         moments = CodeMoments.of([(code, seen - centre)])
         fitted = anchored_decoders(moments, decoder, cone)
-        frequency = torch.bincount(code.col_indices(), minlength=len(encoder)) / len(seen)
+        frequency = torch.bincount(code.col_indices(), minlength=last.width) / len(seen)
         rest = seen - centre - torch.from_numpy(to_scipy(code) @ fitted.numpy())
         explained = 1 - float(rest.var(dim=0, correction=0).sum() / seen.var(dim=0, correction=0).sum())
         gain = fitted.norm(dim=1).clamp_min(1e-6)
         # Free latents are trained further: their scale and direction are theirs.
         gain[num_found:], fitted[num_found:] = 1.0, decoder[num_found:]
-        last = _Latents(encoder * gain[:, None], fitted / gain[:, None], threshold * gain, centre, frequency, explained)
+        known = {"threshold": threshold * gain, "frequency": frequency, "centre": centre}
+        last = Latents.of(encoder * gain[:, None], fitted / gain[:, None], **known)
         centre = centre + rest.mean(dim=0)
-    return last
+    return last, explained
 
 
-def _beside(found: _Latents, free: _Free, x: Float[Tensor, "rows dim"], l0: float) -> _Latents:
-    """Resonant latents as they are, and free ones with a threshold of their own."""
-    centred = x - found.centre
-    encoder = torch.cat([found.encoder, free.encoder])
-    threshold = _free_thresholds(centred, encoder, found.threshold, l0)
-    frequency = torch.cat([found.frequency, free.frequency])
-    decoder = torch.cat([found.decoder, free.decoder])
-    return _Latents(encoder, decoder, torch.cat([found.threshold, threshold]), found.centre, frequency, found.explained)
-
-
-def _free_thresholds(
-    x: Float[Tensor, "rows dim"], encoder: Float[Tensor, "width dim"], found: Float[Tensor, " found"], l0: float
-) -> Float[Tensor, " free"]:
-    """The threshold at which free latents fire as often as resonant ones leave of L0."""
-    free = encoder[len(found) :]
-    if not len(free):
-        return found[:0]
+def _free_thresholds(x: Float[Tensor, "rows dim"], found: Latents, free: Latents, l0: float) -> Float[Tensor, " free"]:
+    """The threshold at which free latents fire as often as resonant ones leave of L0; rows are about their centre."""
+    if not free.width:
+        return free.threshold
     x = x[:: max(1, len(x) // CALIBRATION_ROWS)]
-    parts = zip(torch.split(encoder[: len(found)], 256), torch.split(found, 256), strict=True)
+    parts = zip(torch.split(found.encoder, 256), torch.split(found.threshold, 256), strict=True)
     taken = sum(int((x @ e.T > t).sum()) for e, t in parts)
-    left = min(max(1, round(l0 * len(x) - taken)), len(x) * len(free) - 1)
-    scores = (x @ free.T).flatten()
-    return scores.topk(left).values[-1].clamp_min(0).expand(len(free))
+    left = min(max(1, round(l0 * len(x) - taken)), len(x) * free.width - 1)
+    scores = (x @ free.encoder.T).flatten()
+    return scores.topk(left).values[-1].clamp_min(0).expand(free.width)
 
 
 def evenly(rows: Rows, count: int) -> Int64[np.ndarray, " taken"]:
@@ -339,22 +287,19 @@ def spectrum_targets(
     return level[groups].float(), groups
 
 
+def _drawn(rows: Rows, seed: int) -> Int64[np.ndarray, " taken"]:
+    """Rows from which first biases are taken."""
+    rng = np.random.default_rng([seed, 1])
+    return np.sort(rng.integers(0, rows.num_rows, size=min(rows.num_rows, CALIBRATION_ROWS)))
+
+
 def _first_biases(
-    rows: Rows,
-    encoders: Float[Tensor, "neurons dim"],
-    targets: Float[Tensor, " neurons"],
-    seed: int,
-    normalisation: Normalisation,
+    x: Float[Tensor, "rows dim"], encoders: Float[Tensor, "neurons dim"], targets: Float[Tensor, " neurons"]
 ) -> Float[Tensor, " neurons"]:
-    """Biases at which each neuron fires at its target on a sample of rows, within the paper's range [−1, 0].
+    """Biases at which each neuron fires at its target on normalised rows, within the paper's range [−1, 0].
 
     Starting there spares the dense first phase in which biases only creep down from zero.
     """
-    if not len(encoders):
-        return targets
-    rng = np.random.default_rng([seed, 1])
-    index = np.sort(rng.integers(0, rows.num_rows, size=min(rows.num_rows, CALIBRATION_ROWS)))
-    x = normalisation.to(encoders).apply(rows.read(index))
     thresholds = []
     for encoder, target in zip(torch.split(encoders, 256), torch.split(targets, 256), strict=True):
         ordered = (x @ encoder.T).sort(dim=0, descending=True).values

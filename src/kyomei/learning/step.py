@@ -19,7 +19,7 @@ from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import TrainingError
 from kyomei.learning import checkpoint
 from kyomei.learning.checkpoint import Checkpoint
-from kyomei.learning.latents import Start
+from kyomei.learning.latents import Latents
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.optimiser import CompactAdam
 from kyomei.learning.spaces import Normalisation
@@ -60,7 +60,7 @@ class Training:
 
     def __init__(
         self,
-        start: Start,
+        start: Latents,
         mechanism: Mechanism,
         normalisation: Normalisation,
         recipe: TrainRecipe,
@@ -72,18 +72,18 @@ class Training:
         self.seed = seed
         self.mesh, self.parts = mesh, parts_of(start, mechanism, recipe, mesh)
         if mesh.size > 1:
-            start, mechanism.reduce = _sharded(start, mesh), mesh
-            mechanism.shard(mesh.latents(mechanism.width))
+            own = mesh.latents(mechanism.width)
+            start, mechanism.reduce = start.part(own), mesh
+            mechanism.shard(own)
         # bfloat16 has too few digits for small updates: weights stay in float32 and the products are autocast.
         self.autocast = torch.bfloat16 if dtype == torch.bfloat16 else None
         kept = torch.float32 if dtype == torch.bfloat16 else dtype
         self.mechanism, self.recipe = mechanism, recipe
         mechanism.to(device, kept)
         self.encoder = start.encoder.detach().to(device, kept, copy=True)
-        self.decoder = self.encoder if start.decoder is None else start.decoder.detach().to(device, kept, copy=True)
-        centre = torch.zeros(self.encoder.shape[1]) if start.centre is None else start.centre
-        self.centre = centre.detach().to(device, kept, copy=True)
-        self.tied = start.decoder is None
+        self.decoder = self.encoder if start.tied else start.decoder.detach().to(device, kept, copy=True)
+        self.centre = start.centre.detach().to(device, kept, copy=True)
+        self.tied = start.tied
         self.normalisation, self.normalise = normalisation, normalisation.to(self.encoder).apply
         self.decoder.copy_(normalize(self.decoder, dim=1))
         hold = torch.ones_like(start.hold) if recipe.freeze == "encoder" else start.hold
@@ -247,19 +247,11 @@ class Training:
         return 1 - float(self.mesh.sum_over_latents(fired)) / (len(self.encoder) * self.mesh.features)
 
 
-def _sharded(start: Start, mesh: Mesh) -> Start:
-    """This rank's latents of a start."""
-    part = mesh.latents(len(start.encoder))
-    decoder = None if start.decoder is None else start.decoder[part]
-    anchor = None if start.anchor is None else start.anchor[part]
-    return Start(start.encoder[part], decoder, start.hold[part], anchor, start.centre)
-
-
-def parts_of(start: Start, mechanism: Mechanism, recipe: TrainRecipe, mesh: Mesh) -> dict[str, slice]:
+def parts_of(start: Latents, mechanism: Mechanism, recipe: TrainRecipe, mesh: Mesh) -> dict[str, slice]:
     """Which tensors of a checkpoint are this rank's part of a larger one, and which rows of that they are."""
     if mesh.features == 1:
         return {}
-    width = len(start.encoder)
+    width = start.width
     latents = mesh.latents(width)
     hold = torch.ones_like(start.hold) if recipe.freeze == "encoder" else start.hold
     anchored = anchors_of(start, recipe) > -1
@@ -267,19 +259,17 @@ def parts_of(start: Start, mechanism: Mechanism, recipe: TrainRecipe, mesh: Mesh
         name: slice(int(mask[: latents.start].sum()), int(mask[: latents.stop].sum()))
         for name, mask in (("model.held", hold), ("model.anchor", anchored))
     }
-    matrices = 1 if start.decoder is None else 2
+    matrices = 1 if start.tied else 2
     trained = [*range(matrices), *range(matrices + 1, matrices + 1 + len(mechanism.parameters()))]
     parts |= {f"model.{number}": latents for number in range(matrices)}
     parts |= {f"optimizer.{number}.{slot}": latents for number in trained for slot in ("exp_avg", "exp_avg_sq")}
     return parts | {f"mechanism.{name}": latents for name, value in mechanism.state().items() if value.shape == (width,)}
 
 
-def anchors_of(start: Start, recipe: TrainRecipe) -> Float[Tensor, " width"]:
+def anchors_of(start: Latents, recipe: TrainRecipe) -> Float[Tensor, " width"]:
     """Least cosine of every decoder row to its start; a frozen control's is the same for all."""
     frozen = {"decoder": 1.0, "soft_decoder": SOFT_FROZEN_COSINE}.get(recipe.freeze)
-    if frozen is None:
-        return torch.full((len(start.encoder),), -1.0) if start.anchor is None else start.anchor
-    return torch.full((len(start.encoder),), frozen)
+    return start.anchor if frozen is None else torch.full((start.width,), frozen)
 
 
 def learning_rate(recipe: TrainRecipe, step: int) -> float:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,22 +18,16 @@ from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, Interrupted, RecipeError, RunError
 from kyomei.learning import checkpoint
 from kyomei.learning.checkpoint import Checkpoint
-from kyomei.learning.latents import Start
-from kyomei.learning.mesh import Mesh
+from kyomei.learning.latents import Latents
 from kyomei.learning.spaces import Normalisation
 from kyomei.learning.step import StepValues, Training, anchors_of, learning_rate, parts_of
+from kyomei.learning.workplace import EventSink, Workplace
 from kyomei.source.order import BatchOrder, order_of
 from kyomei.source.rows import Rows
 from kyomei.source.shards import ShardFolder
 
 # What these keys change is written, not learnt, so a resumed training may have others.
 _FREE_KEYS = ("log_every", "checkpoint_every")
-
-
-class EventSink(Protocol):
-    """Takes the values of a step, as every sink in `kyomei.sinks` does."""
-
-    def event(self, step: int, **values: Any) -> None: ...
 
 
 class _Log:
@@ -82,21 +75,15 @@ class _Ahead:
 
 
 def train(
-    start: Start,
+    start: Latents,
     mechanism: Mechanism,
     rows: Rows,
     recipe: TrainRecipe,
     *,
     seed: int,
-    device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    folder: Path | None = None,
-    sink: EventSink | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    progress: Callable[[int, int], None] | None = None,
-    resume: bool = False,
-    mesh: Mesh | None = None,
     normalisation: Normalisation | None = None,
+    workplace: Workplace | None = None,
 ) -> SparseAutoencoder:
     """Train a sparse autoencoder by minimising ½ mean‖x̂ − x‖² + penalty on normalised rows.
 
@@ -106,21 +93,12 @@ def train(
         rows: activation rows.
         recipe: how to train.
         seed: of the order of rows; the same seed gives the same bytes.
-        device: where tensors live.
         dtype: float32 or float64; bfloat16 multiplies in bfloat16 and keeps weights in float32.
-        folder: where checkpoints go; none: there are none.
-        sink: takes an event every `log_every` steps with loss, fvu, l0, dead (share of latents silent since the last event),
-            lr and rows_per_second.
-        stop: asked before every step; once true, a checkpoint is written and `Interrupted` raised.
-        progress: called with steps done and steps in all.
-        resume: go on from the newest whole checkpoint in the folder, if there is one; process-wide random generators
-            are put back to where they were, too.
-        mesh: the ranks that train this together, each calling with the same arguments; none: this process alone. The batch of a
-            step is the same on any mesh, and so is the result, up to rounding.
         normalisation: of the rows; none: measured here.
+        workplace: folder of checkpoints, listeners, ranks and device; none: this process alone, on the CPU, saving nothing.
 
     Returns:
-        The autoencoder on raw input, on `device`.
+        The autoencoder on raw input, on the workplace's device.
 
     Raises:
         DataError: if there are fewer rows than dimensions, rows do not fit the start, or all are equal.
@@ -131,31 +109,28 @@ def train(
 
     Source: arXiv:2506.14002, §3.
     """
+    work = workplace or Workplace()
+    folder, mesh = work.folder, work.mesh
     _check(start, mechanism, rows, recipe, dtype)
     identity = _identity(start, mechanism, rows, recipe, seed, dtype)
-    mesh = mesh or Mesh()
-    saved = _saved(folder, identity, resume, parts_of(start, mechanism, recipe, mesh))
-    begun = mesh.tell(0 if saved is None else saved.step)
-    if len(set(begun)) > 1:
-        found = f"steps {', '.join(map(str, begun))}"
-        raise RunError("one checkpoint for all ranks", found, "see which rank warned of damage, and delete that checkpoint")
+    saved = _saved(work, identity, parts_of(start, mechanism, recipe, mesh))
     space = _of_checkpoint(saved) or normalisation or Normalisation.measure(rows)
-    training = Training(start, mechanism, space, recipe, device, dtype, mesh, seed)
+    training = Training(start, mechanism, space, recipe, work.device, dtype, mesh, seed)
     first, saved_step = 0, -1
     if saved is not None:
         training.load(saved.tensors)
         checkpoint.set_generator_states(saved.generators)
         first = saved_step = saved.step
     order = order_of(rows, recipe.batch_rows, seed)
-    log = None if sink is None else _Log(sink, recipe.batch_rows, first)
-    ahead, asked = _Ahead(rows, order, mesh.rows(recipe.batch_rows), recipe.steps), mesh.size == 1 and stop()
+    log = None if work.sink is None else _Log(work.sink, recipe.batch_rows, first)
+    ahead, asked = _Ahead(rows, order, mesh.rows(recipe.batch_rows), recipe.steps), mesh.size == 1 and work.stop()
     for step in range(first, recipe.steps):
         if asked:
             if folder is not None and saved_step != step:
                 checkpoint.save(folder, training.at(step, identity), mesh)
             raise _interrupted(step, recipe.steps, folder)
         index, x = ahead.batch(step)
-        values = training.step(x, step, index, stop() if mesh.size > 1 else False)
+        values = training.step(x, step, index, work.stop() if mesh.size > 1 else False)
         done = step + 1
         if done % recipe.log_every == 0 or done == recipe.steps:
             dead = training.dead_share
@@ -165,28 +140,27 @@ def train(
         if folder is not None and (done % recipe.checkpoint_every == 0 or done == recipe.steps):
             checkpoint.save(folder, training.at(done, identity), mesh)
             saved_step = done
-        if progress is not None:
-            progress(done, recipe.steps)
+        work.progress(done, recipe.steps)
         # Ranks have to leave before the same step: what one was asked reaches all of them with the values of a step.
-        asked = values.stop if mesh.size > 1 else stop()
+        asked = values.stop if mesh.size > 1 else work.stop()
     return training.finish()
 
 
-def _check(start: Start, mechanism: Mechanism, rows: Rows, recipe: TrainRecipe, dtype: torch.dtype) -> None:
+def _check(start: Latents, mechanism: Mechanism, rows: Rows, recipe: TrainRecipe, dtype: torch.dtype) -> None:
     width, dim = start.encoder.shape
     if rows.dim != dim:
         raise DataError(f"rows of dimension {dim}, as the start has", f"dimension {rows.dim}", "start from the same site")
     if rows.num_rows < dim:
         raise DataError(f"at least as many rows as dimensions ({dim})", f"{rows.num_rows} rows", "harvest more tokens")
-    if start.decoder is not None and start.decoder.shape != start.encoder.shape:
+    if start.decoder.shape != start.encoder.shape:
         raise RecipeError(f"a decoder of shape {[width, dim]}", f"{list(start.decoder.shape)}", "correct the start")
     if start.hold.shape != (width,) or mechanism.width != width:
         found = f"hold of {start.hold.numel()}, a mechanism of {mechanism.width}"
         raise RecipeError(f"hold and a mechanism of the start's width {width}", found, "make them of one width")
-    if start.anchor is not None and (start.anchor.shape != (width,) or start.decoder is None):
-        found = f"anchors of {start.anchor.numel()}, a decoder of {'its own' if start.decoder is not None else 'tied rows'}"
+    if start.anchor.shape != (width,) or (start.tied and bool((start.anchor > -1).any())):
+        found = f"anchors of {start.anchor.numel()}, a decoder of {'tied rows' if start.tied else 'its own'}"
         raise RecipeError(f"one anchor for each of {width} untied decoder rows", found, "correct the start")
-    if recipe.freeze != "none" and start.decoder is None:
+    if recipe.freeze != "none" and start.tied:
         do = "set dictionary.tied to false"
         raise RecipeError(f"an untied dictionary with train.freeze = {recipe.freeze}", "tied rows", do)
     if dtype not in (torch.float32, torch.float64, torch.bfloat16):
@@ -194,7 +168,7 @@ def _check(start: Start, mechanism: Mechanism, rows: Rows, recipe: TrainRecipe, 
 
 
 def _identity(
-    start: Start, mechanism: Mechanism, rows: Rows, recipe: TrainRecipe, seed: int, dtype: torch.dtype
+    start: Latents, mechanism: Mechanism, rows: Rows, recipe: TrainRecipe, seed: int, dtype: torch.dtype
 ) -> dict[str, Any]:
     width, dim = start.encoder.shape
     return {
@@ -202,7 +176,7 @@ def _identity(
         "dtype": str(dtype),
         "width": width,
         "dim": dim,
-        "tied": start.decoder is None,
+        "tied": start.tied,
         "held": int(start.hold.sum()),
         "anchors": [part.tolist() for part in torch.unique(anchors_of(start, recipe), return_counts=True)],
         "num_rows": rows.num_rows,
@@ -211,20 +185,22 @@ def _identity(
     }
 
 
-def _saved(folder: Path | None, identity: dict[str, Any], resume: bool, parts: dict[str, slice]) -> Checkpoint | None:
-    if folder is None:
-        return None
-    if not resume:
-        if checkpoint.list_checkpoints(folder):
-            do = "go on with --resume, or start anew with --overwrite"
-            raise RunError(f"no checkpoints in {folder}", "those of an earlier training", do)
-        return None
-    saved = checkpoint.load(folder, parts)
+def _saved(work: Workplace, identity: dict[str, Any], parts: dict[str, slice]) -> Checkpoint | None:
+    """The checkpoint to go on from, the same on all ranks."""
+    if work.folder is not None and not work.resume and checkpoint.list_checkpoints(work.folder):
+        do = "go on with --resume, or start anew with --overwrite"
+        raise RunError(f"no checkpoints in {work.folder}", "those of an earlier training", do)
+    saved = checkpoint.load(work.folder, parts) if work.folder is not None and work.resume else None
     if saved is not None and saved.identity != identity:
         keys = sorted(identity.keys() | saved.identity.keys())
         other = [key for key in keys if identity.get(key) != saved.identity.get(key)]
         found = ", ".join(f"{key} = {saved.identity.get(key)} there, {identity.get(key)} here" for key in other)
-        raise RunError(f"checkpoints in {folder} of the same training", found, "resume with its settings, or use --overwrite")
+        do = "resume with its settings, or use --overwrite"
+        raise RunError(f"checkpoints in {work.folder} of the same training", found, do)
+    begun = work.mesh.tell(0 if saved is None else saved.step)
+    if len(set(begun)) > 1:
+        found = f"steps {', '.join(map(str, begun))}"
+        raise RunError("one checkpoint for all ranks", found, "see which rank warned of damage, and delete that checkpoint")
     return saved
 
 

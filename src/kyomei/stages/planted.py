@@ -10,6 +10,7 @@ from kyomei.config import Recipe
 from kyomei.evidence.recovery import recovery
 from kyomei.learning.fit import choose_device, fit, starts_from_resonance
 from kyomei.learning.resonance import resonate
+from kyomei.learning.workplace import Workplace
 from kyomei.source.planted import Planted
 from kyomei.stages.progress import Reporter
 
@@ -50,7 +51,7 @@ def recover_planted(
         found["resonance"] = directions.vectors
         facts = {"n_features": directions.n_features, "interval": list(directions.interval)}
     with reporter.progress("train") as progress:
-        sae = fit(x, recipe, directions=directions, stop=reporter.stop, progress=progress)
+        sae = fit(x, recipe, directions=directions, workplace=Workplace(stop=reporter.stop, progress=progress))
     found[f"{recipe.mechanism.name} decoder"] = sae.decoder.cpu()
     generator = torch.Generator().manual_seed(recipe.seed)
     found["random directions (null)"] = torch.randn(sae.width, dim, generator=generator)

@@ -13,6 +13,7 @@ from kyomei.learning.directions import Directions
 from kyomei.learning.fit import WARM_FOLDER, choose_device, fit, starts_from_resonance
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.resonance import resonate
+from kyomei.learning.workplace import Workplace
 from kyomei.runs import Run
 from kyomei.sinks import JsonlSink
 from kyomei.source.rows import Rows
@@ -99,19 +100,9 @@ def _train_replica(run: Run, arm: Arm, replica: int, reporter: Reporter) -> None
     sink = JsonlSink(folder / "events.jsonl", last_step=last_step) if mesh.leads else None
     try:
         with reporter.progress(f"train {arm.folder}/{replica}") as progress:
-            sae = fit(
-                rows,
-                arm.recipe,
-                seed=seed,
-                directions=directions,
-                stream=None if arm.control is not None and arm.control.gaussian else streamed(run, replica),
-                folder=folder,
-                resume=True,
-                sink=sink,
-                stop=reporter.stop,
-                progress=progress,
-                mesh=mesh,
-            )
+            stream = None if arm.control is not None and arm.control.gaussian else streamed(run, replica)
+            work = Workplace(folder, resume=True, sink=sink, stop=reporter.stop, progress=progress, mesh=mesh)
+            sae = fit(rows, arm.recipe, seed=seed, directions=directions, stream=stream, workplace=work)
     finally:
         if sink is not None:
             sink.close()
