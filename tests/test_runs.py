@@ -257,6 +257,22 @@ def test_both_options_are_refused(run: Run) -> None:
         Run.create(run.folder, run.recipe, resume=True, overwrite=True)
 
 
+def test_what_create_would_do_is_told_without_doing_it(run: Run, tmp_path: Path) -> None:
+    found = Run.find(run.folder, run.recipe, resume=True)
+    assert found is not None and found.folder == run.folder
+    assert Run.find(run.folder, Recipe(), overwrite=True) is None and Run.find(tmp_path / "new", Recipe()) is None
+    assert run.manifest["seed"] == 5 and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("made_before", [True, False])
+def test_only_the_owner_can_look_into_a_run(tmp_path: Path, made_before: bool) -> None:
+    folder = tmp_path / "runs" / "private"
+    if made_before:
+        folder.mkdir(parents=True, mode=0o755)
+    Run.create(folder, Recipe(), resume=True)
+    assert folder.stat().st_mode & 0o777 == 0o700 and folder.parent.stat().st_mode & 0o777 != 0o700
+
+
 def test_resume_goes_on(run: Run) -> None:
     run.finish("harvest")
     run.write_json("evidence.json", 1)

@@ -77,8 +77,7 @@ def demo_command(
         from kyomei.runs import Run
         from kyomei.stages.demo import demo, demo_recipe
 
-        run = Run.create(folder, demo_recipe(seed), resume=not overwrite, overwrite=overwrite)
-        _note_command(run)
+        run = Run.create(folder, demo_recipe(seed), resume=not overwrite, overwrite=overwrite, command=_command())
         with run.lock():
             result = demo(run, reporter)
             _show_evidence(run, as_json)
@@ -105,13 +104,12 @@ def harvest_command(
     """Model and text to activation shards, split by document into replicas and evidence."""
     source = {"source.model": model, "source.text": text, "source.sites": site, "source.num_tokens": tokens}
     with _verb(threads) as reporter:
-        from kyomei.stages.harvest import harvest_run
+        from kyomei.stages.harvest import harvested_run, summary, table
 
-        run = _create(folder, recipe, settings, {**source, "seed": seed, "device": device, "dtype": dtype}, resume, overwrite)
-        with run.lock():
-            facts = harvest_run(run, reporter)
-        rows = [(part, f"{v['rows']:,}", _dropped(v)) for part, v in facts["parts"].items()]
-        show(facts, as_json, f"{facts['site']}, {facts['dim']} wide", ("part", "rows", "dropped"), rows)
+        asked = _asked(folder, recipe, settings, {**source, "seed": seed, "device": device, "dtype": dtype}, resume)
+        run = harvested_run(folder, asked, reporter, resume=resume, overwrite=overwrite, command=_command())
+        facts = summary(run)
+        show(facts, as_json, f"{folder}: rows of each site; dropped beside them: special tokens, massive norms", *table(facts))
 
 
 @app.command("check")
@@ -142,9 +140,13 @@ def check_command(
         is_new = recipe is not None or settings or resume or any(value not in (None, []) for value in harvested.values())
         if is_new or (source / "manifest.json").exists():
             from kyomei.runs import Run
+            from kyomei.stages.harvest import harvested_run
 
-            options = {**harvested, "seed": seed, "device": device}
-            run = _create(source, recipe, settings, options, resume, overwrite) if is_new else Run.open(source)
+            if is_new:
+                asked = _asked(source, recipe, settings, {**harvested, "seed": seed, "device": device}, resume)
+                run = harvested_run(source, asked, reporter, resume=resume, overwrite=overwrite, command=_command())
+            else:
+                run = Run.open(source)
             with run.lock():
                 premises = check_run(run, reporter, seed=seed, device=device)
         else:
@@ -181,6 +183,8 @@ def train_command(
     """
     source = {"source.model": model, "source.text": text, "source.sites": site, "source.num_tokens": tokens}
     with _verb(threads) as reporter:
+        from kyomei.runs import Run
+        from kyomei.stages.harvest import harvested_run
         from kyomei.stages.train import train_on_mesh, train_run
 
         options = {**source, "seed": seed, "device": device, "dtype": dtype}
@@ -190,12 +194,13 @@ def train_command(
             if not (folder / "manifest.json").exists():
                 do = "run `kyomei harvest` first, in one process"
                 raise RunError("a harvested run on a mesh", f"none in {folder}", do)
-            run = _create(folder, recipe, settings, options, resume=True, overwrite=False)
+            run = Run.create(folder, _asked(folder, recipe, settings, options, resume=True), resume=True)
             facts = train_on_mesh(run, *_parts(mesh), reporter)
             if facts is None:
                 return
         else:
-            run = _create(folder, recipe, settings, options, resume, overwrite)
+            asked = _asked(folder, recipe, settings, options, resume)
+            run = harvested_run(folder, asked, reporter, resume=resume, overwrite=overwrite, command=_command())
             with run.lock():
                 facts = train_run(run, reporter)
         rows = [
@@ -433,18 +438,14 @@ def _recipe(path: Path | None, settings: list[str] | None, options: dict[str, An
     return recipe.with_values({**dotted, **{key: value for key, value in options.items() if value not in (None, [])}})
 
 
-def _create(
-    folder: Path, path: Path | None, settings: list[str] | None, options: dict[str, Any], resume: bool, overwrite: bool
-) -> Run:
-    """A new run, or the one that is there: resumed without options it keeps its own recipe."""
+def _asked(folder: Path, path: Path | None, settings: list[str] | None, options: dict[str, Any], resume: bool) -> Recipe:
+    """The recipe that is asked for: a run that is resumed without options keeps its own."""
     from kyomei.runs import Run
 
-    asked = path is not None or settings or any(value not in (None, []) for value in options.values())
-    if resume and not asked and (folder / "manifest.json").exists():
-        return Run.open(folder)
-    run = Run.create(folder, _recipe(path, settings, options), resume=resume, overwrite=overwrite)
-    _note_command(run)
-    return run
+    restated = path is not None or settings or any(value not in (None, []) for value in options.values())
+    if resume and not restated and (folder / "manifest.json").exists():
+        return Run.open(folder).recipe
+    return _recipe(path, settings, options)
 
 
 def _parts(mesh: str | None) -> tuple[int, int]:
@@ -456,10 +457,9 @@ def _parts(mesh: str | None) -> tuple[int, int]:
     return data, features
 
 
-def _note_command(run: Run) -> None:
-    """Keep the command that began the run, for its report."""
-    if "command" not in run.manifest:
-        run.note(command=shlex.join(["kyomei", *sys.argv[1:]]))
+def _command() -> str:
+    """What was typed, for the manifest of a run that it begins."""
+    return shlex.join(["kyomei", *sys.argv[1:]])
 
 
 def _active(text: str) -> int | tuple[int, ...]:
@@ -468,10 +468,6 @@ def _active(text: str) -> int | tuple[int, ...]:
     except ValueError as error:
         raise RecipeError("--active as 5 or 3,20", f"'{text}'", "give whole numbers") from error
     return counts[0] if len(counts) == 1 else counts
-
-
-def _dropped(values: dict[str, Any]) -> str:
-    return ", ".join(f"{v:,} {k.removeprefix('dropped_')}" for k, v in values.items() if k != "rows") or "0"
 
 
 def _show_evidence(run: Run, as_json: bool) -> None:

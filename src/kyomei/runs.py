@@ -33,6 +33,8 @@ SCHEMA_VERSION = 2
 """Version of the run folder's layout and manifest; a run of another one is refused. Dictionaries have their own version."""
 
 RECIPE, MANIFEST, LOCK = "recipe.yaml", "manifest.json", "lock"
+PRIVATE = 0o700
+"""Mode of a run's folder: it holds text that others may not be meant to read."""
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 _RECORDED_PACKAGES = ("torch", "numpy", "scipy", "transformers", "tokenizers", "safetensors")
 
@@ -134,24 +136,49 @@ class Run:
     recipe: Recipe
 
     @classmethod
-    def create(cls, folder: Path | str, recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Run:
+    def create(
+        cls, folder: Path | str, recipe: Recipe, *, resume: bool = False, overwrite: bool = False, command: str = ""
+    ) -> Run:
         """Start a run, or go on with one.
 
         Args:
-            folder: a new folder, unless one of the options says what to do with the old one.
+            folder: a new folder, unless one of the options says what to do with the old one. Only its owner can read it.
             recipe: what is asked.
             resume: go on with the run that is there, which must have the same recipe; start it if there is none.
             overwrite: delete the run that is there, and start anew.
+            command: what began it, for the manifest of a new run.
 
         Raises:
             RunError: the folder exists and neither option is given (or both), is not a run, is of another layout, has another
                 recipe, or a live process holds its lock.
         """
+        run = cls.find(folder, recipe, resume=resume, overwrite=overwrite)
+        if run is not None:
+            return run
+        run = cls(Path(folder), recipe)
+        if overwrite and run.folder.exists():
+            _empty(run.folder)
+        # The manifest is written last: a folder without it is a run that a crash kept from being born.
+        with disk_full_named(run.folder):
+            run.folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
+            with contextlib.suppress(PermissionError):  # a folder that someone else made
+                run.folder.chmod(PRIVATE)
+            recipe.write(run.path(RECIPE))
+        run.write_json(MANIFEST, _new_manifest(recipe, command))
+        return run
+
+    @classmethod
+    def find(cls, folder: Path | str, recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Run | None:
+        """The run that `create` would go on with; none where it would start one. Nothing is written or deleted.
+
+        Raises:
+            RunError: as `create` does.
+        """
         folder = Path(folder)
         if resume and overwrite:
             raise RunError("either --resume or --overwrite", "both", "choose one of them")
         if not folder.exists():
-            return cls._start(folder, recipe)
+            return None
         if not folder.is_dir():
             raise RunError("a folder for the run", f"a file at {folder}", "choose another folder")
         if not (resume or overwrite):
@@ -165,21 +192,10 @@ class Run:
             raise RunError("the folder of a run", found, "choose another folder; nothing was deleted")
         if overwrite:
             _refuse_if_held(folder)
-            _empty(folder)
-        if not _is_run(folder):
-            return cls._start(folder, recipe)
+        if overwrite or not _is_run(folder):
+            return None
         run = cls.open(folder)
         _refuse_other_recipe(run, recipe)
-        return run
-
-    @classmethod
-    def _start(cls, folder: Path, recipe: Recipe) -> Run:
-        # The manifest is written last: a folder without it is a run that a crash kept from being born.
-        with disk_full_named(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            recipe.write(folder / RECIPE)
-        run = cls(folder, recipe)
-        run.write_json(MANIFEST, _new_manifest(recipe))
         return run
 
     @classmethod
@@ -319,9 +335,10 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _new_manifest(recipe: Recipe) -> dict[str, Any]:
+def _new_manifest(recipe: Recipe, command: str) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
+        "command": command,
         "created": _now(),
         "versions": {
             "kyomei": __version__,
@@ -376,7 +393,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             "install the Kyomei that wrote it, or a newer one",
         )
     if version < SCHEMA_VERSION:
-        command = str(manifest.get("command", f"kyomei train {shlex.quote(str(folder))}")).removesuffix(" --overwrite")
+        command = str(manifest.get("command") or f"kyomei train {shlex.quote(str(folder))}").removesuffix(" --overwrite")
         raise RunError(
             f"a run of layout {SCHEMA_VERSION}",
             f"layout {version} in {folder}, made by an older Kyomei (its dictionaries still load with kyomei.load)",

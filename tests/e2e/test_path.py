@@ -190,23 +190,6 @@ def test_wrong_options_are_explained(tmp_path: Path, arguments: list[str], said:
     assert not (tmp_path / "run").exists()
 
 
-def test_wrong_model_and_site_are_explained(tmp_path: Path) -> None:
-    folder = kyomei("harvest", tmp_path / "a", "--model", tmp_path / "nothing-here")
-    assert folder.returncode == 2 and "nothing-here" in folder.stderr and "Traceback" not in folder.stderr
-    site = kyomei("harvest", tmp_path / "b", "--site", "model.layers.2.mpl", "--tokens", "5000")
-    assert site.returncode == 2 and "model.layers.2.mlp" in site.stderr
-
-
-def test_text_that_is_empty_or_too_short_is_explained(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    empty = kyomei("harvest", tmp_path / "a", "--text", tmp_path / "empty")
-    assert empty.returncode == 2 and "documents. Found 0." in empty.stderr and "Traceback" not in empty.stderr
-    short = tmp_path / "short.jsonl"
-    short.write_text("".join(json.dumps({"text": f"a few words, number {i}"}) + "\n" for i in range(8)))
-    few = kyomei("harvest", tmp_path / "b", "--text", short)
-    assert few.returncode == 2 and "window" in few.stderr
-
-
 @pytest.mark.slow
 def test_planted_prints_recovery_beside_random_directions() -> None:
     small = ["--features", "64", "--dim", "32", "--active", "3", "--rows", "20000"]

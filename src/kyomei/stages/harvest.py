@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,26 +28,88 @@ def part_names(recipe: Recipe) -> list[str]:
     return [f"replica-{i}" for i in range(recipe.source.replicas)] + ["evidence"]
 
 
-def harvest_run(run: Run, reporter: Reporter) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Source:
+    """What a harvest reads.
+
+    Attributes:
+        model: where activations come from.
+        sites: its modules, the one that the run learns from first.
+        tokens: packed windows by part, and by name those that training streams.
+    """
+
+    model: LanguageModel
+    sites: tuple[str, ...]
+    tokens: dict[str, Tokens]
+
+
+def open_source(recipe: Recipe, reporter: Reporter, written: Path | None = None) -> Source:
+    """Load the model, look its sites up and pack the text; nothing is written.
+
+    Args:
+        recipe: which model, sites and text.
+        reporter: says where activations come from.
+        written: tokens that an earlier attempt wrote; they are read back if they are complete.
+
+    Raises:
+        ModelError: the model is missing or unusable, or a site is unknown.
+        DataError: the text is missing, unreadable or too short.
+    """
+    model = load_model(recipe)
+    sites = recipe.source.sites or (model.default_site(),)
+    model.require_sites(sites)
+    reporter.note(f"{model.name}: {', '.join(sites)} ({recipe.source.side}) on {model.device}, {recipe.dtype}")
+    names = [*_stream_names(recipe), *part_names(recipe)]
+    if written is not None and all((written / name / "index.json").exists() for name in names):
+        return Source(model, sites, {name: Tokens.load(written / name) for name in names})
+    return Source(model, sites, _packed(recipe, model))
+
+
+def harvested_run(
+    folder: Path, recipe: Recipe, reporter: Reporter, *, resume: bool = False, overwrite: bool = False, command: str = ""
+) -> Run:
+    """A run and its activations, made where they are not there yet.
+
+    A refusal leaves things as they were: a new run is begun, and an old one deleted, once model, sites and text are open.
+
+    Args:
+        folder, recipe, resume, overwrite, command: as `Run.create` takes them.
+        reporter: shows progress.
+    """
+    run, source = Run.find(folder, recipe, resume=resume, overwrite=overwrite), None
+    if run is None:
+        source = open_source(recipe, reporter)
+        run = Run.create(folder, recipe, resume=resume, overwrite=overwrite, command=command)
+    if not run.done(STAGE):
+        with run.lock():
+            harvest_run(run, reporter, source)
+    return run
+
+
+def harvest_run(run: Run, reporter: Reporter, source: Source | None = None) -> dict[str, Any]:
     """Tokens and activations of every part; what is complete is kept.
 
+    Args:
+        run: where they go.
+        reporter: shows progress.
+        source: what is harvested; none: opened as the recipe says, where anything is missing.
+
     Returns:
-        Facts for the summary: sites, rows and dropped rows of each part.
+        Facts for the summary: rows and dropped rows of each part at each site.
     """
     recipe = run.recipe
     if not run.done(STAGE):
-        model = load_model(recipe)
-        sites = recipe.source.sites or (model.default_site(),)
-        reporter.note(f"{model.name}: {', '.join(sites)} ({recipe.source.side}) on {model.device}, {recipe.dtype}")
-        tokens = _tokens(run, model)
+        source = source or open_source(recipe, reporter, run.path("tokens"))
+        _save_tokens(run, source.tokens)
+        tokens = {part: source.tokens[part] for part in part_names(recipe)}
         for part, packed in tokens.items():
             with reporter.progress(f"harvest {part}") as progress:
-                shards = harvest(
-                    model, packed, run.path(f"activations/{part}"), recipe.source, stop=reporter.stop, progress=progress
-                )
-            run.record(f"tokens/{part}", *(f"activations/{part}/{site}" for site in shards))
-        run.record(*(f"tokens/{part}" for part in _stream_names(recipe)))
-        run.note(sites=list(sites), split={part: [d.name for d in packed.documents] for part, packed in tokens.items()})
+                folder = run.path(f"activations/{part}")
+                harvest(source.model, packed, folder, recipe.source, stop=reporter.stop, progress=progress)
+            run.record(f"activations/{part}")
+        run.record("tokens")
+        split = {part: [d.name for d in packed.documents] for part, packed in tokens.items()}
+        run.note(sites=list(source.sites), split=split)
         run.finish(STAGE)
     return summary(run)
 
@@ -65,9 +129,9 @@ def site_of(run: Run) -> str:
     return site
 
 
-def activations(run: Run, part: str, *, verify: bool = True) -> ShardFolder:
-    """The shards of a part at the run's site."""
-    return ShardFolder(run.path(f"activations/{part}/{site_of(run)}"), verify=verify)
+def activations(run: Run, part: str, *, site: str | None = None, verify: bool = True) -> ShardFolder:
+    """The shards of a part at a site; none: the one that the run learns from."""
+    return ShardFolder(run.path(f"activations/{part}/{site or site_of(run)}"), verify=verify)
 
 
 def streamed(run: Run, replica: int) -> StreamedRows | None:
@@ -86,27 +150,46 @@ def _stream_names(recipe: Recipe) -> list[str]:
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """Rows and dropped rows of each part."""
-    facts: dict[str, Any] = {"site": site_of(run), "parts": {}}
-    for part in part_names(run.recipe):
-        shards = activations(run, part, verify=False)
-        facts["dim"] = shards.dim
-        facts["parts"][part] = {"rows": shards.num_rows, **{k: v for k, v in shards.meta.items() if k.startswith("dropped")}}
-    return facts
+    """Width of each site, and rows and dropped rows of each part there; "site" is the one that the run learns from."""
+    sites: dict[str, Any] = {}
+    for site in run.manifest["sites"]:
+        parts = {}
+        for part in part_names(run.recipe):
+            shards = activations(run, part, site=site, verify=False)
+            dropped = {key: count for key, count in shards.meta.items() if key.startswith("dropped")}
+            parts[part] = {"rows": shards.num_rows, **dropped}
+        sites[site] = {"dim": shards.dim, "parts": parts}
+    return {"site": site_of(run), "sites": sites}
 
 
-def _tokens(run: Run, model: LanguageModel) -> dict[str, Tokens]:
-    """Packed windows of every part, read back if an earlier attempt wrote them; those to be streamed are written beside."""
-    source = run.recipe.source
-    names = part_names(run.recipe)
-    streams = _stream_names(run.recipe)
-    if all(run.path(f"tokens/{part}/index.json").exists() for part in (*streams, *names)):
-        return {part: Tokens.load(run.path(f"tokens/{part}")) for part in names}
+def table(facts: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of the summary: a row for each part at each site."""
+    rows = []
+    for site, values in facts["sites"].items():
+        for part, counts in values["parts"].items():
+            dropped = (f"{counts[key]:,}" for key in ("dropped_special", "dropped_norm"))
+            rows.append((site, str(values["dim"]), part, f"{counts['rows']:,}", *dropped))
+    return ("site", "width", "part", "rows", "special", "massive"), rows
+
+
+def _save_tokens(run: Run, tokens: dict[str, Tokens]) -> None:
+    """Write the tokens of every part, unless all of them are there."""
+    folders = {name: run.path(f"tokens/{name}") for name in tokens}
+    if not all((folder / "index.json").exists() for folder in folders.values()):
+        for name, folder in folders.items():
+            shutil.rmtree(folder, ignore_errors=True)
+            tokens[name].save(folder)
+
+
+def _packed(recipe: Recipe, model: LanguageModel) -> dict[str, Tokens]:
+    """Windows of every part, and of what training streams of it: both thinned from the same text."""
+    source = recipe.source
+    names = part_names(recipe)
     documents = list(read_documents(source.text, source.text_field, model.tokenizer))
-    parts = split_documents(documents, source.replicas, source.evidence_share, run.recipe.seed)
+    parts = split_documents(documents, source.replicas, source.evidence_share, recipe.seed)
     share = {part: (1 - source.evidence_share) / source.replicas for part in names} | {"evidence": source.evidence_share}
-    stream_of = dict(zip(names, streams, strict=False))
-    packed = {}
+    stream_of = dict(zip(names, _stream_names(recipe), strict=False))
+    packed: dict[str, Tokens] = {}
     for part in names:
         asked = {part: max(1, round(source.num_tokens * share[part]))}
         if part in stream_of:
@@ -116,9 +199,5 @@ def _tokens(run: Run, model: LanguageModel) -> dict[str, Tokens]:
         except DataError as error:
             found = f"{error.found}, in part '{part}' of {len(documents)} documents"
             raise DataError(error.expected, found, error.do) from error
-        for name, tokens in asked.items():
-            packed[name] = everything.thinned(max(1, tokens // source.context))
-            folder = run.path(f"tokens/{name}")
-            shutil.rmtree(folder, ignore_errors=True)
-            packed[name].save(folder)
-    return {part: packed[part] for part in names}
+        packed |= {name: everything.thinned(max(1, tokens // source.context)) for name, tokens in asked.items()}
+    return packed
