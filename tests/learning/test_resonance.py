@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +204,18 @@ def test_search_ends_once_enough_is_found(planted: kyomei.Planted) -> None:
     keep_all = recipe.model_copy(update={"min_stability": -1.0, "enough": 20})
     unstable = resonate(null, seed=0, recipe=keep_all)
     assert len(unstable) > 20 and len(unstable.found_at.unique()) == 2
+
+
+def test_a_search_says_whether_it_ended_by_itself(planted: kyomei.Planted, tmp_path: Path) -> None:
+    x, _ = planted.sample(20_000, seed=4)
+    few = SMALL.model_copy(update={"neurons": 16, "rounds": 1})
+    cut = resonate(x, seed=0, recipe=few)
+    assert cut.converged is False
+    assert resonate(x, seed=0, recipe=few.model_copy(update={"enough": 3})).converged is True
+    cut.save(tmp_path / "directions.safetensors")
+    assert Directions.load(tmp_path / "directions.safetensors").converged is False
+    replace(cut, converged=None).save(tmp_path / "older.safetensors")  # what files were before they said so
+    assert Directions.load(tmp_path / "older.safetensors").converged is None
 
 
 def test_starts_at_known_directions_are_not_refined_again(planted: kyomei.Planted) -> None:

@@ -36,6 +36,8 @@ class Directions:
         n_features: estimated number of features, the unseen ones included (Chao's estimator over the supports).
         interval: its 95 % interval.
         whitening: the map between the two spaces.
+        converged: whether the search ended by itself: little was left to find, or what it found was stable no more, or it was
+            enough. False: its rounds ran out. None: a file of an older Kyomei, which does not say.
     """
 
     vectors: Float[Tensor, "k dim"]
@@ -49,6 +51,7 @@ class Directions:
     n_features: int
     interval: tuple[int, int]
     whitening: Whitening
+    converged: bool | None = None
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -64,7 +67,8 @@ class Directions:
         """Write every tensor, and the estimate of their number, to one safetensors file."""
         tensors = {name: getattr(self, name).contiguous() for name in _SAVED}
         tensors |= {f"whitening.{name}": getattr(self.whitening, name).contiguous() for name in _SAVED_WHITENING}
-        numbers = (self.n_features, *self.interval, self.whitening.num_outliers)
+        numbers = [self.n_features, *self.interval, self.whitening.num_outliers]
+        numbers += [] if self.converged is None else [int(self.converged)]
         # One key only: safetensors writes several in a random order, and the same run must give the same bytes.
         metadata = {FORMAT: " ".join(map(str, numbers))}
         write_atomic(path, safetensors.torch.save(tensors, metadata))
@@ -84,6 +88,12 @@ class Directions:
             raise DataError("a file of directions", f"{path}: {error}", "find them again") from error
         if FORMAT not in metadata:
             raise DataError(f"directions of format {FORMAT}", f"{list(metadata) or 'no format'} in {path}", "find them again")
-        n_features, low, high, outliers = map(int, metadata[FORMAT].split())
+        n_features, low, high, outliers, *converged = map(int, metadata[FORMAT].split())
         whitening = Whitening(**{n: tensors[f"whitening.{n}"] for n in _SAVED_WHITENING}, num_outliers=outliers)
-        return cls(**{n: tensors[n] for n in _SAVED}, n_features=n_features, interval=(low, high), whitening=whitening)
+        return cls(
+            **{name: tensors[name] for name in _SAVED},
+            n_features=n_features,
+            interval=(low, high),
+            whitening=whitening,
+            converged=bool(converged[0]) if converged else None,
+        )

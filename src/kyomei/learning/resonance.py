@@ -78,15 +78,14 @@ class _Found:
 
     def select(self, index: Tensor) -> _Found:
         """The directions at an index or under a mask."""
-        return _Found(self.w[index], self.p[index], self.support[index], self.stability[index], self.sharpness[index])
+        return _Found(*(value[index] for value in vars(self).values()))
 
     def sharpest_first(self) -> _Found:
         return self.select(self.sharpness.argsort(descending=True, stable=True))
 
     @staticmethod
     def join(parts: list[_Found]) -> _Found:
-        fields = ("w", "p", "support", "stability", "sharpness")
-        return _Found(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
+        return _Found(*(torch.cat(values) for values in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 def resonate(
@@ -121,17 +120,17 @@ def resonate(
     whitening = Whitening.fit(rows).to(device)
     data = _Halves(rows, whitening, device, mesh or Mesh())
     ladder = recipe.frequencies or default_frequencies(data.num_finding)
-    parts = []
+    ends, parts = _Ends(recipe, data.mesh), []
     for i, p in enumerate(ladder):
-        parts.append(_search(data, p, recipe, seed=[seed, i]))
-        done = _suffices(_Found.join(parts), recipe, mesh)
+        parts.append(_search(data, p, recipe, ends, seed=[seed, i]))
+        done = ends.enough(_Found.join(parts))
         if progress is not None:
             progress(len(ladder) if done else i + 1, len(ladder))
         if done:
             break
     everything = _Found.join(parts).sharpest_first()
-    found = _stable(everything, recipe, mesh)
-    support = _support_of_union(parts, found.w, recipe.merge_cosine, mesh)
+    found = _stable(everything, recipe, data.mesh)
+    support = _support_of_union(parts, found.w, recipe.merge_cosine, data.mesh)
     if len(support):
         usual = support >= RARE_SHARE * float(support.cpu().double().median())
         found, support = found.select(usual), support[usual]
@@ -141,7 +140,7 @@ def resonate(
     found, support = found.select(clearest), support[clearest]
     # The stable ones stand first, so that none of them gives way to a sharper but unstable neighbour.
     candidates = torch.cat([found.w, everything.w])
-    candidates = candidates[distinct(candidates, recipe.merge_cosine, mesh)]
+    candidates = candidates[distinct(candidates, recipe.merge_cosine, data.mesh)]
     n_features, interval = estimate_richness(support.clamp_min(1))
     frequency = estimate_occurrence(data.held_out, found.w)
     return Directions(
@@ -156,6 +155,7 @@ def resonate(
         n_features=n_features,
         interval=interval,
         whitening=whitening.to("cpu"),
+        converged=ends.converged,
     )
 
 
@@ -236,35 +236,57 @@ def _clarity(data: _Halves, w: Tensor) -> Tensor:
     return usual_scores(torch.cat(list(data.read(index))), w)
 
 
-def _stable(found: _Found, recipe: ResonanceRecipe, mesh: Mesh | None) -> _Found:
+def _stable(found: _Found, recipe: ResonanceRecipe, mesh: Mesh) -> _Found:
     """Distinct directions of those that are stable; the first of those that are alike stays."""
     stable = found.select((found.stability >= recipe.min_stability).nonzero().flatten())
     return stable.select(distinct(stable.w, recipe.merge_cosine, mesh))
 
 
-def _suffices(found: _Found, recipe: ResonanceRecipe, mesh: Mesh | None) -> bool:
-    """Whether so many stable directions are found as are asked for; where all are kept, as in a null, none counts as stable."""
-    if recipe.enough is None or recipe.min_stability == -1:
-        return False
-    return len(_stable(found.sharpest_first(), recipe, mesh).w) >= recipe.enough
+class _Ends:
+    """When a search ends, at each frequency and as a whole.
+
+    Attributes:
+        converged: whether every frequency searched so far ended for a reason; where the rounds ran out, more may be there.
+    """
+
+    def __init__(self, recipe: ResonanceRecipe, mesh: Mesh) -> None:
+        self.recipe, self.mesh, self.converged = recipe, mesh, True
+
+    def enough(self, found: _Found) -> bool:
+        """Whether so many stable directions are found as are asked for; where all are kept, as in a null, none counts."""
+        if self.recipe.enough is None or self.recipe.min_stability == -1:
+            return False
+        return len(_stable(found.sharpest_first(), self.recipe, self.mesh).w) >= self.recipe.enough
+
+    def at_frequency(self, rounds: int, found: _Found, latest: _Found) -> bool:
+        """Whether a frequency is done after so many rounds.
+
+        Args:
+            rounds: done there.
+            found: what all of them found.
+            latest: what the last one did.
+        """
+        stable = float((latest.stability >= ROUND_STABILITY).float().mean()) if len(latest.w) else 0.0
+        little_left = unseen_share(latest.support, self.recipe.neurons) <= UNSEEN_SHARE
+        reason = little_left or stable < STABLE_ROUND or self.enough(found)
+        ran_out = rounds >= self.recipe.rounds
+        self.converged &= reason or not ran_out
+        return reason or ran_out
 
 
-def _search(data: _Halves, p: float, recipe: ResonanceRecipe, seed: list[int]) -> _Found:
+def _search(data: _Halves, p: float, recipe: ResonanceRecipe, ends: _Ends, seed: list[int]) -> _Found:
     """Directions at one frequency: a round of random starts, then rounds that start at rows which nothing found covers."""
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     starts = normalize(torch.randn(recipe.neurons, data.rows.dim, generator=generator), dim=1).to(data.device)
     found = latest = _round(data, starts, p, recipe, rng, generator)
-    for _ in range(1, recipe.rounds):
-        stable = (latest.stability >= ROUND_STABILITY).float().mean() if len(latest.w) else 0.0
-        if unseen_share(latest.support, recipe.neurons) <= UNSEEN_SHARE or stable < STABLE_ROUND:
-            break
-        if _suffices(found, recipe, data.mesh):
-            break
+    rounds = 1
+    while not ends.at_frequency(rounds, found, latest):
         starts = _uncovered(data, found.w, p, recipe.neurons, rng)
         latest = _round(data, starts, p, recipe, rng, generator, known=found.w)
         joined = _Found.join([found, latest])
         found = joined.select(distinct(joined.w, recipe.merge_cosine, data.mesh))
+        rounds += 1
     return found
 
 
@@ -385,7 +407,7 @@ def _gaussian_tail_mean(p: float) -> float:
     return normal.pdf(normal.inv_cdf(1 - p)) / p
 
 
-def _support_of_union(parts: list[_Found], kept: Tensor, cosine: float, mesh: Mesh | None) -> Tensor:
+def _support_of_union(parts: list[_Found], kept: Tensor, cosine: float, mesh: Mesh) -> Tensor:
     """Random starts of all frequencies that ended within `cosine` of each kept direction."""
     support = torch.zeros(len(kept), dtype=torch.long, device=kept.device)
     for part in parts if len(kept) else ():
