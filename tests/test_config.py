@@ -9,10 +9,10 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from kyomei.config import DictionaryRecipe, MechanismRecipe, Recipe, ResonanceRecipe, SourceRecipe, TrainRecipe
+from kyomei.config import SETTINGS, DictionaryRecipe, MechanismSettings, Recipe, ResonanceRecipe, SourceRecipe, TrainRecipe
 from kyomei.errors import KyomeiError, RecipeError
 
-SECTIONS = [Recipe, SourceRecipe, ResonanceRecipe, DictionaryRecipe, MechanismRecipe, TrainRecipe]
+SECTIONS = [Recipe, SourceRecipe, ResonanceRecipe, DictionaryRecipe, TrainRecipe, *SETTINGS.values()]
 
 
 def message_of(values: dict[str, Any]) -> str:
@@ -36,7 +36,7 @@ def test_a_recipe_needs_no_arguments() -> None:
 def test_every_field_has_a_description_for_the_command_line(section: type[BaseModel]) -> None:
     for name, info in section.model_fields.items():
         is_section = isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
-        assert is_section or info.description, name
+        assert is_section or name in ("mechanism", "name") or info.description, name
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_width_below_the_groups_is_refused_only_where_groups_are_used() -> Non
     message = message_of({**narrow, "mechanism": random_start})
     assert "dictionary.width (5) must be at least mechanism.groups (6)" in message
     assert Recipe.parse({**narrow, "mechanism": {**random_start, "start": "resonance"}}).dictionary.width == 5
-    assert Recipe.parse({**narrow, "mechanism": {**random_start, "name": "topk"}}).dictionary.width == 5
+    assert Recipe.parse({**narrow, "mechanism": {"name": "topk", "start": "random"}}).dictionary.width == 5
     assert Recipe.parse({**narrow, "mechanism": {**random_start, "groups": 5}}).dictionary.width == 5
 
 
@@ -168,7 +168,7 @@ def test_a_wrong_dotted_value_is_explained() -> None:
 
 
 def test_baselines_start_at_random_unless_told_and_have_names_of_their_own() -> None:
-    def mechanism(**values: object) -> MechanismRecipe:
+    def mechanism(**values: object) -> MechanismSettings:
         return Recipe.parse({"mechanism": values}).mechanism
 
     assert mechanism(name="gba").from_resonance and not mechanism(name="topk").from_resonance
@@ -176,3 +176,54 @@ def test_baselines_start_at_random_unless_told_and_have_names_of_their_own() -> 
     assert resonant.from_resonance and resonant.label != mechanism(name="topk").label == "topk"
     with pytest.raises(RecipeError, match="l1 starts at random"):
         mechanism(name="l1", start="resonance")
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"k": 3}, ["'mechanism.k', which is a setting of topk, batchtopk, matryoshka; this recipe has gba"]),
+        ({"name": "topk", "groups": 3}, ["'mechanism.groups', which is a setting of gba; this recipe has topk"]),
+        ({"name": "ba", "warm_share": 0.5}, ["'mechanism.warm_share', which is a setting of gba; this recipe has ba"]),
+        ({"name": "topk", "gamma": 3}, ["unknown key 'mechanism.gamma'"]),
+    ],
+)
+def test_a_setting_of_another_mechanism_is_refused_and_whose_it_is_said(values: dict[str, Any], parts: list[str]) -> None:
+    message = message_of({"mechanism": values})
+    assert all(part in message for part in parts)
+    assert "gamma_up" not in message
+
+
+@pytest.mark.parametrize(
+    ("values", "place"),
+    [
+        ({"name": "jumprelu", "l0": 1e-3}, "mechanism.penalty"),
+        ({"l0": 1e-3}, "mechanism.penalty"),
+        ({"name": "gated", "l1": 1e-2}, "mechanism.penalty"),
+        ({"name": "ba", "highest_frequency": 0.1}, "mechanism.frequency"),
+    ],
+)
+def test_an_old_key_is_named_with_its_new_place(values: dict[str, Any], place: str) -> None:
+    message = message_of({"mechanism": values})
+    assert "Found the old key 'mechanism." in message and f"It is '{place}' now" in message
+
+
+def test_another_mechanism_leaves_out_what_it_does_not_have_but_not_what_is_asked_for() -> None:
+    recipe = Recipe.parse({"mechanism": {"name": "topk", "k": 7, "auxk": 0.5}})
+    changed = recipe.with_values({"mechanism.name": "batchtopk"}).mechanism
+    assert changed.model_dump(include={"name", "k", "auxk"}) == {"name": "batchtopk", "k": 7, "auxk": 0.5}
+    assert recipe.with_values({"mechanism.name": "l1", "mechanism.penalty": 0.2}).mechanism.model_dump() == {
+        "name": "l1",
+        "start": None,
+        "penalty": 0.2,
+    }
+    with pytest.raises(RecipeError, match=r"'mechanism\.k', which is a setting of .*; this recipe has l1"):
+        recipe.with_values({"mechanism.name": "l1", "mechanism.k": 3})
+    with pytest.raises(RecipeError, match=r"'mechanism\.groups', which is a setting of gba; this recipe has topk"):
+        recipe.with_values({"mechanism.groups": 3})
+
+
+def test_titles_and_labels_tell_mechanisms_and_their_starts_apart() -> None:
+    resonant = Recipe.parse({"mechanism": {"name": "topk", "start": "resonance"}}).mechanism
+    made = [*(Recipe.parse({"mechanism": {"name": name}}).mechanism for name in SETTINGS), resonant]
+    assert len({settings.label for settings in made}) == len({settings.full_title for settings in made}) == len(made)
+    assert (resonant.full_title, resonant.label) == ("TopK from resonance", "topk-from-resonance")

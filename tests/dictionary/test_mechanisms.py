@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kyomei.config import MechanismRecipe, TrainRecipe
+from kyomei.config import SETTINGS, Recipe, TrainRecipe
 from kyomei.dictionary.mechanisms import (
     BA,
     GBA,
     L1,
+    Adaptation,
     BatchTopK,
     Gated,
     JumpReLU,
@@ -35,10 +36,11 @@ from kyomei.source.rows import TensorRows
 
 WIDTH, DIM, K = 24, 12, 3
 
+OFTEN = Adaptation(gamma_down=0.05, adapt_every=2)
 MAKERS: dict[str, Callable[[], Mechanism]] = {
-    "gba": lambda: GBA(*geometric_targets(WIDTH, 4, 0.3, 0.05), gamma_down=0.05, adapt_every=2),
-    "gba-relu": lambda: GBA(*geometric_targets(WIDTH, 4, 0.3, 0.05), activation="relu", gamma_down=0.05, adapt_every=2),
-    "ba": lambda: BA(WIDTH, 0.15, gamma_down=0.05, adapt_every=2),
+    "gba": lambda: GBA(*geometric_targets(WIDTH, 4, 0.3, 0.05), adaptation=OFTEN),
+    "gba-relu": lambda: GBA(*geometric_targets(WIDTH, 4, 0.3, 0.05), activation="relu", adaptation=OFTEN),
+    "ba": lambda: BA(WIDTH, 0.15, adaptation=OFTEN),
     "topk": lambda: TopK(WIDTH, K),
     "batchtopk": lambda: BatchTopK(WIDTH, K),
     "topk-dead": lambda: TopK(WIDTH, K, auxk=1 / 32, dead_after=200),
@@ -267,7 +269,8 @@ def test_adaptation_equals_the_papers_loop(activation: Activation) -> None:
     bias = -0.6 * torch.rand(WIDTH, generator=generator)
     bias[groups == 2] = -0.9  # group 2 will be silent as a whole
     bias[:2] = torch.tensor([-0.999, -0.001])  # both clamps are met
-    mechanism = GBA(targets, groups, bias=bias, activation=activation, gamma_down=0.07, gamma_up=0.05, epsilon=0.01)
+    adaptation = Adaptation(gamma_down=0.07, gamma_up=0.05, epsilon=0.01)
+    mechanism = GBA(targets, groups, bias=bias, activation=activation, adaptation=adaptation)
     expected = bias.tolist()
     moved = set()
     for round_number in range(6):
@@ -285,7 +288,7 @@ def test_adaptation_equals_the_papers_loop(activation: Activation) -> None:
 
 
 def test_a_group_silent_as_a_whole_wakes_up() -> None:
-    mechanism = BA(4, 0.1, bias=torch.tensor([-0.8, -0.4, -0.6, -0.6]), gamma_up=0.5)
+    mechanism = BA(4, 0.1, bias=torch.tensor([-0.8, -0.4, -0.6, -0.6]), adaptation=Adaptation(gamma_up=0.5))
     quiet = torch.full((10, 4), 0.1)
     watch(mechanism, quiet)
     mechanism.adapt()
@@ -341,7 +344,7 @@ def test_biases_stay_within_minus_one_and_zero(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     targets, group = geometric_targets(6, groups, 0.5, 0.01)
-    mechanism = GBA(targets, group, bias=-torch.rand(6, generator=generator), gamma_down=gammas[0], gamma_up=gammas[1])
+    mechanism = GBA(targets, group, bias=-torch.rand(6, generator=generator), adaptation=Adaptation(*gammas))
     for _ in range(5):
         pre = offset + scale * torch.randn(8, 6, generator=generator)
         watch(mechanism, pre)
@@ -351,7 +354,7 @@ def test_biases_stay_within_minus_one_and_zero(
 
 def test_targets_are_met_as_upper_bounds_on_gaussian_scores() -> None:
     targets, groups = geometric_targets(WIDTH, 3, 0.3, 0.01)
-    mechanism = GBA(targets, groups, gamma_down=0.02, gamma_up=0.02)
+    mechanism = GBA(targets, groups, adaptation=Adaptation(gamma_down=0.02, gamma_up=0.02))
     for seed in range(150):
         pre = scores(rows=200, seed=seed)
         watch(mechanism, pre)
@@ -384,19 +387,19 @@ def test_geometric_targets_fall_by_one_ratio_over_groups_of_equal_size() -> None
         (lambda: BA(4, 0.0), r"within \(0, 1\).*0 to 0"),
         (lambda: BA(4, 0.1, bias=torch.full((4,), 0.1)), r"biases within \[-1, 0\]"),
         (lambda: BA(4, 0.1, bias=torch.full((4,), torch.nan)), r"biases within \[-1, 0\]"),
-        (lambda: BA(4, 0.1, adapt_every=0), "adapt_every=0"),
+        (lambda: BA(4, 0.1, adaptation=Adaptation(adapt_every=0)), "adapt_every=0"),
         (lambda: BA(4, 0.1, activation="topk"), "topk"),
         (lambda: GBA(torch.full((4,), 0.1), torch.zeros(3, dtype=torch.int64)), r"\[4\], \[3\]"),
         (lambda: GBA(torch.full((1,), 0.1), torch.tensor([-1])), "groups from -1"),
         (lambda: TopK(4, 5), r"width \(4\).*5"),
         (lambda: BatchTopK(4, 0), "between 1"),
         (lambda: BatchTopK(4, 2, memory=1.0), r"\[0, 1\)"),
-        (lambda: L1(4, -1.0), "l1 ≥ 0"),
+        (lambda: L1(4, -1.0), "weight ≥ 0"),
         (lambda: TopK(0, 1), "width ≥ 1"),
         (lambda: TopK(4, 1, auxk=-1.0), "auxk ≥ 0"),
         (lambda: MatryoshkaBatchTopK(4, 1, prefixes=(0.5, 0.25, 1.0)), "ascending prefixes"),
         (lambda: JumpReLU(4, 1.0, bandwidth=0.0), "bandwidth"),
-        (lambda: Gated(4, -1.0), "l1 ≥ 0"),
+        (lambda: Gated(4, -1.0), "weight ≥ 0"),
     ],
 )
 def test_wrong_settings_are_refused(make: Callable[[], object], message: str) -> None:
@@ -404,14 +407,15 @@ def test_wrong_settings_are_refused(make: Callable[[], object], message: str) ->
         make()
 
 
-@pytest.mark.parametrize("name", ["gba", "ba", "topk", "batchtopk", "matryoshka", "l1", "jumprelu", "gated"])
+@pytest.mark.parametrize("name", SETTINGS)
 def test_recipes_become_mechanisms(name: str) -> None:
-    recipe = MechanismRecipe.model_validate({"name": name, "k": 5, "l1": 0.3, "l0": 0.2, "gamma_up": 0.2, "adapt_every": 7})
-    made = mechanism_from(recipe, 40, "relu")
+    expected = {"k": 5, "penalty": 0.3, "gamma_up": 0.2, "adapt_every": 7, "bandwidth": 0.1}
+    given = {key: value for key, value in expected.items() if key in SETTINGS[name].model_fields}
+    recipe = Recipe.parse({"mechanism": {"name": name, **given}, "dictionary": {"activation": "relu", "l0": 4}})
+    made = mechanism_from(recipe, 40)
     assert made.name == name and made.width == 40
-    expected = {"k": 5, "l1": 0.3, "l0": 0.2, "gamma_up": 0.2, "adapt_every": 7, "activation": "relu"}
-    shared = expected.keys() & made.settings().keys()
-    assert shared and all(made.settings()[key] == expected[key] for key in shared)
+    assert given and given.items() <= made.settings().items()
     if isinstance(made, GBA | BA):
+        assert made.activation == "relu"
         assert len(made.targets.unique()) == (10 if name == "gba" else 1)
         assert float(made.targets.max()) == pytest.approx(0.1)

@@ -31,6 +31,7 @@ from kyomei.config import TrainRecipe
 from kyomei.dictionary.mechanisms import (
     GBA,
     L1,
+    Adaptation,
     BatchTopK,
     Gated,
     JumpReLU,
@@ -51,7 +52,7 @@ WIDTH, DIM, STEPS = 64, 16, 120
 DONE, FAILED, INTERRUPTED, REFUSED = 0, 1, 130, 2
 KINDS = ("kill", "term", "disk full", "damage")
 MAKERS: dict[str, Callable[[], Mechanism]] = {
-    "gba": lambda: GBA(*geometric_targets(WIDTH, 4, 0.3, 0.05), adapt_every=3),
+    "gba": lambda: GBA(*geometric_targets(WIDTH, 4, 0.3, 0.05), adaptation=Adaptation(adapt_every=3)),
     "topk": lambda: TopK(WIDTH, 4, auxk=0.1, dead_after=200),
     "batchtopk": lambda: BatchTopK(WIDTH, 4, auxk=0.1, dead_after=200),
     "matryoshka": lambda: MatryoshkaBatchTopK(WIDTH, 4),

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from kyomei.config import TrainRecipe
-from kyomei.dictionary.mechanisms import GBA, geometric_targets
+from kyomei.dictionary.mechanisms import Adaptation, GBA, geometric_targets
 from kyomei.learning.latents import random_start
 from kyomei.learning.training import train
 from kyomei.learning.workplace import Workplace
@@ -28,7 +28,7 @@ folder = Path(sys.argv[1])
 x = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
 sae = train(
     random_start(64, 16, 0, tied=True),
-    GBA(*geometric_targets(64, 4, 0.3, 0.05), adapt_every=3),
+    GBA(*geometric_targets(64, 4, 0.3, 0.05), adaptation=Adaptation(adapt_every=3)),
     TensorRows(x),
     TrainRecipe(steps=STEPS, batch_rows=64, checkpoint_every=2),
     seed=0,

@@ -20,6 +20,7 @@ from kyomei.config import ResonanceRecipe, TrainRecipe
 from kyomei.dictionary.mechanisms import (
     GBA,
     L1,
+    Adaptation,
     BatchTopK,
     Gated,
     JumpReLU,
@@ -45,7 +46,7 @@ def gba() -> Mechanism:
     # One group shares its bias, which every rank has to know; it is spread over the ranks.
     order = torch.arange(WIDTH).view(4, 16).T.flatten()
     targets, groups = targets[order], groups[order]
-    return GBA(targets, groups, gamma_down=0.05, adapt_every=3, shared=groups == 1)
+    return GBA(targets, groups, adaptation=Adaptation(gamma_down=0.05, adapt_every=3), shared=groups == 1)
 
 
 MAKERS: dict[str, Callable[[], Mechanism]] = {

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from kyomei.config import TrainRecipe
 from kyomei.dictionary.kernels import Active
-from kyomei.dictionary.mechanisms import BA, GBA, L1, BatchTopK, Mechanism, TopK, geometric_targets
+from kyomei.dictionary.mechanisms import BA, GBA, L1, Adaptation, BatchTopK, Mechanism, TopK, geometric_targets
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, Interrupted, RecipeError, RunError, TrainingError
 from kyomei.learning.checkpoint import list_checkpoints
@@ -43,7 +43,7 @@ def recipe(**values: Any) -> TrainRecipe:
 
 
 def gba() -> GBA:
-    return GBA(*geometric_targets(WIDTH, 4, 0.3, 0.05), gamma_down=0.05, adapt_every=3)
+    return GBA(*geometric_targets(WIDTH, 4, 0.3, 0.05), adaptation=Adaptation(gamma_down=0.05, adapt_every=3))
 
 
 def start(tied: bool = True, held: int = 0) -> Latents:
@@ -232,14 +232,14 @@ def test_events_agree_with_the_trained_autoencoder() -> None:
 
 def test_dead_share_counts_latents_silent_since_the_last_event() -> None:
     sink = Events()
-    mechanism = BA(WIDTH, 0.3, bias=torch.where(torch.arange(WIDTH) < 5, -1.0, 0.0), adapt_every=1000)
+    mechanism = BA(WIDTH, 0.3, bias=torch.where(torch.arange(WIDTH) < 5, -1.0, 0.0), adaptation=Adaptation(adapt_every=1000))
     train(start(), mechanism, TensorRows(data()), recipe(log_every=4, lr=1e-6), seed=0, workplace=Workplace(sink=sink))
     assert [values["dead"] for _, values in sink.seen] == [pytest.approx(5 / WIDTH)] * 3
 
 
 def test_latents_that_fall_silent_are_dead_from_the_next_event_on() -> None:
     sink = Events()
-    mechanism = BA(WIDTH, 0.3, adapt_every=1000)
+    mechanism = BA(WIDTH, 0.3, adaptation=Adaptation(adapt_every=1000))
 
     def silence(done: int, steps: int) -> None:
         if done == 4:

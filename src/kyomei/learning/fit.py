@@ -86,19 +86,19 @@ def fit(
     seed = recipe.seed if seed is None else seed
     work = replace(workplace or Workplace(), device=choose_device(recipe.device))
     learn = functools.partial(train, rows=rows if stream is None else stream, seed=seed, dtype=getattr(torch, recipe.dtype))
-    if isinstance(rows, StreamedRows) and (starts_from_resonance(recipe) or recipe.mechanism.detectors):
+    if isinstance(rows, StreamedRows) and (starts_from_resonance(recipe) or recipe.mechanism.detects):
         do = "harvest the rows first, or set mechanism.start to random and mechanism.detectors to false"
         raise RecipeError("stored rows for a resonant start or detectors, which visit them many times", "a stream", do)
     if not starts_from_resonance(recipe):
         plan = random_plan(rows, recipe, seed)
         sae = learn(plan.latents, plan.mechanism, recipe=recipe.train, workplace=work)
-        return detectors(sae, rows, seed) if recipe.mechanism.detectors else sae
+        return detectors(sae, rows, seed) if recipe.mechanism.detects else sae
     directions = directions or resonate(rows, seed=seed, recipe=recipe.search, device=str(work.device), mesh=work.mesh)
     normalisation = Normalisation.measure(rows)
     learn = functools.partial(learn, normalisation=normalisation if stream is None else None)
     warm, warm_steps = None, 0
     if _leaves_much(rows, recipe, directions, normalisation):
-        warm_steps = round(recipe.mechanism.warm_share * recipe.train.steps)
+        warm_steps = round(recipe.mechanism.placing.first_share * recipe.train.steps)
         plan = _selecting_plan(rows, recipe, directions, seed)
         warm = learn(plan.latents, plan.mechanism, **_part(recipe.train, 0, warm_steps, work.within(WARM_FOLDER)))
     plan = resonant_plan(rows, recipe, directions, seed, normalisation, warm)
@@ -116,8 +116,7 @@ def _part(recipe: TrainRecipe, first: int, last: int, work: Workplace) -> dict[s
 
 def _leaves_much(rows: Rows, recipe: Recipe, directions: Directions, normalisation: Normalisation) -> bool:
     """Whether resonant latents leave so much of the rows that others have to be learnt before they are placed."""
-    own = recipe.mechanism
-    if own.name != "gba" or not own.hold_resonant or recipe.train.freeze != "none" or not own.warm_share:
+    if recipe.train.freeze != "none" or not recipe.mechanism.placing.first_share:
         return False
     return explained_by_resonance(rows, recipe, directions, normalisation) < EXPLAINS
 

@@ -11,8 +11,9 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kyomei.config import Recipe
-from kyomei.dictionary.mechanisms import BA, GBA, Mechanism, mechanism_from
+from kyomei.config import AdaptingSettings, Recipe
+from kyomei.dictionary.mechanisms import CLASSES, BiasAdaptation, Mechanism, mechanism_from
+from kyomei.dictionary.mechanisms import aimed_l0 as l0_aimed_at
 from kyomei.dictionary.sae import Activation, SparseAutoencoder
 from kyomei.errors import RecipeError
 from kyomei.learning.anchoring import ACTIVE_SHARE, CLEAR_SHARE, CodeMoments, Cone, anchored_decoders, to_scipy, usual_scores
@@ -33,8 +34,6 @@ SAME_COSINE = 0.9
 """A direction at this cosine, in whitened space, to the encoder of a frequent latent is that latent."""
 EXPLAINS = 0.8
 """Resonant latents that explain this share of the variance make a dictionary by themselves."""
-LATENTS_PER_ACTIVE = 64
-"""Without a wish, one latent in so many is active in a row, or √(width / 2) where that is fewer: 32 of 2,048, 64 of 8,192."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ class Plan:
 def random_plan(rows: Rows, recipe: Recipe, seed: int) -> Plan:
     """Random unit rows and the mechanism in the paper's form; the width defaults to four times the dimension."""
     width = recipe.dictionary.width or 4 * rows.dim
-    tied = recipe.mechanism.name in ("gba", "ba") if recipe.dictionary.tied is None else recipe.dictionary.tied
-    mechanism = mechanism_from(recipe.mechanism, width, recipe.dictionary.activation)
+    tied = recipe.mechanism.ties_random if recipe.dictionary.tied is None else recipe.dictionary.tied
+    mechanism = mechanism_from(recipe, width)
     return Plan(random_start(width, rows.dim, seed, tied), mechanism)
 
 
@@ -95,9 +94,9 @@ def resonant_plan(
         found = found.then(replace(free, threshold=_free_thresholds(x - found.centre, found, free, l0)))
     latents = found.then(random_start(width - found.width, rows.dim, seed, tied=False))
     if selects(recipe):
-        return Plan(latents, mechanism_from(recipe.mechanism, width))
+        return Plan(latents, mechanism_from(recipe, width))
     frozen = recipe.train.freeze != "none"
-    hold = recipe.mechanism.hold_resonant and not frozen
+    hold = recipe.mechanism.placing.hold and not frozen
     is_found = torch.arange(width) < num_found
     latents = replace(latents, hold=is_found & hold, anchor=torch.where(is_found, 1.0 if hold else cone.cosine, -1.0))
     if frozen:
@@ -112,7 +111,7 @@ def resonant_plan(
 
 def selects(recipe: Recipe) -> bool:
     """Whether the mechanism compares the latents of a row: it is trained as a whole, and nothing is kept in place."""
-    return recipe.mechanism.name in ("topk", "batchtopk")
+    return not isinstance(recipe.mechanism, AdaptingSettings)
 
 
 def _divided(recipe: Recipe, directions: Directions, learnt: Latents, width: int) -> tuple[Cone, Latents]:
@@ -121,18 +120,19 @@ def _divided(recipe: Recipe, directions: Directions, learnt: Latents, width: int
     A width that follows from the directions has room for all of them, and they stay, whatever else is learnt. Where it is
     given, frequent latents go first, but for a half that is kept for directions.
     """
-    frequent = int((learnt.frequency >= recipe.mechanism.frequent).sum())
+    placing = recipe.mechanism.placing
+    frequent = int((learnt.frequency >= placing.frequent).sum())
     num_frequent = 0 if recipe.dictionary.width is None else min(frequent, max(width // 2, width - len(directions)))
     others = directions.whitened[_apart(directions, learnt.encoder[:num_frequent])]
-    share = 1.0 if selects(recipe) or num_frequent else recipe.mechanism.resonant_share
+    share = 1.0 if num_frequent else placing.share
     num_found = min(math.ceil(share * width), len(others), width - min(width, num_frequent))
-    cone = Cone.around(others[:num_found], -1.0 if selects(recipe) else recipe.mechanism.anchor, directions.whitening)
+    cone = Cone.around(others[:num_found], placing.anchor, directions.whitening)
     return cone, learnt.part(slice(width - num_found))
 
 
 def explained_by_resonance(rows: Rows, recipe: Recipe, directions: Directions, normalisation: Normalisation) -> float:
     """Share of the variance that as many resonant latents as have room explain by themselves, on a sample of the rows."""
-    cone = Cone.around(directions.whitened[: recipe.dictionary.width], recipe.mechanism.anchor, directions.whitening)
+    cone = Cone.around(directions.whitened[: recipe.dictionary.width], recipe.mechanism.placing.anchor, directions.whitening)
     x = normalisation.to(directions.whitened).apply(rows.read(evenly(rows, CALIBRATION_ROWS)))
     # Further turns of the centre moved it by 0.004 at most on planted sets.
     return _anchored(x, directions.whitening, cone, Latents.none(rows.dim), 0.0, turns=1)[1]
@@ -140,7 +140,7 @@ def explained_by_resonance(rows: Rows, recipe: Recipe, directions: Directions, n
 
 def aimed_l0(recipe: Recipe, width: int) -> float:
     """Active latents per row to aim at, where resonance does not explain the rows."""
-    return recipe.dictionary.l0 or max(1.0, min(width / LATENTS_PER_ACTIVE, math.sqrt(width / 2)))
+    return l0_aimed_at(recipe.dictionary.l0, width)
 
 
 def default_width(directions: Directions, rows: Rows) -> int:
@@ -152,24 +152,23 @@ def _adapting(
     recipe: Recipe, latents: Latents, num_found: int, sample: Float[Tensor, "rows dim"], l0: float | None, shared: bool
 ) -> Mechanism:
     """Group bias adaptation for a resonant start: with gba found latents keep their thresholds and free neurons are steered."""
-    own, frozen = recipe.mechanism, recipe.train.freeze != "none"
-    options = own.model_dump(include={"gamma_down", "gamma_up", "epsilon", "adapt_every"})
+    placing, frozen = recipe.mechanism.placing, recipe.train.freeze != "none"
     is_found = torch.arange(latents.width) < num_found
-    targets, groups = spectrum_targets(latents.frequency[:num_found], latents.width - num_found, own.groups, l0)
+    targets, groups = spectrum_targets(latents.frequency[:num_found], latents.width - num_found, placing.groups, l0)
     given = ~latents.threshold.isnan()
     bias = -latents.threshold.clamp(0, 1)
     bias[~given] = _first_biases(sample, latents.encoder[~given], targets[~given])
-    if own.name == "ba":
-        one_target = float(targets.double().log().mean().exp())
-        return BA(latents.width, one_target, bias=bias, activation=recipe.dictionary.activation, **options)
-    return GBA(
+    made = CLASSES[type(recipe.mechanism)]
+    assert issubclass(made, BiasAdaptation)
+    return made.placed(
+        recipe.mechanism,
         targets,
         groups,
+        recipe.dictionary.l0,
         bias=bias,
         activation=recipe.dictionary.activation,
         shared=~is_found if shared and not frozen else None,
-        fixed=None if frozen or not own.hold_resonant else is_found,
-        **options,
+        fixed=None if frozen or not placing.hold else is_found,
     )
 
 

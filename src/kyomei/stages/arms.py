@@ -95,17 +95,23 @@ BASELINES = ("topk", "batchtopk", "l1", "ba")
 
 @dataclass(frozen=True)
 class Pair:
-    """An arm and its null, by the name under which evidence.json lists them."""
+    """An arm and its null.
+
+    Attributes:
+        name: under which evidence.json lists them.
+        title: as tables and figures show it.
+    """
 
     name: str
+    title: str
     arm: Arm
     null: Arm
 
 
 def own_pair(run: Run) -> Pair:
     """The run's own mechanism beside its null."""
-    own, name = main_arm(run), run.recipe.mechanism.label
-    return Pair(name, own, null_arm(own, name))
+    own, mechanism = main_arm(run), run.recipe.mechanism
+    return Pair(mechanism.label, mechanism.full_title, own, null_arm(own, mechanism.label))
 
 
 def baseline_pair(run: Run, name: str) -> Pair:
@@ -121,7 +127,7 @@ def baseline_pair(run: Run, name: str) -> Pair:
     if name not in BASELINES:
         raise RecipeError(f"a baseline among {', '.join(BASELINES)}", f"'{name}'", "choose one of them")
     arm = Arm(f"baselines/{name}", run.recipe.with_values(_settings(run, name)), run.recipe.source.replicas)
-    return Pair(name, arm, null_arm(arm, name))
+    return Pair(name, arm.recipe.mechanism.full_title, arm, null_arm(arm, name))
 
 
 def trained_pairs(run: Run) -> list[Pair]:
@@ -156,8 +162,8 @@ def _settings(run: Run, name: str) -> dict[str, Any]:
         return settings | {"mechanism.k": matched["k"]}
     if name == "ba":
         frequency = min(0.5, matched["l0"] / matched["width"])
-        return settings | {"mechanism.highest_frequency": frequency}
-    return settings | {"mechanism.l1": _penalty(run, matched)}
+        return settings | {"mechanism.frequency": frequency}
+    return settings | {"mechanism.penalty": _penalty(run, matched)}
 
 
 def _matched(run: Run) -> dict[str, Any]:
@@ -189,7 +195,7 @@ def _bisect_penalty(run: Run, recipe: Recipe, l0: float) -> dict[str, Any]:
     trials = []
     for _ in range(PENALTY_TRIALS):
         penalty = float((low * high) ** 0.5)
-        trial = recipe.with_values({"mechanism.l1": penalty})
+        trial = recipe.with_values({"mechanism.penalty": penalty})
         found = fidelity(fit(rows, trial, seed=recipe.seed), unseen).l0_mean
         trials.append({"penalty": penalty, "l0": found})
         low, high = (penalty, high) if found > l0 else (low, penalty)

@@ -56,7 +56,7 @@ def measure_run(run: Run, reporter: Reporter, nulls: Sequence[str] = ()) -> dict
     evidence: dict[str, Any] = {"rows": rows.num_rows, "site": site_of(run), "mechanisms": {}}
     for pair in pairs:
         reporter.note(f"measure {pair.name}")
-        evidence["mechanisms"][pair.name] = _measure_pair(run, pair, rows, metric)
+        evidence["mechanisms"][pair.name] = {"title": pair.title, **_measure_pair(run, pair, rows, metric)}
         if nulls:
             evidence["mechanisms"][pair.name]["against"] = _against(run, pair, nulls, metric, reporter)
         reporter.leave_if_asked("measuring")

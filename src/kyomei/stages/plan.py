@@ -214,7 +214,7 @@ def _training_seconds(recipe: Recipe, size: _Size, rates: _Rates) -> dict[str, f
     streaming = {"streaming": streamed / rates.tokens_per_second} if streamed else {}
     if not starts_from_resonance(recipe):
         return {"training": (replicas + NUM_NULLS) * steps * rates.step, **streaming}
-    warm = recipe.mechanism.warm_share * steps if recipe.mechanism.name == "gba" else 0.0
+    warm = recipe.mechanism.placing.first_share * steps
     training = warm * rates.warm_step + (steps - warm) * rates.step
     own = recipe.resonance
     rounds = min(own.rounds, USUAL_ROUNDS) * replicas + NULL_ROUNDS * NUM_NULLS
@@ -248,11 +248,11 @@ def _probed(recipe: Recipe, model: LanguageModel, size: _Size) -> _Rates:
     base = _peak_bytes()
     rows = torch.randn(max(PROBE_ROWS, 2 * size.dim), size.dim, generator=generator)
     l0 = aimed_l0(recipe, size.width)
-    if starts_from_resonance(recipe) and recipe.mechanism.name == "gba":
+    if recipe.mechanism.placing.first_share:
         step = _step_seconds(recipe, size, rows, _at_l0(rows, size, l0))
         warm = _step_seconds(recipe, size, rows, TopK(size.width, min(size.width, max(1, round(l0)))))
     else:
-        step = warm = _step_seconds(recipe, size, rows, mechanism_from(recipe.mechanism, size.width))
+        step = warm = _step_seconds(recipe, size, rows, mechanism_from(recipe, size.width))
     speed = neuron_rows_per_second(rows, recipe.resonance.neurons)
     return _Rates(ids.numel() / batch_seconds, warm, step, speed, base)
 

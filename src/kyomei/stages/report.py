@@ -11,8 +11,6 @@ from kyomei.runs import Run, write_atomic
 from kyomei.views.charts import FrontierPoint
 from kyomei.views.report import EvidenceRow, FeatureCard, Provenance, ReportData, render_report
 
-NAMES = {"gba": "GBA", "ba": "BA", "topk": "TopK", "batchtopk": "BatchTopK", "l1": "ℓ1"}
-
 
 def report_run(run: Run) -> Path:
     """Write report.html from evidence.json and examples.json.
@@ -39,8 +37,8 @@ def report_data(run: Run, evidence: dict[str, Any], examples: list[dict[str, Any
         sentences=sentences(run, evidence),
         evidence=evidence_rows(evidence),
         frontier=[
-            FrontierPoint(NAMES[name], values["l0_mean"], values["fvu"])
-            for name, figures in evidence["mechanisms"].items()
+            FrontierPoint(figures["title"], values["l0_mean"], values["fvu"])
+            for figures in evidence["mechanisms"].values()
             for values in figures["fidelity"]
         ],
         frequencies=directions.get("frequency", []),
@@ -73,17 +71,17 @@ def sentences(run: Run, evidence: dict[str, Any]) -> list[str]:
         )
     first = evidence["mechanisms"][own]
     text = (
-        f"With {_mean(first, 'l0_mean'):.1f} active latents in a row, the {NAMES[own]} dictionary leaves "
+        f"With {_mean(first, 'l0_mean'):.1f} active latents in a row, the {first['title']} dictionary leaves "
         f"{_percent(_mean(first, 'fvu'))} of the variance unexplained on documents that it never saw"
     )
     for name in others:
         other = evidence["mechanisms"][name]
-        text += f"; {NAMES[name]} leaves {_percent(_mean(other, 'fvu'))} at {_mean(other, 'l0_mean'):.1f}"
+        text += f"; {other['title']} leaves {_percent(_mean(other, 'fvu'))} at {_mean(other, 'l0_mean'):.1f}"
     lines.append(text + ".")
     shares = [
-        f"{NAMES[name]} {_percent(fmean(c['whitened']['mcs_above_0.7']['value'] for c in figures['consistency']))} "
+        f"{figures['title']} {_percent(fmean(c['whitened']['mcs_above_0.7']['value'] for c in figures['consistency']))} "
         f"(null {_percent(figures['consistency'][0]['whitened']['mcs_above_0.7']['null'])})"
-        for name, figures in evidence["mechanisms"].items()
+        for figures in evidence["mechanisms"].values()
         if figures["consistency"]
     ]
     if shares:
@@ -94,13 +92,13 @@ def sentences(run: Run, evidence: dict[str, Any]) -> list[str]:
 def evidence_rows(evidence: dict[str, Any]) -> list[EvidenceRow]:
     """The table: figure, value, spread over replicas, null."""
     rows = _direction_rows(evidence["directions"])
-    for name, figures in evidence["mechanisms"].items():
-        rows += _mechanism_rows(NAMES[name], figures)
+    for figures in evidence["mechanisms"].values():
+        rows += _mechanism_rows(figures)
     for name, values in evidence["cross_entropy"].items():
         recovered, error, rows_seen = values["recovered"], values.get("recovered_error"), values["num_tokens"]
         rows.append(
             EvidenceRow(
-                f"{NAMES[name]}: cross-entropy recovered",
+                f"{evidence['mechanisms'][name]['title']}: cross-entropy recovered",
                 "not defined" if recovered is None else recovered,
                 spread=None if error is None else f"± {error:.3f} over windows",
                 null="0 = site silenced",
@@ -138,8 +136,8 @@ def _direction_rows(directions: dict[str, Any]) -> list[EvidenceRow]:
     return rows
 
 
-def _mechanism_rows(name: str, figures: dict[str, Any]) -> list[EvidenceRow]:
-    rows = []
+def _mechanism_rows(figures: dict[str, Any]) -> list[EvidenceRow]:
+    rows, name = [], figures["title"]
     for key, label in (
         ("fvu", "variance unexplained (FVU)"),
         ("l0_mean", "active latents in a row (L0)"),

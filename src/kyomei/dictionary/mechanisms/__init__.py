@@ -7,17 +7,18 @@ and, every `adapt_every` steps, `adapt`. Everything here lives in the trainer's 
 
 from __future__ import annotations
 
-from kyomei.config import MechanismRecipe
-from kyomei.dictionary.mechanisms.base import Finish, Mechanism, Objective, Reduce
-from kyomei.dictionary.mechanisms.bias_adaptation import BA, GBA, BiasAdaptation, geometric_targets
+from kyomei.config import Recipe
+from kyomei.dictionary.mechanisms.base import CLASSES, Finish, Mechanism, Objective, Reduce, aimed_l0
+from kyomei.dictionary.mechanisms.bias_adaptation import BA, GBA, Adaptation, BiasAdaptation, geometric_targets
 from kyomei.dictionary.mechanisms.penalised import L1, Gated, JumpReLU
 from kyomei.dictionary.mechanisms.selection import BatchTopK, MatryoshkaBatchTopK, TopK
-from kyomei.dictionary.sae import Activation
 
 __all__ = [
     "BA",
+    "CLASSES",
     "GBA",
     "L1",
+    "Adaptation",
     "BatchTopK",
     "BiasAdaptation",
     "Finish",
@@ -28,37 +29,21 @@ __all__ = [
     "Objective",
     "Reduce",
     "TopK",
+    "aimed_l0",
     "geometric_targets",
     "mechanism_from",
 ]
 
 
-def mechanism_from(recipe: MechanismRecipe, width: int, activation: Activation = "jumprelu") -> Mechanism:
-    """The mechanism a recipe asks for, in the paper's form: groups from the highest to the lowest target frequency.
+def mechanism_from(recipe: Recipe, width: int) -> Mechanism:
+    """The mechanism that a recipe asks for, in the form that starts at random.
 
     Args:
-        recipe: the recipe's section; "ba" takes its highest frequency for all neurons.
+        recipe: its mechanism, the L0 to aim at, and the activation of threshold latents.
         width: number of latents.
-        activation: of the threshold mechanisms gba and ba.
 
     Raises:
         RecipeError: if the recipe does not suit the width.
     """
-    dead = recipe.model_dump(include={"auxk", "dead_after"})
-    if recipe.name == "topk":
-        return TopK(width, recipe.k, **dead)
-    if recipe.name == "batchtopk":
-        return BatchTopK(width, recipe.k, **dead)
-    if recipe.name == "matryoshka":
-        return MatryoshkaBatchTopK(width, recipe.k, prefixes=recipe.prefixes, **dead)
-    if recipe.name == "l1":
-        return L1(width, recipe.l1)
-    if recipe.name == "gated":
-        return Gated(width, recipe.l1)
-    if recipe.name == "jumprelu":
-        return JumpReLU(width, recipe.l0, recipe.bandwidth)
-    options = recipe.model_dump(include={"gamma_down", "gamma_up", "epsilon", "adapt_every"})
-    if recipe.name == "ba":
-        return BA(width, recipe.highest_frequency, activation=activation, **options)
-    targets, groups = geometric_targets(width, recipe.groups, recipe.highest_frequency, recipe.lowest_frequency)
-    return GBA(targets, groups, activation=activation, **options)
+    wish = recipe.dictionary
+    return CLASSES[type(recipe.mechanism)].from_settings(recipe.mechanism, width, wish.l0, wish.activation)

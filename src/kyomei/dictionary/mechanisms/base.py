@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from kyomei.config import MechanismSettings
 from kyomei.dictionary.kernels import Active
 from kyomei.dictionary.products import Products
 from kyomei.dictionary.sae import Activation
 from kyomei.errors import DataError, RecipeError
+
+LATENTS_PER_ACTIVE = 64
+"""Without a wish, one latent in so many is active in a row, or √(width / 2) where that is fewer: 32 of 2,048, 64 of 8,192."""
 
 
 class Reduce(Protocol):
@@ -112,6 +118,21 @@ class Mechanism(ABC):
         self.width, self.adapt_every = width, adapt_every
         self.fired: Bool[Tensor, " width"] = torch.zeros(width, dtype=torch.bool)
         self.reduce: Reduce = Alone()
+
+    @classmethod
+    @abstractmethod
+    def from_settings(cls, settings: Any, width: int, l0: float | None, activation: Activation) -> Mechanism:
+        """The mechanism of a recipe's section.
+
+        Args:
+            settings: the section that the class was registered with.
+            width: number of latents.
+            l0: active latents per row to aim at; none: there is no wish.
+            activation: of threshold latents whose output is a matter of choice.
+
+        Raises:
+            RecipeError: if the settings do not suit the width.
+        """
 
     def thresholds(self) -> Float[Tensor, " width"] | None:
         """Scores that an active entry exceeds; none: it depends on other scores, see `select`."""
@@ -228,6 +249,27 @@ class Mechanism(ABC):
             if isinstance(tensor, Tensor):
                 moved = tensor.detach().to(device, dtype if tensor.is_floating_point() else tensor.dtype)
                 setattr(self, name, moved.requires_grad_(tensor.requires_grad))
+
+
+M = TypeVar("M", bound=type[Mechanism])
+CLASSES: dict[type[MechanismSettings], type[Mechanism]] = {}
+"""The class of every section of settings."""
+
+
+def mechanism(settings: type[MechanismSettings]) -> Callable[[M], M]:
+    """Register a class with the section of the recipe that it is made of; it takes its name from there."""
+
+    def register(cls: M) -> M:
+        CLASSES[settings] = cls
+        cls.name = settings.model_fields["name"].default
+        return cls
+
+    return register
+
+
+def aimed_l0(l0: float | None, width: int) -> float:
+    """Active latents per row to aim at: the wish, or what suits the width."""
+    return l0 or max(1.0, min(width / LATENTS_PER_ACTIVE, math.sqrt(width / 2)))
 
 
 def counts_of(active: Active, values: Float[Tensor, " active"]) -> Int64[Tensor, " width"]:

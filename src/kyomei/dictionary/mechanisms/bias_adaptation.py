@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import final
+from abc import abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any, final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kyomei.config import AdaptingSettings, BASettings, GBASettings
 from kyomei.dictionary.kernels import Active
-from kyomei.dictionary.mechanisms.base import Finish, Mechanism
+from kyomei.dictionary.mechanisms.base import Finish, Mechanism, aimed_l0, mechanism
 from kyomei.dictionary.sae import Activation
 from kyomei.errors import RecipeError
 
 SHARED_GAIN = 0.1
 """γₛ: share of a shared bias by which it moves when its group fires twice as often as it should."""
 SMALLEST_SHARED = 1e-3
+LARGEST_TARGET = 0.5
+"""A neuron that is active more often is not sparse."""
 
 
 def geometric_targets(
@@ -47,6 +52,28 @@ def geometric_targets(
     return frequencies.float()[group], group
 
 
+@dataclass(frozen=True)
+class Adaptation:
+    """How far and how often biases move.
+
+    Attributes:
+        gamma_down: γ₋.
+        gamma_up: γ₊.
+        epsilon: share of rows ε below which a neuron is dead.
+        adapt_every: training steps between adaptations.
+    """
+
+    gamma_down: float = 0.01
+    gamma_up: float = 0.01
+    epsilon: float = 1e-6
+    adapt_every: int = 10
+
+    @classmethod
+    def of(cls, settings: AdaptingSettings) -> Adaptation:
+        """The part of a recipe's section that says so."""
+        return cls(settings.gamma_down, settings.gamma_up, settings.epsilon, settings.adapt_every)
+
+
 class BiasAdaptation(Mechanism):
     """Biases that follow target activation frequencies instead of gradients; only counts and maxima are kept.
 
@@ -62,10 +89,7 @@ class BiasAdaptation(Mechanism):
         groups: group number of each neuron, from 0 [width].
         bias: biases to start from, in [−1, 0] [width]; none: 0 as in the paper.
         activation: "jumprelu" (an active neuron gives pre) or "relu" (it gives y).
-        gamma_down: γ₋.
-        gamma_up: γ₊.
-        epsilon: share of rows ε below which a neuron is dead.
-        adapt_every: training steps between adaptations.
+        adaptation: the steps γ₋ and γ₊, ε, and how often.
         shared: neurons whose group shares one bias [width]; none: no group does.
         fixed: neurons whose bias is not adapted [width]; none: all are.
 
@@ -82,14 +106,11 @@ class BiasAdaptation(Mechanism):
         *,
         bias: Float[Tensor, " width"] | None = None,
         activation: Activation = "jumprelu",
-        gamma_down: float = 0.01,
-        gamma_up: float = 0.01,
-        epsilon: float = 1e-6,
-        adapt_every: int = 10,
+        adaptation: Adaptation = Adaptation(),
         shared: Bool[Tensor, " width"] | None = None,
         fixed: Bool[Tensor, " width"] | None = None,
     ) -> None:
-        super().__init__(targets.numel(), adapt_every)
+        super().__init__(targets.numel(), adaptation.adapt_every)
         bias = torch.zeros(self.width) if bias is None else bias.detach().clone()
         if not targets.shape == groups.shape == bias.shape == (self.width,):
             found = f"{list(targets.shape)}, {list(groups.shape)} and {list(bias.shape)}"
@@ -99,11 +120,11 @@ class BiasAdaptation(Mechanism):
             raise RecipeError("target frequencies within (0, 1)", found, "correct the target frequencies")
         if not bool(((bias >= -1) & (bias <= 0)).all()):
             raise RecipeError("biases within [-1, 0]", f"{bias.min():.3g} to {bias.max():.3g}", "clamp the starting biases")
-        if bool((groups < 0).any()) or activation == "topk" or adapt_every < 1:
-            found = f"groups from {int(groups.min())}, {activation}, adapt_every={adapt_every}"
+        if bool((groups < 0).any()) or activation == "topk" or self.adapt_every < 1:
+            found = f"groups from {int(groups.min())}, {activation}, adapt_every={self.adapt_every}"
             raise RecipeError("groups numbered from 0, jumprelu or relu, adapt_every ≥ 1", found, "correct the mechanism")
         self.activation: Activation = activation
-        self.gamma_down, self.gamma_up, self.epsilon = gamma_down, gamma_up, epsilon
+        self.adaptation = adaptation
         self.targets, self.groups, self.bias = targets.detach().clone(), groups.detach().long().clone(), bias
         none = torch.zeros(self.width, dtype=torch.bool)
         self.shared = none if shared is None else shared.clone()
@@ -114,6 +135,18 @@ class BiasAdaptation(Mechanism):
         self.counts = torch.zeros(self.width, dtype=torch.int64)
         self.maxima = torch.full((self.width,), -torch.inf)
         self.rows = torch.zeros((), dtype=torch.int64)
+
+    @classmethod
+    @abstractmethod
+    def placed(cls, settings: Any, targets: Tensor, groups: Tensor, l0: float | None, **options: Any) -> BiasAdaptation:
+        """The mechanism of a dictionary that starts from resonant directions.
+
+        Args:
+            settings: the recipe's section.
+            targets, groups: as the spectrum of the directions' frequencies suggests [width].
+            l0: active latents per row that the recipe asks for; none: it does not.
+            options: bias, activation, shared and fixed, as in the constructor.
+        """
 
     def thresholds(self) -> Float[Tensor, " width"]:
         return -self.bias
@@ -138,9 +171,9 @@ class BiasAdaptation(Mechanism):
         counts = self.reduce.sum_over_rows(self.counts)
         share = (counts.double() if counts.device.type != "mps" else counts.float()) / rows
         largest = (self.reduce.max_over_rows(self.maxima) + self.bias).clamp_min(0)
-        lowered = (self.bias - self.gamma_down * largest).clamp_min(-1)
-        raised = (self.bias + self.gamma_up * self._group_steps(largest)).clamp_max(0)
-        adapted = torch.where(share > self.targets, lowered, torch.where(share < self.epsilon, raised, self.bias))
+        lowered = (self.bias - self.adaptation.gamma_down * largest).clamp_min(-1)
+        raised = (self.bias + self.adaptation.gamma_up * self._group_steps(largest)).clamp_max(0)
+        adapted = torch.where(share > self.targets, lowered, torch.where(share < self.adaptation.epsilon, raised, self.bias))
         if self.any_shared:
             adapted = torch.where(self.shared, self._shared_biases(share), adapted)
         adapted = torch.where(self.fixed, self.bias, adapted)
@@ -191,34 +224,36 @@ class BiasAdaptation(Mechanism):
         return super().state() | own | {"counts": self.counts, "maxima": self.maxima, "rows": self.rows}
 
     def settings(self) -> dict[str, float | int | str]:
-        return {
-            "name": self.name,
-            "activation": self.activation,
-            "gamma_down": self.gamma_down,
-            "gamma_up": self.gamma_up,
-            "epsilon": self.epsilon,
-            "adapt_every": self.adapt_every,
-        }
+        return {"name": self.name, "activation": self.activation, **asdict(self.adaptation)}
 
 
 @final
+@mechanism(GBASettings)
 class GBA(BiasAdaptation):
     """Group bias adaptation: see `BiasAdaptation` for the rule and the arguments."""
 
-    name = "gba"
+    @classmethod
+    def from_settings(cls, settings: GBASettings, width: int, l0: float | None, activation: Activation) -> GBA:
+        """The paper's form: groups from the highest to the lowest target frequency."""
+        targets, groups = geometric_targets(width, settings.groups, settings.highest_frequency, settings.lowest_frequency)
+        return cls(targets, groups, activation=activation, adaptation=Adaptation.of(settings))
+
+    @classmethod
+    def placed(cls, settings: GBASettings, targets: Tensor, groups: Tensor, l0: float | None, **options: Any) -> GBA:
+        """Free neurons are steered as a group where they are `shared`; `fixed` ones keep their thresholds."""
+        return cls(targets, groups, adaptation=Adaptation.of(settings), **options)
 
 
 @final
+@mechanism(BASettings)
 class BA(BiasAdaptation):
     """Bias adaptation with one group: every neuron has the same target.
 
     Args:
         width: number of neurons.
         target: target activation frequency p, in (0, 1).
-        bias, activation, gamma_down, gamma_up, epsilon, adapt_every: as in `BiasAdaptation`.
+        bias, activation, adaptation: as in `BiasAdaptation`.
     """
-
-    name = "ba"
 
     def __init__(
         self,
@@ -227,18 +262,19 @@ class BA(BiasAdaptation):
         *,
         bias: Float[Tensor, " width"] | None = None,
         activation: Activation = "jumprelu",
-        gamma_down: float = 0.01,
-        gamma_up: float = 0.01,
-        epsilon: float = 1e-6,
-        adapt_every: int = 10,
+        adaptation: Adaptation = Adaptation(),
     ) -> None:
-        super().__init__(
-            torch.full((width,), target),
-            torch.zeros(width, dtype=torch.int64),
-            bias=bias,
-            activation=activation,
-            gamma_down=gamma_down,
-            gamma_up=gamma_up,
-            epsilon=epsilon,
-            adapt_every=adapt_every,
-        )
+        one_group = torch.zeros(width, dtype=torch.int64)
+        super().__init__(torch.full((width,), target), one_group, bias=bias, activation=activation, adaptation=adaptation)
+
+    @classmethod
+    def from_settings(cls, settings: BASettings, width: int, l0: float | None, activation: Activation) -> BA:
+        target = settings.frequency or min(LARGEST_TARGET, aimed_l0(l0, width) / width)
+        return cls(width, target, activation=activation, adaptation=Adaptation.of(settings))
+
+    @classmethod
+    def placed(cls, settings: BASettings, targets: Tensor, groups: Tensor, l0: float | None, **options: Any) -> BA:
+        """One target and one rule for all: no neuron is shared or fixed."""
+        usual = float(targets.double().log().mean().exp()) if l0 is None else min(LARGEST_TARGET, l0 / len(targets))
+        kept = {"bias": options["bias"], "activation": options["activation"], "adaptation": Adaptation.of(settings)}
+        return cls(len(targets), settings.frequency or usual, **kept)

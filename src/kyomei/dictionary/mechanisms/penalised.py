@@ -8,33 +8,38 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kyomei.config import GatedSettings, JumpReLUSettings, L1Settings
 from kyomei.dictionary.kernels import Active
-from kyomei.dictionary.mechanisms.base import Finish, Mechanism
+from kyomei.dictionary.mechanisms.base import Finish, Mechanism, mechanism
 from kyomei.dictionary.products import Products
+from kyomei.dictionary.sae import Activation
 from kyomei.errors import RecipeError
 
 
-def _checked(name: str, value: float) -> float:
-    if not value >= 0:
-        raise RecipeError(f"a penalty weight {name} ≥ 0", f"{value}", f"correct mechanism.{name}")
-    return value
+def _checked(weight: float) -> float:
+    if not weight >= 0:
+        raise RecipeError("a penalty weight ≥ 0", f"{weight}", "correct mechanism.penalty")
+    return weight
 
 
 @final
+@mechanism(L1Settings)
 class L1(Mechanism):
     """ReLU with a trained bias and the penalty λ mean‖z‖₁ (decoder rows have unit norm).
 
     Args:
         width: number of latents.
-        l1: weight λ of the penalty, on normalised input.
+        weight: λ of the penalty, on normalised input.
     """
 
-    name = "l1"
-
-    def __init__(self, width: int, l1: float) -> None:
+    def __init__(self, width: int, weight: float) -> None:
         super().__init__(width)
-        self.l1 = _checked("l1", l1)
+        self.weight = _checked(weight)
         self.bias = torch.zeros(width, requires_grad=True)
+
+    @classmethod
+    def from_settings(cls, settings: L1Settings, width: int, l0: float | None, activation: Activation) -> L1:
+        return cls(width, settings.penalty)
 
     def parameters(self) -> list[Tensor]:
         return [self.bias]
@@ -47,7 +52,7 @@ class L1(Mechanism):
         return (scores + self.bias[active.latent]).relu()
 
     def penalty(self, scores: Tensor, values: Tensor, active: Active) -> Tensor:
-        return self.l1 * values.sum()
+        return self.weight * values.sum()
 
     def finish(self) -> Finish:
         return Finish(-self.bias.detach(), "relu")
@@ -56,10 +61,11 @@ class L1(Mechanism):
         return super().state() | {"bias": self.bias}
 
     def settings(self) -> dict[str, float | int | str]:
-        return {"name": self.name, "l1": self.l1}
+        return {"name": self.name, "penalty": self.weight}
 
 
 @final
+@mechanism(JumpReLUSettings)
 class JumpReLU(Mechanism):
     """z = π H(π − θ) with π = s + b, and the penalty λ mean‖z‖₀; θ is trained by straight-through estimates.
 
@@ -67,23 +73,25 @@ class JumpReLU(Mechanism):
 
     Args:
         width: number of latents.
-        l0: weight λ of the penalty, on normalised input.
+        weight: λ of the penalty, on normalised input.
         bandwidth: ε, on normalised input.
         threshold: θ at the start.
 
     Source: arXiv:2407.14435, §3.
     """
 
-    name = "jumprelu"
-
-    def __init__(self, width: int, l0: float, bandwidth: float = 1e-3, threshold: float = 1e-3) -> None:
+    def __init__(self, width: int, weight: float, bandwidth: float = 1e-3, threshold: float = 1e-3) -> None:
         super().__init__(width)
         if not (bandwidth > 0 and threshold > 0):
             found = f"{bandwidth} and {threshold}"
             raise RecipeError("a bandwidth and a first threshold above 0", found, "correct mechanism.bandwidth")
-        self.l0, self.bandwidth, self.first = _checked("l0", l0), bandwidth, threshold
+        self.weight, self.bandwidth, self.first = _checked(weight), bandwidth, threshold
         self.bias = torch.zeros(width, requires_grad=True)
         self.log_threshold = torch.full((width,), threshold).log().requires_grad_()
+
+    @classmethod
+    def from_settings(cls, settings: JumpReLUSettings, width: int, l0: float | None, activation: Activation) -> JumpReLU:
+        return cls(width, settings.penalty, settings.bandwidth)
 
     def parameters(self) -> list[Tensor]:
         return [self.bias, self.log_threshold]
@@ -100,7 +108,7 @@ class JumpReLU(Mechanism):
     def penalty(self, scores: Tensor, values: Tensor, active: Active) -> Tensor:
         inner, threshold = self._inner(scores, active)
         steps: Tensor = _Step.apply(inner.detach(), threshold, self.bandwidth)  # type: ignore[no-untyped-call]
-        return self.l0 * steps.sum()
+        return self.weight * steps.sum()
 
     def _inner(self, scores: Tensor, active: Active) -> tuple[Tensor, Tensor]:
         return scores + self.bias[active.latent], self.log_threshold.exp()[active.latent]
@@ -113,7 +121,7 @@ class JumpReLU(Mechanism):
         return super().state() | {"bias": self.bias, "log_threshold": self.log_threshold}
 
     def settings(self) -> dict[str, float | int | str]:
-        return {"name": self.name, "l0": self.l0, "bandwidth": self.bandwidth, "threshold": self.first}
+        return {"name": self.name, "penalty": self.weight, "bandwidth": self.bandwidth, "threshold": self.first}
 
 
 class _Jump(torch.autograd.Function):
@@ -149,6 +157,7 @@ class _Step(torch.autograd.Function):
 
 
 @final
+@mechanism(GatedSettings)
 class Gated(Mechanism):
     """A gate says whether a latent is active, a magnitude how much: z = H(s + b_gate) relu(e^r s + b_mag).
 
@@ -157,19 +166,21 @@ class Gated(Mechanism):
 
     Args:
         width: number of latents.
-        l1: weight λ of the penalty, on normalised input.
+        weight: λ of the penalty, on normalised input.
 
     Source: arXiv:2404.16014, §3.
     """
 
-    name = "gated"
-
-    def __init__(self, width: int, l1: float) -> None:
+    def __init__(self, width: int, weight: float) -> None:
         super().__init__(width)
-        self.l1 = _checked("l1", l1)
+        self.weight = _checked(weight)
         self.gate_bias = torch.zeros(width, requires_grad=True)
         self.magnitude_bias = torch.zeros(width, requires_grad=True)
         self.log_scale = torch.zeros(width, requires_grad=True)
+
+    @classmethod
+    def from_settings(cls, settings: GatedSettings, width: int, l0: float | None, activation: Activation) -> Gated:
+        return cls(width, settings.penalty)
 
     def parameters(self) -> list[Tensor]:
         return [self.gate_bias, self.magnitude_bias, self.log_scale]
@@ -181,7 +192,7 @@ class Gated(Mechanism):
         return (self.log_scale.exp()[active.latent] * scores + self.magnitude_bias[active.latent]).relu()
 
     def penalty(self, scores: Tensor, values: Tensor, active: Active) -> Tensor:
-        return self.l1 * self._gate(scores, active).sum()
+        return self.weight * self._gate(scores, active).sum()
 
     def auxiliary(self, products: Products, active: Active, scores: Tensor, error: Tensor) -> Tensor:
         decoded = products.over_latents(products.frozen().decode(active, self._gate(scores, active)))
@@ -200,4 +211,4 @@ class Gated(Mechanism):
         return super().state() | own
 
     def settings(self) -> dict[str, float | int | str]:
-        return {"name": self.name, "l1": self.l1}
+        return {"name": self.name, "penalty": self.weight}

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kyomei.config import MechanismRecipe
+from kyomei.config import BatchTopKSettings, MatryoshkaSettings, TopKSettings
 from kyomei.dictionary.kernels import Active, nonzero
-from kyomei.dictionary.mechanisms.base import Finish, Mechanism, counts_of
+from kyomei.dictionary.mechanisms.base import Finish, Mechanism, counts_of, mechanism
 from kyomei.dictionary.products import Products
+from kyomei.dictionary.sae import Activation
 from kyomei.errors import RecipeError
 
 BLOCKS_PER_ACTIVE = 4
@@ -120,6 +121,7 @@ def _at_least(by_latent: Float[Tensor, "width rows"], least: Tensor) -> Int64[Te
 
 
 @final
+@mechanism(TopKSettings)
 class TopK(Selection):
     """The k largest positive scores of each row.
 
@@ -129,7 +131,9 @@ class TopK(Selection):
     Source: arXiv:2406.04093.
     """
 
-    name = "topk"
+    @classmethod
+    def from_settings(cls, settings: TopKSettings, width: int, l0: float | None, activation: Activation) -> TopK:
+        return cls(width, settings.k, settings.auxk, settings.dead_after)
 
     def select(self, scores: Float[Tensor, "rows width"]) -> Active:
         return _top_rows(scores, self.k, self.reduce.gather_latents)
@@ -139,6 +143,7 @@ class TopK(Selection):
         return Finish(torch.zeros(self.width, device=self.fired.device), "topk", self.k)
 
 
+@mechanism(BatchTopKSettings)
 class BatchTopK(Selection):
     """The k × rows largest positive scores of a batch; a threshold afterwards.
 
@@ -149,8 +154,6 @@ class BatchTopK(Selection):
     Source: arXiv:2412.06410; the threshold is the running mean of each batch's smallest kept score.
     """
 
-    name = "batchtopk"
-
     def __init__(self, width: int, k: int, memory: float = 0.9, auxk: float = 0.0, dead_after: int = 100_000) -> None:
         super().__init__(width, k, auxk, dead_after)
         if not 0 <= memory < 1:
@@ -158,6 +161,10 @@ class BatchTopK(Selection):
         self.memory = memory
         self.threshold = torch.zeros(())
         self.batches = torch.zeros((), dtype=torch.int64)
+
+    @classmethod
+    def from_settings(cls, settings: Any, width: int, l0: float | None, activation: Activation) -> BatchTopK:
+        return cls(width, settings.k, auxk=settings.auxk, dead_after=settings.dead_after)
 
     def select(self, scores: Float[Tensor, "rows width"]) -> Active:
         rows = int(self.reduce.sum_over_rows(torch.tensor(len(scores), device=scores.device)))
@@ -199,6 +206,7 @@ class BatchTopK(Selection):
 
 
 @final
+@mechanism(MatryoshkaSettings)
 class MatryoshkaBatchTopK(BatchTopK):
     """BatchTopK whose first latents have to reconstruct by themselves: the loss is a mean over nested dictionaries.
 
@@ -209,8 +217,6 @@ class MatryoshkaBatchTopK(BatchTopK):
     Source: arXiv:2503.17547.
     """
 
-    name = "matryoshka"
-
     def __init__(
         self,
         width: int,
@@ -218,7 +224,7 @@ class MatryoshkaBatchTopK(BatchTopK):
         memory: float = 0.9,
         auxk: float = 0.0,
         dead_after: int = 100_000,
-        prefixes: tuple[float, ...] = MechanismRecipe().prefixes,
+        prefixes: tuple[float, ...] = MatryoshkaSettings().prefixes,
     ) -> None:
         super().__init__(width, k, memory, auxk, dead_after)
         if not prefixes or list(prefixes) != sorted(set(prefixes)) or prefixes[0] <= 0 or prefixes[-1] != 1:
@@ -227,6 +233,13 @@ class MatryoshkaBatchTopK(BatchTopK):
         self.ends = sorted({max(1, round(share * width)) for share in prefixes})
         self.first_latent = 0
         """Number of this rank's first latent among all."""
+
+    @classmethod
+    def from_settings(
+        cls, settings: MatryoshkaSettings, width: int, l0: float | None, activation: Activation
+    ) -> MatryoshkaBatchTopK:
+        options = settings.model_dump(include={"auxk", "dead_after", "prefixes"})
+        return cls(width, settings.k, **options)
 
     def reconstruction(self, products: Products, active: Active, values: Tensor) -> tuple[Tensor, Tensor]:
         # Nested partial sums: each part of the latents is decoded once and added to those before it.

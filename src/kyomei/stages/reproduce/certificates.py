@@ -27,7 +27,7 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "GBA from resonance": {"name": "gba", "start": "resonance"},
     "TopK, k = 3": {"name": "topk", "k": 3},
     "BatchTopK, k = 3": {"name": "batchtopk", "k": 3},
-    "ℓ1, λ = 0.1": {"name": "l1", "l1": 0.1},
+    "ℓ1, λ = 0.1": {"name": "l1", "penalty": 0.1},
 }
 TRUE = 0.9
 REPLICAS = 3

@@ -25,7 +25,7 @@ def cell_of(method: str, n: int, level: float | None, seed: int) -> Cell:
     cell = {"method": method, "n": n, "d": n // 2, "s": 4, "rows": 30_000, "planted": planted, "seed": seed}
     if method != TRAINED:
         return {**cell, **SEARCH}
-    mechanism = {"name": "ba", "start": "random", "highest_frequency": 4 / n, "lowest_frequency": 1e-3}
+    mechanism = {"name": "ba", "start": "random", "frequency": 4 / n}
     return {**cell, "mechanism": mechanism, "width": 2 * n, "steps": 12_000, "lr": 3e-3, "train_batch": 512}
 
 

@@ -16,7 +16,7 @@ RESONANCE = "resonance, default recipe"
 SET = {"n": 128, "d": 42, "s": [3, 20], "rows": 50_000}
 _WIDTH = {"width": 256, "train_batch": 512}
 TRAINED: dict[str, dict[str, Any]] = {
-    "GBA, right single frequency (0.09)": {"name": "ba", "highest_frequency": 0.09, "lr": 3e-3, "steps": 40_000},
+    "GBA, right single frequency (0.09)": {"name": "ba", "frequency": 0.09, "lr": 3e-3, "steps": 40_000},
     "GBA, full range (0.5 → 1e-3, K = 10)": {
         "name": "gba",
         "highest_frequency": 0.5,
@@ -24,14 +24,8 @@ TRAINED: dict[str, dict[str, Any]] = {
         "lr": 1e-2,
         "steps": 40_000,
     },
-    "GBA, wrong: 0.5 only": {"name": "ba", "highest_frequency": 0.5, "lr": 3e-3, "steps": 16_000},
-    "GBA, wrong: 1e-3 only": {
-        "name": "ba",
-        "highest_frequency": 1e-3,
-        "lowest_frequency": 1e-3,
-        "lr": 3e-3,
-        "steps": 24_000,
-    },
+    "GBA, wrong: 0.5 only": {"name": "ba", "frequency": 0.5, "lr": 3e-3, "steps": 16_000},
+    "GBA, wrong: 1e-3 only": {"name": "ba", "frequency": 1e-3, "lr": 3e-3, "steps": 24_000},
     "TopK, K = 3": {"name": "topk", "k": 3, "lr": 3e-3, "steps": 12_000},
     "TopK, K = 12": {"name": "topk", "k": 12, "lr": 3e-3, "steps": 16_000},
     "TopK, K = 20": {"name": "topk", "k": 20, "lr": 3e-3, "steps": 12_000},

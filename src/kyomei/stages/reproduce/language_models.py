@@ -38,13 +38,13 @@ SITES = (
 SETTINGS: dict[str, dict[str, Any]] = {
     "GBA from resonance": {"name": "gba", "start": "resonance"},
     "GBA, paper's form": {"name": "gba", "start": "random", "highest_frequency": 0.1, "lowest_frequency": 1e-3},
-    "BA, p = 0.02": {"name": "ba", "start": "random", "highest_frequency": 0.02},
+    "BA, p = 0.02": {"name": "ba", "start": "random", "frequency": 0.02},
     "TopK, k = 4": {"name": "topk", "k": 4},
     "TopK, k = 16": {"name": "topk", "k": 16},
     "BatchTopK, k = 4": {"name": "batchtopk", "k": 4},
     "BatchTopK, k = 16": {"name": "batchtopk", "k": 16},
-    "ℓ1, λ = 0.03": {"name": "l1", "l1": 0.03},
-    "ℓ1, λ = 0.1": {"name": "l1", "l1": 0.1},
+    "ℓ1, λ = 0.03": {"name": "l1", "penalty": 0.03},
+    "ℓ1, λ = 0.1": {"name": "l1", "penalty": 0.1},
 }
 TOKENS, LONG_TOKENS = 120_000, 3_000_000
 WIDTH, LONG_WIDTH = 384, 4096

@@ -54,7 +54,7 @@ def cells(seeds: int | None, full: bool) -> list[Cell]:
 
 def trained_cell(d: int, p: float, seed: int) -> Cell:
     """A cell in which one group of neurons is trained at frequency p from a random start."""
-    mechanism = {"name": "ba", "start": "random", "highest_frequency": p, "lowest_frequency": min(p, 1e-3)}
+    mechanism = {"name": "ba", "start": "random", "frequency": p}
     train = {"width": 2 * SET["n"], "steps": 8000, "lr": 3e-3, "train_batch": 512}
     return {"method": TRAINED, **SET, "d": d, "p": p, "mechanism": mechanism, **train, "seed": seed}
 

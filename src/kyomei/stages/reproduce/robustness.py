@@ -28,7 +28,7 @@ NOISE = (0.0, 0.1, 0.2, 0.3, 0.5)
 RESONANCE, STARTED, PAPER, TOPK = "resonance", "GBA from resonance", "trained BA at p = f", "TopK, k = s"
 MECHANISMS: dict[str, dict[str, Any]] = {
     STARTED: {"name": "gba", "start": "resonance"},
-    PAPER: {"name": "ba", "start": "random", "highest_frequency": SET["s"] / SET["n"], "lowest_frequency": 1e-3},
+    PAPER: {"name": "ba", "start": "random", "frequency": SET["s"] / SET["n"]},
     TOPK: {"name": "topk", "k": SET["s"]},
 }
 

@@ -30,7 +30,7 @@ BASE: dict[str, dict[str, Any]] = {
         "lr": 3e-3,
     },
     TOPK: {"name": "topk", "k": 4, "lr": 3e-3},
-    L1: {"name": "l1", "l1": 0.01, "lr": 3e-3},
+    L1: {"name": "l1", "penalty": 0.01, "lr": 3e-3},
 }
 VARIED: dict[str, dict[str, tuple[float, ...]]] = {
     STARTED: {"groups": (3, 5, 10, 20), "gamma": GAMMAS, "lr": RATES},
@@ -42,9 +42,9 @@ VARIED: dict[str, dict[str, tuple[float, ...]]] = {
         "lr": RATES,
     },
     TOPK: {"k": (2, 4, 8, 16, 32), "lr": RATES},
-    L1: {"l1": (1e-3, 3e-3, 1e-2, 3e-2, 0.1), "lr": RATES},
+    L1: {"penalty": (1e-3, 3e-3, 1e-2, 3e-2, 0.1), "lr": RATES},
 }
-NAMES = {"groups": "K groups", "highest_frequency": "HTF", "lowest_frequency": "LTF", "gamma": "γ", "k": "K", "l1": "λ"}
+NAMES = {"groups": "K groups", "highest_frequency": "HTF", "lowest_frequency": "LTF", "gamma": "γ", "k": "K", "penalty": "λ"}
 
 
 def cell_of(method: str, factor: str, value: float, seed: int, steps: int) -> Cell:

@@ -1,0 +1,134 @@
+"""The recipe: one strict description of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from kyomei.config.keys import explain, unknown_key
+from kyomei.config.mechanisms import (
+    DEFAULT,
+    SETTINGS,
+    AdaptingSettings,
+    AnyMechanism,
+    BASettings,
+    BatchTopKSettings,
+    GatedSettings,
+    GBASettings,
+    JumpReLUSettings,
+    L1Settings,
+    MatryoshkaSettings,
+    MechanismSettings,
+    SelectionSettings,
+    TopKSettings,
+)
+from kyomei.config.sections import DictionaryRecipe, ResonanceRecipe, Section, SourceRecipe, TrainRecipe
+from kyomei.errors import RecipeError
+
+__all__ = [
+    "SETTINGS",
+    "AdaptingSettings",
+    "BASettings",
+    "BatchTopKSettings",
+    "DictionaryRecipe",
+    "GBASettings",
+    "GatedSettings",
+    "JumpReLUSettings",
+    "L1Settings",
+    "MatryoshkaSettings",
+    "MechanismSettings",
+    "Recipe",
+    "ResonanceRecipe",
+    "Section",
+    "SelectionSettings",
+    "SourceRecipe",
+    "TopKSettings",
+    "TrainRecipe",
+]
+
+
+class Recipe(Section):
+    """One strict description of a run; without arguments it suits any data.
+
+    Raises:
+        RecipeError: from `Recipe.parse` and `Recipe.read`, naming the key, what was expected and the nearest right key.
+    """
+
+    seed: int = Field(0, ge=0)
+    """Seed from which every random draw derives."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where tensors live."""
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    """Precision of training."""
+    source: SourceRecipe = SourceRecipe()
+    resonance: ResonanceRecipe = ResonanceRecipe()
+    dictionary: DictionaryRecipe = DictionaryRecipe()
+    mechanism: AnyMechanism = GBASettings()
+    train: TrainRecipe = TrainRecipe()
+
+    @field_validator("mechanism", mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        return {"name": DEFAULT, **values} if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _frequencies_and_groups(self) -> Recipe:
+        for p in self.resonance.frequencies:
+            if not 0 < p < 1:
+                raise ValueError(f"resonance.frequencies must lie in (0, 1), found {p}")
+        if self.dictionary.width is not None:
+            self.mechanism.check_width(self.dictionary.width)
+        return self
+
+    @property
+    def search(self) -> ResonanceRecipe:
+        """How directions are found for this recipe's dictionary: no more than it has room for, unless asked."""
+        return self.resonance.model_copy(update={"enough": self.resonance.enough or self.dictionary.width})
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Recipe:
+        """A recipe from nested plain values."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise explain(error, cls, values) from error
+
+    @classmethod
+    def read(cls, path: Path | str) -> Recipe:
+        """A recipe from a YAML file."""
+        path = Path(path)
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise RecipeError("a recipe file", f"nothing at {path}", "check the path") from error
+        except yaml.YAMLError as error:
+            raise RecipeError("YAML", f"{path}: {error}", "correct the file's syntax") from error
+        if not isinstance(values, dict | None):
+            raise RecipeError("a mapping of sections", f"{type(values).__name__} in {path}", "write `section: {key: value}`")
+        return cls.parse(values or {})
+
+    def write(self, path: Path | str) -> None:
+        """Write the recipe with every default filled in."""
+        Path(path).write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+    def with_values(self, dotted: dict[str, Any]) -> Recipe:
+        """A copy in which dotted keys such as "train.steps" are replaced, validated anew.
+
+        Where "mechanism.name" changes, settings that the other mechanism does not have are left out.
+        """
+        values = self.model_dump(mode="json")
+        named = SETTINGS.get(dotted.get("mechanism.name", self.mechanism.name))
+        if named is not None:
+            values["mechanism"] = {key: value for key, value in values["mechanism"].items() if key in named.model_fields}
+        for key, value in dotted.items():
+            *sections, last = key.split(".")
+            target = values
+            for section in sections:
+                if not isinstance(target.get(section), dict):
+                    raise unknown_key(key, Recipe)
+                target = target[section]
+            target[last] = value
+        return Recipe.parse(values)

@@ -1,0 +1,126 @@
+"""The sections of a recipe, apart from the mechanism. Attribute docstrings are also the command line's help."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Frequency = float
+"""A share of rows, strictly between 0 and 1."""
+
+
+class Section(BaseModel):
+    """A part of the recipe: immutable, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True)
+
+
+class SourceRecipe(Section):
+    """Where activations come from: text, a language model and a site in it."""
+
+    model: str = "embedded"
+    """Hugging Face model id or folder; "embedded" is the small model in the package."""
+    revision: str | None = None
+    """Revision of a hub model."""
+    random_weights_seed: int | None = Field(None, ge=0)
+    """Draw the model's weights at random from this seed instead of reading them: a control, not a model."""
+    sites: tuple[str, ...] = ()
+    """Module paths to capture; empty: the MLP of the middle layer."""
+    side: Literal["output", "input"] = "output"
+    """Whether a site's output or its input is captured."""
+    text: str = "stdlib"
+    """A folder, a .txt, .jsonl or .parquet file, "stdlib", or "datasets:NAME"."""
+    text_field: str = "text"
+    """Field of .jsonl, .parquet and datasets records that holds the text (or the chat messages)."""
+    num_tokens: int = Field(300_000, gt=0)
+    """Tokens to harvest, all parts together."""
+    streamed_tokens: int = Field(0, ge=0)
+    """Tokens, all replicas together, that training steps read straight from the model, storing nothing; stored rows then
+    serve resonance and the last fit of the decoders. 0: steps read stored rows."""
+    spread: int = Field(8, ge=1)
+    """Windows are taken evenly from this many times as many tokens, where there are so many: more documents are seen."""
+    context: int = Field(256, gt=1)
+    """Tokens in a window, a leading BOS included."""
+    windows_per_batch: int = Field(16, gt=0)
+    """Windows in one forward pass."""
+    windows_per_shard: int = Field(256, gt=0)
+    """Windows whose rows make one activation shard, or are shuffled together where they are streamed."""
+    replicas: int = Field(3, ge=2)
+    """Parts of the documents that find and train, one each; one more part is kept for evidence."""
+    evidence_share: float = Field(0.25, gt=0, lt=1)
+    """Share of tokens in the part that no replica sees."""
+    drop_special: bool = True
+    """Drop rows of special tokens."""
+    norm_bound: float = Field(10.0, gt=1)
+    """Drop rows whose norm exceeds this many times the median norm (massive activations)."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """How activations are stored."""
+
+
+class ResonanceRecipe(Section):
+    """How directions are found by resonance (findings: the theory's decoupled algorithm on whitened data)."""
+
+    frequencies: tuple[Frequency, ...] = ()
+    """Target activation frequencies; empty: chosen for the number of rows."""
+    neurons: int = Field(2048, gt=0)
+    """Starts of a round at each frequency."""
+    rounds: int = Field(4, ge=1)
+    """Rounds of starts at each frequency at most; they end when little is left to find or what is found is not stable."""
+    enough: int | None = Field(None, gt=0)
+    """Search no further round or frequency, in their order, once so many stable directions are found; none: as many as
+    `dictionary.width`, or without one all there are.
+    A `min_stability` of −1 calls none stable, so that a null is searched whole."""
+    steps: int = Field(15, gt=0)
+    """Power-like iterations of each start."""
+    batch_rows: int = Field(16_384, gt=0)
+    """Rows in one iteration."""
+    merge_cosine: float = Field(0.85, gt=0, lt=1)
+    """Neurons above this cosine, in whitened space, are one direction."""
+    min_stability: float = Field(0.85, ge=-1, le=1)
+    """Keep a direction when two halves of the rows, each after a push, bring it back to within this cosine; −1 keeps all."""
+    joint: bool = False
+    """Refine directions together, and add those that are missing, where the rows are sums of a few of them."""
+
+
+class DictionaryRecipe(Section):
+    """Shape of the sparse autoencoder."""
+
+    width: int | None = Field(None, gt=0)
+    """Number of latents; none: from the estimated number of features."""
+    l0: float | None = Field(None, gt=0)
+    """Active latents per row to aim at (gba from resonance); none: width / 64 or √(width / 2), the smaller, or less where
+    resonance explains the rows."""
+    tied: bool | None = None
+    """Whether encoder and decoder share their rows; none: tied for gba and ba from a random start, untied otherwise."""
+    activation: Literal["jumprelu", "relu"] = "jumprelu"
+    """Output of an active threshold latent: its score (jumprelu) or its score above the threshold (relu)."""
+
+
+class TrainRecipe(Section):
+    """How the dictionary is trained."""
+
+    steps: int = Field(1000, ge=0)
+    """Optimiser steps."""
+    batch_rows: int = Field(1024, gt=0)
+    """Rows in one step."""
+    lr: float = Field(3e-3, gt=0)
+    """Peak learning rate."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """Optimiser of weights; biases of gba follow their adaptation instead."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled decay."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the optimiser's moments; bfloat16 halves their memory."""
+    warmup_steps: int = Field(50, ge=0)
+    """Steps of linear warm-up."""
+    decay_share: float = Field(0.2, ge=0, le=1)
+    """Share of the steps, at the end, in which the learning rate falls linearly to zero."""
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the whole gradient."""
+    freeze: Literal["none", "encoder", "decoder", "soft_decoder"] = "none"
+    """Controls that keep random rows: an untrained encoder or decoder, or decoder rows kept at cosine 0.8 to their start."""
+    checkpoint_every: int = Field(200, gt=0)
+    """Steps between checkpoints."""
+    log_every: int = Field(50, gt=0)
+    """Steps between events."""
