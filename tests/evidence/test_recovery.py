@@ -113,7 +113,7 @@ def test_blocks_agree_with_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b, z, h = normal(0, 50, 8), normal(1, 40, 8), normal(2, 30, 50).relu(), normal(3, 30, 40).relu()
     whole = recovery(a, b)
     figures, classified = whole.to_dict(), whole.precision_recall_f1(z.to_sparse_csr(), h)
-    monkeypatch.setattr("kyomei.evidence.cosines.COSINES_PER_BLOCK", 120)
+    monkeypatch.setattr("kyomei.dictionary.cosines.COSINES_PER_BLOCK", 120)
     monkeypatch.setattr(module, "CODE_ENTRIES_PER_BLOCK", 350)
     parts = recovery(a, b)
     assert parts.to_dict() == pytest.approx(figures, abs=1e-6)

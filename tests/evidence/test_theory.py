@@ -161,7 +161,7 @@ def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     h, v = coefficients(3, 200, 12), normal(4, 12, 6)
     whole = decomposability(h, v)
     monkeypatch.setattr(theory, "ENTRIES_PER_BLOCK", 5)
-    monkeypatch.setattr("kyomei.evidence.cosines.COSINES_PER_BLOCK", 20)
+    monkeypatch.setattr("kyomei.dictionary.cosines.COSINES_PER_BLOCK", 20)
     blockwise = decomposability(h, v)
     assert blockwise.margins == pytest.approx(whole.margins, abs=1e-5)
     assert (blockwise.co_occurring, blockwise.coherent) == (whole.co_occurring, whole.coherent)

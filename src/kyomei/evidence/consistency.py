@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from kyomei.dictionary.cosines import nearest
 from kyomei.errors import EvidenceError
-from kyomei.evidence.cosines import cosine_blocks, matched_cosine, unit_rows
+from kyomei.evidence.cosines import matched_cosine, unit_rows
 
 TAUS = (0.7, 0.9)
 
@@ -195,7 +196,8 @@ def consistency(
     if whitening is not None:
         units = {name: _mapped(rows, whitening, name) for name, rows in units.items()}
     real, surrogate = (units["a"], units["b"]), (units["null.a"], units["null.b"])
-    return Consistency(_mcs(*real), _mcs(*surrogate), metric, null.name, real, surrogate)
+    mcs, null_mcs = (nearest(*sides).cosine.cpu() for sides in (real, surrogate))
+    return Consistency(mcs, null_mcs, metric, null.name, real, surrogate)
 
 
 def _mapped(rows: Tensor, whitening: Tensor, name: str) -> Tensor:
@@ -203,14 +205,6 @@ def _mapped(rows: Tensor, whitening: Tensor, name: str) -> Tensor:
         found = f"shape {list(whitening.shape)}"
         raise EvidenceError(f"a map of shape [{rows.shape[1]}, …]", found, "use the whitening of this site")
     return unit_rows(rows @ whitening.to(rows), f"{name} @ whitening")
-
-
-def _mcs(a: Tensor, b: Tensor) -> Tensor:
-    best = a.new_zeros(len(a))
-    if len(b):
-        for start, cosines in cosine_blocks(a, b):
-            best[start : start + len(cosines)] = cosines.amax(dim=1)
-    return best.cpu()
 
 
 def _share_above(mcs: Tensor, tau: float) -> float:

@@ -1,8 +1,6 @@
-"""Cosines between sets of directions: nearest ones, and the best one-to-one matching."""
+"""Directions as they are compared: scaled to unit rows, and matched one to one."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -11,10 +9,8 @@ from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped,
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from kyomei.dictionary.cosines import cosine_blocks
 from kyomei.errors import EvidenceError
-
-COSINES_PER_BLOCK = 2**24
-"""Cosines held at a time (64 MB in float32): a table of 20,000 × 20,000 is never allocated to take its maxima."""
 
 
 def unit_rows(vectors: Shaped[Tensor, "rows dim"], name: str) -> Float[Tensor, "rows dim"]:
@@ -33,13 +29,6 @@ def unit_rows(vectors: Shaped[Tensor, "rows dim"], name: str) -> Float[Tensor, "
     # A float32 norm overflows or vanishes for extreme scales; scaling by the largest entry first is exact enough.
     largest = vectors.abs().amax(dim=1, keepdim=True)
     return normalize(vectors / torch.where(largest > 0, largest, 1.0), dim=1)
-
-
-def cosine_blocks(a: Float[Tensor, "k dim"], b: Float[Tensor, "l dim"]) -> Iterator[tuple[int, Float[Tensor, "block l"]]]:
-    """Cosines between unit rows, some rows of `a` at a time: (first row, cosines [block, l])."""
-    rows = max(1, COSINES_PER_BLOCK // max(1, len(b)))
-    for start in range(0, len(a), rows):
-        yield start, a[start : start + rows] @ b.T
 
 
 def matched_cosine(a: Float[Tensor, "k dim"], b: Float[Tensor, "l dim"]) -> float:

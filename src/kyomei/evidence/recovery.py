@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
+from kyomei.dictionary import cosines
 from kyomei.errors import DataError, EvidenceError
-from kyomei.evidence.cosines import cosine_blocks, matched_cosine, unit_rows
+from kyomei.evidence.cosines import matched_cosine, unit_rows
 
 CODE_ENTRIES_PER_BLOCK = 2**23
 
@@ -131,14 +132,10 @@ def recovery(vectors: Shaped[Tensor, "k dim"], features: Shaped[Tensor, "n dim"]
     if len(b) == 0 or a.shape[1] != b.shape[1]:
         expected, found = "at least one feature, of the vectors' dimension", f"{list(a.shape)} against {list(b.shape)}"
         raise EvidenceError(expected, found, "compare with the features that made these data")
-    best_of_feature = a.new_full((len(b),), -1.0)
-    best_of_vector, nearest = a.new_empty(len(a)), torch.empty(len(a), dtype=torch.int64, device=a.device)
-    for start, cosines in cosine_blocks(a, b):
-        stop = start + len(cosines)
-        best_of_feature = torch.maximum(best_of_feature, cosines.amax(dim=0))
-        best_of_vector[start:stop] = cosines.amax(dim=1)
-        nearest[start:stop] = cosines.abs().argmax(dim=1)
-    return Recovery(best_of_feature.cpu(), best_of_vector.cpu(), nearest.cpu(), a, b)
+    near, opposite = cosines.nearest(a, b), cosines.nearest(a, -b)
+    nearest = torch.where(opposite.cosine > near.cosine, opposite.row, near.row)
+    best_of_feature = cosines.nearest(b, a).cosine if len(a) else a.new_full((len(b),), -1.0)
+    return Recovery(best_of_feature.cpu(), near.cosine.cpu(), nearest.cpu(), a, b)
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from kyomei.dictionary.cosines import cosine_blocks
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import EvidenceError
 from kyomei.evidence.codes import Moments, encode_rows, firing_counts
@@ -259,8 +260,7 @@ def _match(
     encoders = [_units(sae.encoder, space.backward) for sae in (a, b)]
     decoders = [_units(sae.decoder, space.forward) for sae in (a, b)]
     best: list[tuple[Tensor, ...]] = []
-    for e, d in zip(torch.split(encoders[0], 2048), torch.split(decoders[0], 2048), strict=True):
-        by_encoder, by_decoder = e @ encoders[1].T, d @ decoders[1].T
+    for (_, by_encoder), (_, by_decoder) in zip(cosine_blocks(*encoders), cosine_blocks(*decoders), strict=True):
         both = torch.minimum(by_encoder, by_decoder).max(dim=1)
         best.append((by_encoder.amax(dim=1), by_decoder.amax(dim=1), both.values, both.indices))
     encoder, decoder, joint = (torch.cat([part[i] for part in best]).double().numpy() for i in range(3))

@@ -19,8 +19,9 @@ from scipy import sparse  # type: ignore[import-untyped, unused-ignore]
 from scipy.special import betaincinv  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 
+from kyomei.dictionary.cosines import cosine_blocks, nearest
 from kyomei.errors import EvidenceError
-from kyomei.evidence.cosines import cosine_blocks, unit_rows
+from kyomei.evidence.cosines import unit_rows
 
 COMPARABLE = 0.1
 """Our reading of "comparable coefficients" (H2): the smallest is at least this share of the median one."""
@@ -406,12 +407,9 @@ def identifiability(learnt: Shaped[Tensor, "k dim"], truth: Shaped[Tensor, "n di
     if len(b) == 0 or a.shape[1] != b.shape[1]:
         expected, found = "at least one feature, of the learnt rows' dimension", f"{list(a.shape)} against {list(b.shape)}"
         raise EvidenceError(expected, found, "compare with the features that made these data")
-    best = a.new_full((len(b),), -1.0)
-    belongs = torch.full((len(a),), -1, dtype=torch.int64, device=a.device)
-    for start, cosines in cosine_blocks(a, b):
-        best = torch.maximum(best, cosines.amax(dim=0))
-        nearest = cosines.max(dim=1)
-        belongs[start : start + len(cosines)] = torch.where(nearest.values >= tau, nearest.indices, -1)
+    near = nearest(a, b)
+    belongs = torch.where(near.cosine >= tau, near.row, -1)
+    best = nearest(b, a).cosine if len(a) else a.new_full((len(b),), -1.0)
     rows_of = torch.bincount(belongs[belongs >= 0], minlength=len(b))
     return Identifiability((1 - best).clamp_min(0).cpu(), rows_of.cpu(), belongs.cpu(), tau)
 

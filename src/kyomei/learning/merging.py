@@ -10,6 +10,7 @@ from scipy.optimize import nnls  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from kyomei.dictionary.cosines import nearest
 from kyomei.learning.mesh import Mesh
 
 MIXTURE_COSINE, MIXTURE_PARTS, LEAST_PART = 0.92, 3, 0.2
@@ -55,9 +56,9 @@ def merge(
     sums = torch.zeros_like(leaders)
     support = torch.zeros(len(leaders), dtype=torch.long, device=vectors.device)
     for block, count in zip(torch.split(vectors, 4096), torch.split(counts, 4096), strict=True):
-        nearest, _ = nearest_of(block, leaders, mesh)
-        sums.index_add_(0, nearest, block * count[:, None])
-        support.index_add_(0, nearest, count)
+        leader, _ = nearest_of(block, leaders, mesh)
+        sums.index_add_(0, leader, block * count[:, None])
+        support.index_add_(0, leader, count)
     return normalize(sums, dim=1), support
 
 
@@ -67,8 +68,8 @@ def nearest_of(
     """Index of the leader with the largest cosine to each unit row, and that cosine; ranks share the rows."""
 
     def own(part: Tensor) -> tuple[Tensor, Tensor]:
-        cosine, index = (part @ leaders.T).max(dim=1)
-        return index, cosine
+        found = nearest(part, leaders)
+        return found.row, found.cosine
 
     index, cosine = (mesh or Mesh()).in_parts(own, vectors)
     return index, cosine

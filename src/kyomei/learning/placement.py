@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kyomei.config import AdaptingSettings, Recipe
+from kyomei.dictionary.cosines import nearest
 from kyomei.dictionary.mechanisms import CLASSES, BiasAdaptation, Mechanism, mechanism_from
 from kyomei.dictionary.mechanisms import aimed_l0 as l0_aimed_at
 from kyomei.dictionary.sae import Activation, SparseAutoencoder
@@ -183,10 +184,8 @@ def _by_frequency(warm: SparseAutoencoder, rows: Rows, normalisation: Normalisat
 
 def _apart(directions: Directions, encoder: Float[Tensor, "k dim"]) -> Int64[Tensor, " apart"]:
     """Directions that none of some encoder rows, in normalised space, stands for."""
-    if not len(encoder):
-        return torch.arange(len(directions))
     own = normalize(encoder @ directions.whitening.backward, dim=1)
-    return ((directions.whitened @ own.T).amax(dim=1) < SAME_COSINE).nonzero().flatten()
+    return (nearest(directions.whitened, own).cosine < SAME_COSINE).nonzero().flatten()
 
 
 def _anchored(

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from kyomei.dictionary.cosines import nearest
 from kyomei.learning.merging import distinct, not_mixtures
 
 PARTS = 8
@@ -101,7 +102,7 @@ def refine_jointly(
         first, second = (refine(z, w, seed=seed + PASSES * which + number, rows=JOINT_ROWS) for which, z in enumerate(halves))
         if not len(first) or not len(second):
             return Joint(start[:0], agreement[:0], 0.0)
-        cosine, partner = (first @ second.T).max(dim=1)
+        cosine, partner = nearest(first, second)
         both = cosine > AGREED
         w, agreement = normalize(first[both] + second[partner[both]], dim=1), cosine[both]
         kept = distinct(w, SAME)

@@ -191,7 +191,7 @@ def _jointly(
     if joint.explained < JOINT_EXPLAINED or not len(joint.w):
         return found, support
     w = joint.w.to(data.device)
-    nearest = (w @ found.w.T).argmax(dim=1)
+    nearest, _ = nearest_of(w, found.w)
     refined = _Found(w, found.p[nearest], found.support[nearest], joint.agreement.to(data.device), found.sharpness[nearest])
     return refined, _support_of_union(parts, w, recipe.merge_cosine, data.mesh)
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from scipy.special import betaincinv  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 
+from kyomei.dictionary.cosines import nearest_other
 from kyomei.learning.refinement import positive_code
 
 CODED_ROWS, MEETING_ROWS = 4000, 8000
@@ -54,12 +55,7 @@ def geometry(vectors: Float[Tensor, "k dim"]) -> Geometry:
     """Largest cosines between directions, and what as many random ones would have."""
     if len(vectors) < 2:
         return Geometry(NOTHING, 0.0)
-    return Geometry(spread(nearest_other(vectors)), chance_coherence(len(vectors), vectors.shape[1], 0.5))
-
-
-def nearest_other(vectors: Float[Tensor, "k dim"]) -> Float[Tensor, " k"]:
-    """Largest cosine of each unit row with another one."""
-    return (vectors @ vectors.T).fill_diagonal_(-1).amax(dim=1)
+    return Geometry(spread(nearest_other(vectors).cosine), chance_coherence(len(vectors), vectors.shape[1], 0.5))
 
 
 def chance_coherence(count: int, dim: int, quantile: float) -> float:
@@ -129,7 +125,7 @@ class Meetings(NamedTuple):
 def meetings(z: Float[Tensor, "rows dim"], w: Float[Tensor, "k dim"], vectors: Float[Tensor, "k dim"]) -> Meetings:
     """Of unit directions w in whitened rows; `vectors` are the same in input space."""
     levels = _levels(positive_code(z[:: math.ceil(len(z) / MEETING_ROWS)], w))
-    neighbour = (vectors @ vectors.T).fill_diagonal_(-1).argmax(dim=1)
+    neighbour = nearest_other(vectors).row
     ratios = []
     for least in (WEAK, WHOLE):
         there = (levels > least).float()

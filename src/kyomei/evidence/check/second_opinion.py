@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from kyomei.dictionary.cosines import nearest, nearest_other
 from kyomei.evidence.check.behaviour import (
     NO_CODE,
     NOTHING,
@@ -24,7 +25,6 @@ from kyomei.evidence.check.behaviour import (
     coded,
     geometry,
     meetings,
-    nearest_other,
     spread,
 )
 from kyomei.learning.merging import distinct
@@ -89,17 +89,16 @@ def second_opinion(
     first, second = (refine(z, features, seed=seed + number) for number, z in enumerate(halves))
     if not len(first) or not len(second):
         return NO_OPINION
-    cosines = first @ second.T
-    here, there = (cosines.amax(dim=axis) > AGREED for axis in (1, 0))
+    here, there = (nearest(*pair).cosine > AGREED for pair in ((first, second), (second, first)))
     agreed = first[here]
     agreed = agreed[distinct(agreed, SAME)]
     share = float(here.double().mean() + there.double().mean()) / 2
     if len(agreed) < 2:
         return NO_OPINION._replace(directions=len(agreed), agreed_share=share)
     vectors, own = (normalize(w @ white.backward, dim=1) for w in (agreed, features))
-    was_found = (vectors @ found.T).amax(dim=1) > AGREED
-    apart = nearest_other(vectors) <= chance_coherence(len(agreed), vectors.shape[1], CROWDED)
-    moved = (own @ vectors.T).amax(dim=1)
+    was_found = nearest(vectors, found).cosine > AGREED
+    apart = nearest_other(vectors).cosine <= chance_coherence(len(agreed), vectors.shape[1], CROWDED)
+    moved = nearest(own, vectors).cosine
     return SecondOpinion(
         directions=len(agreed),
         agreed_share=share,

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kyomei.config import ResonanceRecipe
+from kyomei.dictionary.cosines import nearest
 from kyomei.errors import DataError
 from kyomei.evidence.check.behaviour import NOTHING, Coded, Geometry, Meetings, Spread, coded, geometry, given, spread
 from kyomei.evidence.check.second_opinion import SecondOpinion, second_opinion
@@ -252,7 +253,7 @@ class _Again(NamedTuple):
 
 def _found_again(halves: tuple[Directions, Directions], metric: Float[Tensor, "dim dim"]) -> _Again:
     stable = [normalize(half.vectors @ metric, dim=1) for half in halves]
-    cosines = [_nearest(stable[i], _union(halves[1 - i], metric)) for i in (0, 1)]
+    cosines = [nearest(stable[i], _union(halves[1 - i], metric)).cosine for i in (0, 1)]
     own = torch.cat([torch.full((len(w),), i) for i, w in enumerate(stable)])
     return _Again(torch.cat(stable), own, torch.cat(cosines), torch.cat([half.support for half in halves]))
 
@@ -261,18 +262,13 @@ def _union(directions: Directions, metric: Float[Tensor, "dim dim"]) -> Float[Te
     return normalize(directions.candidates @ directions.whitening.backward @ metric, dim=1)
 
 
-def _nearest(w: Float[Tensor, "k dim"], others: Float[Tensor, "l dim"]) -> Float[Tensor, " k"]:
-    """Largest cosine of each row; 0 where there are none to compare with."""
-    return (w @ others.T).amax(dim=1) if len(w) and len(others) else w.new_zeros(len(w))
-
-
 def _beside_null(
     cosine: Float[Tensor, " k"], nulls: tuple[Directions, ...], metric: Float[Tensor, "dim dim"], min_stability: float
 ) -> dict[str, Any]:
     """Directions found again beside those of the Gaussian surrogates."""
     level, null_reproduced, null_stable = REPRODUCED, 0.0, 0.0
     if nulls:
-        null_cosine = _nearest(normalize(nulls[0].vectors @ metric, dim=1), _union(nulls[1], metric))
+        null_cosine = nearest(normalize(nulls[0].vectors @ metric, dim=1), _union(nulls[1], metric)).cosine
         level = max(REPRODUCED, float(null_cosine.quantile(0.99)))
         null_reproduced = float((null_cosine > level).double().mean())
         null_stable = float((torch.cat([null.stability for null in nulls]) >= min_stability).double().mean())
@@ -295,10 +291,10 @@ def _features(again: _Again, halves: tuple[Directions, Directions], sample: _Sam
     vectors = normalize(again.w[chosen] @ sample.white.backward, dim=1)
     kept = not_mixtures(vectors, again.support[chosen])
     w, vectors = again.w[chosen[kept]], vectors[kept]
-    in_half = [_nearest(w, again.w[again.own == i]) > SAME for i in (0, 1)]
+    in_half = [nearest(w, again.w[again.own == i]).cosine > SAME for i in (0, 1)]
     counts = (int(in_half[0].sum()), int(in_half[1].sum()), int((in_half[0] & in_half[1]).sum()))
     # In its own half a direction is itself: the smaller of the two cosines is the one with the other half.
-    agreement = torch.minimum(*(_nearest(w, _union(half, metric)) for half in halves))
+    agreement = torch.minimum(*(nearest(w, _union(half, metric)).cosine for half in halves))
     held_out = sample.white.whiten(sample.held_out)
     first, second = (sample.white.whiten(half.read(np.arange(half.num_rows))) for half in sample.halves)
     found = torch.cat([half.vectors for half in halves])

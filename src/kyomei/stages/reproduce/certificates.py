@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import normalize
 
+from kyomei.dictionary.cosines import nearest
 from kyomei.evidence.controls import GAUSSIAN
 from kyomei.evidence.fidelity import fidelity
 from kyomei.evidence.reproduction import STATUSES, certify_latents
@@ -53,16 +54,16 @@ def measure(cell: Cell) -> dict[str, Any]:
     for_null = GAUSSIAN.recipe(recipe)
     null = fit(null_rows[0], for_null, seed=10 * seed + 5), fit(null_rows[1], for_null, seed=10 * seed + 6)
     verdicts = certify_latents(dictionaries, unseen, null, null_rows[2])
-    nearest = (normalize(dictionaries[0].decoder, dim=1) @ planted.features.T).max(dim=1)
+    found = nearest(normalize(dictionaries[0].decoder, dim=1), planted.features)
     certified = torch.from_numpy(verdicts.mask("certified"))
-    true = nearest.values >= TRUE
+    true = found.cosine >= TRUE
     kept = fidelity(dictionaries[0], unseen)
     return {
         **{status: float(verdicts.mask(status).mean()) for status in STATUSES},
         "certified_latents": int(certified.sum()),
         "certified_true": float(true[certified].double().mean()) if certified.any() else None,
         "others_true": float(true[~certified].double().mean()) if (~certified).any() else None,
-        "features_certified": len(torch.unique(nearest.indices[certified & true])) / planted.n_features,
+        "features_certified": len(torch.unique(found.row[certified & true])) / planted.n_features,
         "null_passes": verdicts.null_false_positives,
         "q_largest": float(verdicts.q_value[certified.numpy()].max()) if certified.any() else None,
         "fvu": kept.fvu,
