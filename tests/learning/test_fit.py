@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import kyomei
+import kyomei.learning.fit
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import Interrupted, RecipeError
 from kyomei.learning.anchoring import CLEAR_SHARE, Cone, usual_scores
@@ -25,6 +27,7 @@ VALUES = {
     "train": {"steps": 40, "batch_rows": 256, "warmup_steps": 5},
 }
 RECIPE = kyomei.Recipe.parse(VALUES)
+OF_EACH_DIRECTION = ("vectors", "encoders", "whitened", "found_at", "frequency", "support", "stability", "candidates")
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +116,21 @@ def test_beside_free_latents_held_ones_are_active_from_a_share_of_their_usual_sc
     # Training moved the centre, by which scores of the dictionary differ from these.
     assert float(((sae.center - mixed.mean(dim=0)) @ directions.encoders.T).abs().max()) > 0.01
     assert float(((sae.encode(mixed)[:, :held] != 0) != expected).float().mean()) < 1e-4
+
+
+@pytest.mark.parametrize("warm_share", [0.0, 0.5])
+@pytest.mark.parametrize("width", [None, 24])
+def test_where_a_search_finds_nothing_free_latents_are_trained(
+    x: torch.Tensor, width: int | None, warm_share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = resonate(x, seed=0, recipe=RECIPE.resonance.model_copy(update={"neurons": 8, "rounds": 1}))
+    none = dataclasses.replace(one, **{name: getattr(one, name)[:0] for name in OF_EACH_DIRECTION})
+    monkeypatch.setattr(kyomei.learning.fit, "resonate", None)  # an empty result is one: nothing is searched again
+    recipe = RECIPE.with_values({"dictionary.width": width, "mechanism.warm_share": warm_share})
+    sae = kyomei.fit(x, recipe, directions=none)
+    assert sae.width == (width or 2 * max(one.n_features, 16))
+    fvu = float((x - sae(x)).square().sum() / (x - x.mean(dim=0)).square().sum())
+    assert fvu < 0.9
 
 
 def _runs_out(asked: Iterator[int]) -> bool:

@@ -93,7 +93,8 @@ def fit(
         plan = random_plan(rows, recipe, seed)
         sae = learn(plan.latents, plan.mechanism, recipe=recipe.train, workplace=work)
         return detectors(sae, rows, seed) if recipe.mechanism.detects else sae
-    directions = directions or resonate(rows, seed=seed, recipe=recipe.search, device=str(work.device), mesh=work.mesh)
+    if directions is None:
+        directions = resonate(rows, seed=seed, recipe=recipe.search, device=str(work.device), mesh=work.mesh)
     normalisation = Normalisation.measure(rows)
     learn = functools.partial(learn, normalisation=normalisation if stream is None else None)
     warm, warm_steps = None, 0

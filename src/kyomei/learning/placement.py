@@ -88,7 +88,7 @@ def resonant_plan(
     num_found, l0 = len(cone.directions), aimed_l0(recipe, width)
     x = normalisation.apply(rows.read(evenly(rows, ANCHOR_ROWS)))
     # Fitted beside latents that explain the rows without them, decoders of features that are sums' parts would drift.
-    alone = recipe.dictionary.width is None and warm is not None
+    alone = recipe.dictionary.width is None and warm is not None and num_found > 0
     beside = Latents.none(rows.dim) if alone else free
     found, explained = _anchored(x, directions.whitening, cone, beside, 0.0 if alone else l0, recipe.dictionary.activation)
     if alone:
