@@ -232,6 +232,15 @@ def test_stages_and_facts_survive_opening_again(run: Run) -> None:
 # Opening and creating
 
 
+def test_a_stage_is_done_only_for_what_it_was_made_from(run: Run) -> None:
+    run.finish("measure", {"a": "1"})
+    assert run.done("measure") and run.done("measure", {"a": "1"})
+    assert not run.done("measure", {"a": "1", "b": "2"}) and not run.done("check", {"a": "1"})
+    run.finish("train")
+    assert run.done("measure", {"a": "1"}) and not run.done("train", {})
+    assert run.digests(["recipe.yaml", "nothing"]) == {"recipe.yaml": sha256_of(run.path("recipe.yaml"))}
+
+
 def test_a_folder_that_is_no_run_is_not_opened(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"Found no manifest\.json in .*nowhere\. Check the path\."):
         Run.open(tmp_path / "nowhere")

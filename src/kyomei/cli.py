@@ -69,19 +69,20 @@ def demo_command(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """The whole path on the embedded model: harvest, train, null, TopK beside it, evidence, report.
+    """The whole path on the embedded model: harvest, check, train, TopK beside it, certify, measure, report.
 
     A second call reuses what is there.
     """
     with _verb(threads) as reporter:
-        from kyomei.runs import Run
         from kyomei.stages.demo import demo, demo_recipe
+        from kyomei.stages.harvest import harvested_run
 
-        run = Run.create(folder, demo_recipe(seed), resume=not overwrite, overwrite=overwrite, command=_command())
+        asked = demo_recipe(seed)
+        run = harvested_run(folder, asked, reporter, resume=not overwrite, overwrite=overwrite, command=_command())
         with run.lock():
-            result = demo(run, reporter)
+            path = demo(run, reporter)
             _show_evidence(run, as_json)
-        reporter.note(f"report: {result['report']}")
+        reporter.note(f"report: {path}")
 
 
 @app.command("harvest")

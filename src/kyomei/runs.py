@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -261,13 +261,25 @@ class Run:
         files = sorted(file for file in at.rglob("*") if file.is_file()) if at.is_dir() else [at]
         return [file.relative_to(root).as_posix() for file in files if not _TEMPORARY.fullmatch(file.name)]
 
-    def done(self, stage: str) -> bool:
-        """Whether a stage has finished."""
-        return stage in self.manifest["stages"]
+    def done(self, stage: str, made_from: dict[str, str] | None = None) -> bool:
+        """Whether a stage has finished, and if `made_from` is given, from just that."""
+        manifest = self.manifest
+        return stage in manifest["stages"] and made_from in (None, manifest["made_from"].get(stage))
 
-    def finish(self, stage: str) -> None:
-        """Mark a stage as finished."""
-        self.note(stages={**self.manifest["stages"], stage: _now()})
+    def finish(self, stage: str, made_from: dict[str, str] | None = None) -> None:
+        """Mark a stage as finished.
+
+        Args:
+            stage: its name.
+            made_from: digests by name of all that its results rest on; with others than these it is not done.
+        """
+        manifest = self.manifest
+        rests = {**manifest["made_from"], stage: made_from} if made_from is not None else manifest["made_from"]
+        self.note(stages={**manifest["stages"], stage: _now()}, made_from=rests)
+
+    def digests(self, names: Iterable[str]) -> dict[str, str]:
+        """SHA-256 by name of those of some files of the run that are there."""
+        return {name: sha256_of(self.path(name)) for name in names if self.path(name).exists()}
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -354,6 +366,7 @@ def _new_manifest(recipe: Recipe, command: str) -> dict[str, Any]:
         },
         "split": {},
         "stages": {},
+        "made_from": {},
         "outputs": {},
     }
 

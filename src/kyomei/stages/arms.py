@@ -17,7 +17,7 @@ from kyomei.evidence.fidelity import fidelity
 from kyomei.learning.directions import Directions
 from kyomei.learning.fit import fit
 from kyomei.runs import Run
-from kyomei.stages.harvest import activations
+from kyomei.stages.harvest import activations, part_names, site_of
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,13 @@ def baseline_pair(run: Run, name: str) -> Pair:
 def trained_pairs(run: Run) -> list[Pair]:
     """The run's own pair first, then the baselines that were trained beside it."""
     return [own_pair(run), *(baseline_pair(run, name) for name in BASELINES if _is_trained(run, name))]
+
+
+def made_from(run: Run, *pairs: Pair) -> dict[str, str]:
+    """Digests of what figures of some pairs rest on: data, dictionaries, nulls. A file that is gone is left out."""
+    files = [f"activations/{part}/{site_of(run)}/index.json" for part in part_names(run.recipe)]
+    arms = [arm for pair in pairs for arm in (pair.arm, pair.null)]
+    return run.digests([*files, *(f"{arm.folder}/{i}/sae.safetensors" for arm in arms for i in range(arm.replicas))])
 
 
 def _is_trained(run: Run, name: str) -> bool:

@@ -29,11 +29,11 @@ from kyomei.evidence.origin import ORIGINS, origin, share_difference
 from kyomei.evidence.reproduction import STATUSES, certify_latents, rows_used
 from kyomei.evidence.verdict import Verdict, verdict
 from kyomei.learning.spaces import Whitening
-from kyomei.runs import Run, sha256_of, write_atomic
+from kyomei.runs import Run, write_atomic
 from kyomei.source.text import Tokens
-from kyomei.stages.arms import Pair, own_pair, random_weights_run, replica_seed
+from kyomei.stages.arms import Pair, made_from, own_pair, random_weights_run, replica_seed
 from kyomei.stages.check import FILE as PREMISES
-from kyomei.stages.harvest import activations, part_names, site_of
+from kyomei.stages.harvest import activations, site_of
 from kyomei.stages.progress import Reporter, reporting
 from kyomei.stages.train import train_baseline, train_run
 
@@ -67,7 +67,7 @@ def standing(run: Run, pair: Pair) -> Certificate | None:
     if not path.exists():
         return None
     found = Certificate.read(path)
-    return None if found.changed(_identity(run, pair)) else found
+    return None if found.changed(made_from(run, pair)) else found
 
 
 def certificate_path(run: Run, pair: Pair) -> Path:
@@ -181,7 +181,7 @@ def certify_pair(run: Run, pair: Pair, reporter: Reporter) -> Certificate:
         EvidenceError: there are fewer than three replicas.
     """
     _require_trained(run, pair)
-    path, data = certificate_path(run, pair), _identity(run, pair)
+    path, data = certificate_path(run, pair), made_from(run, pair)
     if path.exists():
         before = Certificate.read(path)
         changed = before.changed(data)
@@ -201,14 +201,6 @@ def _require_trained(run: Run, pair: Pair) -> None:
         missing = [arm.stage(i) for i in range(arm.replicas) if not run.done(arm.stage(i))]
         if missing:
             raise RunError("a trained run", f"no '{missing[0]}' in {run.folder}", "run `kyomei train` with --resume first")
-
-
-def _identity(run: Run, pair: Pair) -> dict[str, str]:
-    """Digests of everything the certificate is about: data, dictionaries, nulls."""
-    files = [f"activations/{part}/{site_of(run)}/index.json" for part in part_names(run.recipe)]
-    files += [f"{arm.folder}/{i}/sae.safetensors" for arm in (pair.arm, pair.null) for i in range(arm.replicas)]
-    # A file that was deleted since has changed: only making a certificate anew needs it.
-    return {name: sha256_of(run.path(name)) for name in files if run.path(name).exists()}
 
 
 def _certificate(run: Run, pair: Pair, data: dict[str, str]) -> Certificate:

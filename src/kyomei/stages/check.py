@@ -6,7 +6,7 @@ from kyomei.evidence.check.premises import Premises, check
 from kyomei.learning.fit import choose_device
 from kyomei.runs import Run
 from kyomei.source.rows import Rows
-from kyomei.stages.harvest import activations, harvest_run
+from kyomei.stages.harvest import activations, harvest_run, site_of
 from kyomei.stages.progress import Reporter
 
 STAGE = "check"
@@ -28,8 +28,17 @@ def check_run(run: Run, reporter: Reporter, *, seed: int | None = None, device: 
     premises = check_rows(activations(run, PART), reporter, seed=seed, device=device or run.recipe.device)
     run.write_json(FILE, premises.to_dict())
     run.record(FILE)
-    run.finish(STAGE)
+    run.finish(STAGE, _made_from(run))
     return premises
+
+
+def checked(run: Run) -> bool:
+    """Whether premises.json is there, of the activations that there are now."""
+    return run.done(STAGE, _made_from(run))
+
+
+def _made_from(run: Run) -> dict[str, str]:
+    return run.digests([f"activations/{PART}/{site_of(run)}/index.json"])
 
 
 def check_rows(rows: Rows, reporter: Reporter, *, seed: int, device: str) -> Premises:

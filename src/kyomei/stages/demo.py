@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 from kyomei.config import Recipe
 from kyomei.runs import Run
-from kyomei.stages.measure import STAGE as MEASURED
-from kyomei.stages.measure import measure_run
+from kyomei.stages.certify import certify_run
+from kyomei.stages.check import check_run, checked
+from kyomei.stages.measure import measure_run, measured
 from kyomei.stages.progress import Reporter
 from kyomei.stages.report import report_run
-from kyomei.stages.train import train_baseline, train_run
+from kyomei.stages.train import train_run
 
+BASELINE = "topk"
 DEMO = {
     "dictionary": {"width": 768},
     "resonance": {"neurons": 1536, "steps": 12},
@@ -24,14 +26,20 @@ def demo_recipe(seed: int) -> Recipe:
     return Recipe.parse({**DEMO, "seed": seed})
 
 
-def demo(run: Run, reporter: Reporter) -> dict[str, Any]:
-    """Train, compare with TopK at the same L0, measure, and write the report; what is there already is kept.
+def demo(run: Run, reporter: Reporter) -> Path:
+    """Check, train, train TopK at the same L0 beside it, certify both, measure; what still holds is kept.
+
+    Args:
+        run: harvested, with `demo_recipe`.
+        reporter: shows progress.
 
     Returns:
-        Facts for the summary.
+        Path of the report.
     """
+    if not checked(run):
+        check_run(run, reporter)
     train_run(run, reporter)
-    train_baseline(run, "topk", reporter)
-    if not run.done(MEASURED):
+    certify_run(run, reporter, baselines=(BASELINE,))
+    if not measured(run):
         measure_run(run, reporter)
-    return {"report": str(report_run(run))}
+    return report_run(run)

@@ -20,7 +20,7 @@ from kyomei.learning.spaces import Whitening
 from kyomei.runs import Run
 from kyomei.source.shards import ShardFolder
 from kyomei.source.text import Tokens
-from kyomei.stages.arms import Arm, Pair, trained_pairs
+from kyomei.stages.arms import Arm, Pair, made_from, trained_pairs
 from kyomei.stages.harvest import activations, load_model, site_of
 from kyomei.stages.progress import Reporter
 from kyomei.stages.train import train_control
@@ -65,8 +65,13 @@ def measure_run(run: Run, reporter: Reporter, nulls: Sequence[str] = ()) -> dict
     run.write_json("evidence.json", evidence)
     run.write_json("examples.json", _examples(run, pairs[0].arm, rows, metric))
     run.record("evidence.json", "examples.json")
-    run.finish(STAGE)
+    run.finish(STAGE, made_from(run, *pairs))
     return evidence
+
+
+def measured(run: Run) -> bool:
+    """Whether evidence.json is there, of the dictionaries that there are now."""
+    return run.done(STAGE, made_from(run, *trained_pairs(run)))
 
 
 def _measure_pair(run: Run, pair: Pair, rows: ShardFolder, metric: Tensor) -> dict[str, Any]:

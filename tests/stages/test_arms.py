@@ -1,0 +1,57 @@
+"""What a stage's results rest on: they hold as long as that does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kyomei.config import Recipe
+from kyomei.runs import Run
+from kyomei.stages.arms import made_from, trained_pairs
+from kyomei.stages.check import checked
+from kyomei.stages.measure import STAGE, measured
+
+SITE = "model.layers.0.mlp"
+
+
+def stand_in(run: Run, folder: str) -> None:
+    """What a finished training leaves, as far as it is looked at here."""
+    run.path(folder).mkdir(parents=True, exist_ok=True)
+    run.path(f"{folder}/sae.safetensors").write_bytes(folder.encode())
+    run.finish(f"train {folder}")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run.create(tmp_path / "run", Recipe())
+    run.note(sites=[SITE])
+    for part in ("replica-0", "replica-1", "replica-2", "evidence"):
+        run.write_json(f"activations/{part}/{SITE}/index.json", part)
+    for folder in ("replicas/0", "replicas/1", "replicas/2", "controls/gaussian/gba/0", "controls/gaussian/gba/1"):
+        stand_in(run, folder)
+    run.finish(STAGE, made_from(run, *trained_pairs(run)))
+    return run
+
+
+def test_figures_hold_as_long_as_nothing_changes(run: Run) -> None:
+    assert measured(run) and not checked(run)
+
+
+def test_a_new_baseline_is_measured(run: Run) -> None:
+    run.write_json("baselines/matched.json", {"k": 8, "l0": 8.0, "width": 96})
+    for folder in (*(f"baselines/topk/{i}" for i in range(3)), "controls/gaussian/topk/0", "controls/gaussian/topk/1"):
+        stand_in(run, folder)
+    assert not measured(run)
+    run.finish(STAGE, made_from(run, *trained_pairs(run)))
+    assert measured(run)
+
+
+@pytest.mark.parametrize(
+    "name", [f"activations/evidence/{SITE}/index.json", "replicas/1/sae.safetensors", "controls/gaussian/gba/1/sae.safetensors"]
+)
+def test_changed_data_or_dictionaries_are_measured_again(run: Run, name: str) -> None:
+    run.path(name).write_bytes(b"other")
+    assert not measured(run)
+    run.path(name).unlink()
+    assert not measured(run)
