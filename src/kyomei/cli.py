@@ -15,7 +15,8 @@ import typer
 
 from kyomei import __version__
 from kyomei.errors import Interrupted, KyomeiError, RecipeError, RunError
-from kyomei.views.console import show, show_premises
+from kyomei.views import tables
+from kyomei.views.console import show, speak_plainly, verdict_words
 
 if TYPE_CHECKING:
     from kyomei.config import Recipe
@@ -105,12 +106,12 @@ def harvest_command(
     """Model and text to activation shards, split by document into replicas and evidence."""
     source = {"source.model": model, "source.text": text, "source.sites": site, "source.num_tokens": tokens}
     with _verb(threads) as reporter:
-        from kyomei.stages.harvest import harvested_run, summary, table
+        from kyomei.stages.harvest import harvested_run, summary
 
         asked = _asked(folder, recipe, settings, {**source, "seed": seed, "device": device, "dtype": dtype}, resume)
         run = harvested_run(folder, asked, reporter, resume=resume, overwrite=overwrite, command=_command())
         facts = summary(run)
-        show(facts, as_json, f"{folder}: rows of each site; dropped beside them: special tokens, massive norms", *table(facts))
+        show(facts, as_json, tables.harvest_table(facts, str(folder)))
 
 
 @app.command("check")
@@ -152,7 +153,8 @@ def check_command(
                 premises = check_run(run, reporter, seed=seed, device=device)
         else:
             premises = check_rows(open_rows(source), reporter, seed=seed or 0, device=device or "auto")
-        show_premises(premises, as_json)
+        facts = premises.to_dict()
+        show(facts, as_json, tables.premises_table(facts))
 
 
 @app.command("train")
@@ -204,12 +206,7 @@ def train_command(
             run = harvested_run(folder, asked, reporter, resume=resume, overwrite=overwrite, command=_command())
             with run.lock():
                 facts = train_run(run, reporter)
-        rows = [
-            (f"{arm['folder']}/{i}", arm["mechanism"], str(v["width"]), str(v.get("directions", "–")))
-            for arm in facts["arms"]
-            for i, v in enumerate(arm["replicas"])
-        ]
-        show(facts, as_json, str(folder), ("dictionary", "mechanism", "width", "directions"), rows)
+        show(facts, as_json, tables.train_table(facts, str(folder)))
 
 
 @app.command("plan")
@@ -230,14 +227,15 @@ def plan_command(
     """Time, memory, disk and money of a training before it is begun."""
     source = {"source.model": model, "source.sites": site, "source.num_tokens": tokens, "dictionary.width": width}
     with _verb(threads):
-        from kyomei.stages.plan import plan, table
+        from kyomei.stages.plan import plan
 
         asked = _recipe(recipe, settings, {**source, "device": device})
         found = plan(asked, hardware, price=price, gpus=gpus)
         title = (
             "measured on this machine" if hardware == "here" else f"{hardware}: reckoned from its maker's figures, not measured"
         )
-        show(found.to_dict(), as_json, title, ("what", "figure"), table(found, asked))
+        facts = found.to_dict()
+        show(facts, as_json, tables.plan_table(facts, title, asked.source.replicas))
 
 
 @app.command("measure")
@@ -283,20 +281,13 @@ def certify_command(
     """Which features of a trained run's dictionary other replicas confirm, and where they come from."""
     with _verb(threads) as reporter:
         from kyomei.runs import Run
-        from kyomei.stages.certify import certificate_notes, certificate_table, certify_run
+        from kyomei.stages.certify import certify_run
 
         run = Run.open(folder)
         with run.lock():
             facts = certify_run(run, reporter, baselines=baseline or (), random_weights=random_weights)
-        header, rows = certificate_table(facts)
-        title = f"{facts['verdict']['headline']}\n{folder}: features by status, and origin of the certified ones"
-        show(facts, as_json, title, header, rows)
-        if not as_json:
-            print("\n".join(certificate_notes(facts)))
-        if random_weights and not as_json:
-            for name, found in facts["origin_difference"].items():
-                shown = "none on one side" if found is None else "{difference:.3f} (95 % {low:.3f}–{high:.3f})".format(**found)
-                reporter.note(f"certified from context or unexplained, {name}, trained minus random weights: {shown}")
+        shown = tables.certify_tables(facts, str(folder))
+        show(facts, as_json, *shown, opening=verdict_words(facts["verdict"]), closing=tables.certify_notes(facts))
 
 
 @app.command("report")
@@ -310,9 +301,8 @@ def report_command(folder: RunFolder, as_json: AsJson = False) -> None:
         run = Run.open(folder)
         with run.lock():
             path = report_run(run)
-            answer = verdict_of(run)
-        facts = {"verdict": answer.to_dict(), "report": str(path)}
-        show(facts, as_json, answer.headline, ("report",), [(str(path),)])
+            answer = verdict_of(run).to_dict()
+        show({"verdict": answer, "report": str(path)}, as_json, opening=verdict_words(answer), closing=[str(path)])
 
 
 @app.command("planted")
@@ -338,13 +328,7 @@ def planted_command(
         chosen = _recipe(recipe, settings, {"seed": seed, "device": device})
         options = {"noise": noise, "frequency": frequency, "coefficient": coefficient}
         facts = recover_planted(features, dim, _active(active), rows, options, chosen, reporter)
-        shown = [
-            (name, str(v["n_vectors"]), *(f"{v[k]:.3f}" for k in ("frr_0.8", "frr_0.9", "monosemantic_0.9", "mcc")))
-            for name, v in facts["recovery"].items()
-        ]
-        header = ("vectors", "count", "FRR 0.8", "FRR 0.9", "within 0.9", "MCC")
-        title = f"{features} features in {dim} dimensions; estimated {facts['n_features']} {facts['interval']}"
-        show(facts, as_json, title, header, shown)
+        show(facts, as_json, tables.planted_table(facts, features, dim))
 
 
 @app.command("reproduce")
@@ -368,7 +352,8 @@ def reproduce_command(
 
         if name is None:
             listed = {experiment.name: experiment.title for experiment in EXPERIMENTS.values()}
-            show(listed, as_json, "experiments", ("name", "what is measured"), list(listed.items()))
+            header = ("name", "what is measured")
+            show(listed, as_json, tables.Table("experiments", header, tuple(listed.items()), words=(0, 1)))
             return
         experiment, folder = experiment_named(name), out or Path("runs/reproduce") / name
         options = [*(["--seeds", str(seeds)] if seeds else []), *(["--full"] if full else [])]
@@ -383,18 +368,15 @@ def reproduce_command(
             threads=threads,
             overwrite=overwrite,
         )
-        if as_json:
-            show(result, True, "", (), ())
-            return
         reporter.note(f"paper: {experiment.paper}")
-        for table in summary.tables:
-            show(None, False, table.title, table.header, table.rows)
+        show(result, as_json, *summary.tables)
         for line in (*summary.notes, f"files: {folder}"):
             reporter.note(line)
 
 
 def main() -> None:
     """Entry point: user errors become one message and exit code 2, a stop by signal 130."""
+    speak_plainly()
     app()
 
 
@@ -473,13 +455,8 @@ def _active(text: str) -> int | tuple[int, ...]:
 
 def _show_evidence(run: Run, as_json: bool) -> None:
     from kyomei.stages.certify import verdict_of
-    from kyomei.stages.report import evidence_rows
-    from kyomei.views.charts import format_number
 
-    evidence, answer = run.read_json("evidence.json"), verdict_of(run)
-    rows = [
-        (row.figure, *("" if v is None else format_number(v) for v in (row.value, row.spread, row.null)))
-        for row in evidence_rows(evidence)
-    ]
-    facts, title = {"verdict": answer.to_dict(), **evidence}, f"{answer.headline}\n{run.folder}"
-    show(facts, as_json, title, ("figure", "value", "over replicas", "null"), rows)
+    evidence = run.read_json("evidence.json")
+    answer = verdict_of(run).to_dict()
+    table, missing = tables.evidence_table(evidence, str(run.folder)), tables.missing_evidence(evidence)
+    show({"verdict": answer, **evidence}, as_json, table, opening=verdict_words(answer), closing=missing)

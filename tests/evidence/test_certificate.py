@@ -102,13 +102,3 @@ def test_it_prints_in_ten_lines_that_open_with_the_verdict() -> None:
     told = replace(MIXED, answer=answer)
     assert repr(told).startswith(answer.headline) and "answer" not in told.to_dict()
     assert repr(certificate([feature(0, "unstable")])).splitlines()[-1].endswith("no feature is certified")
-
-
-def test_every_status_has_a_reason() -> None:
-    told = [MIXED.why(i) for i in range(7)]
-    assert told[0] == (
-        "each other replica has it: at the least encoder 0.80, decoder 0.95, activation 0.97 "
-        "(cosine 0.70 and 0.72, correlation 0.70 asked)."
-    )
-    assert "0.80 and 0.90" in told[2] and "0.80 together" in told[3] and "0.75 together" in told[4]
-    assert told[5].startswith("a replica lacks it") and told[6] == "it was active on none of the rows."

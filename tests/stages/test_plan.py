@@ -6,7 +6,8 @@ import pytest
 
 from kyomei.config import Recipe
 from kyomei.errors import RecipeError
-from kyomei.stages.plan import GPUS, Plan, plan, table
+from kyomei.stages.plan import GPUS, Plan, plan
+from kyomei.views.tables import plan_table
 
 SMALL = Recipe().with_values(
     {
@@ -31,7 +32,8 @@ def test_every_part_of_the_work_is_there(here: Plan) -> None:
     assert all(seconds > 0 for seconds in here.seconds.values()) and here.total_seconds < 600
     assert here.price is None and here.mesh == "1x1"
     assert 1e8 < here.memory_bytes < 1e10
-    assert dict(table(here, SMALL))["what"] == "4 parts of the documents, 3 replicas and 2 of the null"
+    shown = dict(plan_table(here.to_dict(), "here", SMALL.source.replicas).rows)
+    assert shown["what"] == "4 parts of the documents, 3 replicas and 2 of the null"
 
 
 def test_more_of_anything_takes_more(here: Plan) -> None:

@@ -20,9 +20,11 @@ from kyomei.evidence.recovery import recovery
 from kyomei.stages.progress import Reporter
 from kyomei.stages.reproduce import EXPERIMENTS, experiment_named, resonance_map, robustness, trials, tuning, width
 from kyomei.stages.reproduce import imbalanced as imbalanced_set
-from kyomei.stages.reproduce.experiment import CELLS, FIGURE, RESULT, TABLE, Cell, Experiment, Summary, Table, drawn, reproduce
+from kyomei.stages.reproduce.experiment import CELLS, FIGURE, RESULT, TABLE, Cell, Experiment, Summary, reproduce
 from kyomei.stages.reproduce.resonance_map import MeasuredBand, measured_band, width_test
 from kyomei.stages.reproduce.trials import beside_null, crossing, decoupled, planted_of, rows_of, spread, unit_rows_of
+from kyomei.views.charts import drawn
+from kyomei.views.tables import Table
 
 TINY = {"n": 16, "d": 12, "rows": 3000, "neurons": 64, "search_steps": 3, "batch": 1024}
 TINY_TRAINING = {"width": 24, "steps": 30, "train_batch": 128}

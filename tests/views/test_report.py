@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import fields, replace
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tests.views.samples import HOSTILE, certificate, premises, verdict
 
-from kyomei.views.charts import FrontierPoint, consistency_chart, format_number, frontier_chart, spectrum_chart
-from kyomei.views.report import EvidenceRow, FeatureCard, Provenance, ReportData, highlighted, render_report, visible
+from kyomei.views.charts import FrontierPoint, consistency_chart, frontier_chart, spectrum_chart, status_bars
+from kyomei.views.numbers import format_number, percent, span
+from kyomei.views.report import FeatureCard, Provenance, ReportData, highlighted, render_report, visible
+from kyomei.views.tables import EvidenceRow
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
 SHAPES = {"circle", "rect", "path", "line", "polyline"}
@@ -59,10 +64,22 @@ class Page(HTMLParser):
         return {attributes.get("id") for _, attributes in self.elements}
 
 
+def card(index: int, contexts: Any) -> FeatureCard:
+    status = "unstable" if index % 3 == 2 else "certified"
+    told = {"status": status, "why": f"why {index}", "origin": "token", "origin_words": "Token: 93%."}
+    return FeatureCard(index, 0.9, 0.01, 4.0, 20.0, [" call", "er"], contexts, **told, token_shares=[(" call", 0.61)])
+
+
 def full(features: int = 30) -> ReportData:
     contexts = [[("def", 0.0), (" call", 2.0), ("ed", 0.5), ("(self):\n", 0.0)]] * 3
     return ReportData(
         title="A report",
+        folder="runs/first",
+        verdict=verdict(),
+        certificates={"gba": certificate(), "baseline topk": certificate(0)},
+        certificate_notes=["A note."],
+        premises=premises(),
+        missing=["No cross-entropy is measured."],
         sentences=["First of all.", "Then this.", "And that."],
         evidence=[
             EvidenceRow("MCS > 0.7", 0.804, 0.012, 0.003, "share of directions"),
@@ -73,14 +90,15 @@ def full(features: int = 30) -> ReportData:
         mcs=[0.9, 0.8, 0.95, 0.3],
         null_mcs=[0.1, 0.15, 0.2, -0.05],
         null_name="Gaussian surrogate",
-        features=[FeatureCard(i, 0.9, 0.01, 4.0, 20.0, [" call", "er"], contexts) for i in range(features)],
+        features=[card(i, contexts) for i in range(features)],
         provenance=Provenance(7, {"torch": "2.13"}, "kyomei demo", "embedded", "model.layers.2.mlp", "stdlib"),
     )
 
 
 def test_everything_given_is_on_the_page() -> None:
     page = Page(render_report(full()))
-    assert {"evidence", "figures", "consistency", "frontier", "spectrum", "features", "provenance"} <= page.ids
+    sections = {"verdict", "certificate", "premises", "evidence", "figures", "features", "provenance"}
+    assert sections | {"consistency", "frontier", "spectrum"} <= page.ids
     assert page.count("article") == 30
     assert page.count("h1") == 1
     text = "".join(page.text)
@@ -113,19 +131,26 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
     assert policy == "default-src 'none'; style-src 'unsafe-inline'"
 
 
-HOSTILE = '<script>alert("1")</script>&amp;\' onmouseover=x </style></title>{{ 7*7 }}'
-
-
 def hostile() -> ReportData:
+    told = {"why": HOSTILE, "origin": HOSTILE, "origin_words": HOSTILE, "status": HOSTILE}
     return ReportData(
         HOSTILE,
+        HOSTILE,
+        verdict(HOSTILE),
         [HOSTILE],
+        {HOSTILE: certificate(words=HOSTILE), f"baseline {HOSTILE}": certificate(words=HOSTILE)},
+        [HOSTILE],
+        premises(HOSTILE),
         [EvidenceRow(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE)],
+        [HOSTILE],
         [FrontierPoint(HOSTILE, 32, 0.07)],
         mcs=[0.9],
         null_mcs=[0.1],
         null_name=HOSTILE,
-        features=[FeatureCard(1, top_tokens=[HOSTILE], contexts=[[(HOSTILE, 1.0), (HOSTILE, 0.0)]])],
+        features=[
+            FeatureCard(1, top_tokens=[HOSTILE], contexts=[[(HOSTILE, 1.0), (HOSTILE, 0.0)]], **told),
+            FeatureCard(2, token_shares=[(HOSTILE, 0.5)]),
+        ],
         provenance=Provenance(1, {HOSTILE: HOSTILE}, HOSTILE, HOSTILE, HOSTILE, HOSTILE),
     )
 
@@ -138,7 +163,7 @@ def test_text_from_data_is_escaped_everywhere() -> None:
     assert page.count("script") == 0
     benign = Page(html.replace(HOSTILE, "x"))
     assert [tag for tag, _ in page.elements] == [tag for tag, _ in benign.elements]
-    assert "".join(page.text).count('<script>alert("1")</script>&amp;') >= 16
+    assert "".join(page.text).count('<script>alert("1")</script>&amp;') >= 30
 
 
 token = st.text(st.characters(), max_size=12)
@@ -148,13 +173,13 @@ token = st.text(st.characters(), max_size=12)
 @settings(max_examples=60, deadline=None)
 def test_any_token_renders_to_the_same_structure(context: list[tuple[str, float]], words: str) -> None:
     """Whatever tokens hold, surrogates and control characters included, the page parses and can be written."""
-    html = render_report(ReportData("t", [words], features=[FeatureCard(0, top_tokens=[words], contexts=[context])]))
+    html = render_report(ReportData("t", sentences=[words], features=[FeatureCard(0, top_tokens=[words], contexts=[context])]))
     html.encode("utf-8")
     page = Page(html)
-    assert {tag for tag, _ in page.elements} <= {
-        *("html", "head", "meta", "title", "style", "body", "main", "header", "p", "svg", "circle", "span", "h1"),
-        *("section", "h2", "div", "article", "h3", "dl", "ul", "li", "ol", "mark"),
-    }
+    plain = Page(
+        render_report(ReportData("t", sentences=["x"], features=[FeatureCard(0, contexts=[[("x", 0.0)]], top_tokens=["x"])]))
+    )
+    assert {tag for tag, _ in page.elements} <= {tag for tag, _ in plain.elements} | {"mark", "span", "code"}
     assert page.count("mark") == sum(math.isfinite(a) and a > 0 for _, a in context)
 
 
@@ -164,8 +189,17 @@ def test_any_token_renders_to_the_same_structure(context: list[tuple[str, float]
         ReportData("nothing"),
         ReportData("no null", mcs=[0.9, 0.8]),
         ReportData("dead", frequencies=[0.0, 0.0]),
-        ReportData("not finite", [], [EvidenceRow("FVU", math.nan, math.inf)], [FrontierPoint("GBA", 0.0, math.nan)]),
-        ReportData("one of each", [], [], [FrontierPoint("GBA", 1.0, 0.0)], [1.0], [1.0], [1.0], features=[FeatureCard(3)]),
+        ReportData(
+            "not finite", evidence=[EvidenceRow("FVU", math.nan, math.inf)], frontier=[FrontierPoint("GBA", 0.0, math.nan)]
+        ),
+        ReportData(
+            "one of each",
+            frontier=[FrontierPoint("GBA", 1.0, 0.0)],
+            frequencies=[1.0],
+            mcs=[1.0],
+            null_mcs=[1.0],
+            features=[FeatureCard(3)],
+        ),
         ReportData("bare", features=[FeatureCard(0, math.nan, contexts=[[], [("x", math.nan)]])]),
     ],
     ids=lambda data: data.title,
@@ -174,6 +208,75 @@ def test_empty_and_partial_data_render(data: ReportData) -> None:
     html = render_report(data)
     assert data.title in "".join(Page(html).text)
     assert not re.search(r"\b(None|nan|inf|Undefined)\b", html)
+
+
+@given(st.sets(st.sampled_from([field.name for field in fields(ReportData)][1:])))
+@settings(max_examples=60, deadline=None)
+def test_any_subset_of_the_parts_may_be_missing(missing: set[str]) -> None:
+    """Every section stays; one without data says so, and what to run."""
+    bare, data = ReportData("t"), full(2)
+    page = Page(render_report(replace(data, **{name: getattr(bare, name) for name in missing})))
+    assert {"verdict", "certificate", "premises", "evidence", "figures", "features"} <= page.ids
+    for part, section, verb in (
+        ("certificates", "certificate", "certify"),
+        ("premises", "premises", "check"),
+        ("evidence", "evidence", "measure"),
+        ("features", "features", "measure"),
+    ):
+        folder = "RUN" if "folder" in missing else "runs/first"
+        assert (f"kyomei {verb} {folder}" in page.text_of[section]) == (part in missing)
+
+
+def test_the_verdict_comes_first_and_every_figure_of_the_certificate_has_a_legend() -> None:
+    page = Page(render_report(full()))
+    text = "".join(page.text)
+    order = ["Trust this dictionary in part", "First of all.", "every one of these replicas has it too", "incoherence"]
+    places = [text.index(words) for words in order]
+    assert places == sorted(places)
+    shown = page.text_of["certificate"]
+    for words in (
+        "certified",
+        "split",
+        "merged",
+        "unstable",
+        "dead",
+        "context-or-unexplained",
+        "pass on the null",
+        "dense latents",
+    ):
+        assert words in shown
+    for words in (
+        "10 (10 %)",
+        "41 % of explained variance",
+        "In another replica several narrower latents",
+        "0.4 %",
+        "GBA",
+        "TopK, baseline",
+    ):
+        assert words in shown
+    assert "→ read them together" in page.text_of["premises"] and "0.31 (0.28" in page.text_of["premises"]
+
+
+def test_cards_say_what_is_certified_and_mark_what_is_not() -> None:
+    page = Page(render_report(full(6)))
+    certified, unstable = page.text_of["feature-0"], page.text_of["feature-2"]
+    assert "why 0" in certified and "Origin: token." in certified and "61 %" in certified and "read nothing" not in certified
+    assert "Not certified: read nothing off it. At least one other replica has nothing like it." in " ".join(unstable.split())
+    assert "4 of these 6 are certified; the others are marked" in page.text_of["features"]
+    unsaid = Page(render_report(ReportData("t", features=[FeatureCard(0)])))
+    assert "There is no certificate that says." in unsaid.text_of["feature-0"]
+
+
+def test_bars_of_status_add_up() -> None:
+    bars = status_bars({"gba": certificate()})
+    assert [bar.label for bar in bars] == [
+        "GBA: latents",
+        "GBA: explained variance",
+        "Null (Gaussian surrogate): latents that pass",
+    ]
+    assert [sum(share for _, share, _ in bar.parts) for bar in bars] == pytest.approx([1.0, 1.0, 0.004])
+    assert bars[0].parts[0] == ("certified", 0.1, "certified: 10 %")
+    assert status_bars({}) == []
 
 
 def test_consistency_without_its_null_is_not_drawn() -> None:
@@ -271,6 +374,33 @@ def test_charts_stay_in_their_box(frequencies: list[float], cosines: list[float]
 )
 def test_numbers_in_three_digits(value: float | str | None, shown: str) -> None:
     assert format_number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [
+        (0.0, "0 %"),
+        (1.0, "100 %"),
+        (0.0996, "10 %"),
+        (0.0123, "1.2 %"),
+        (4e-4, "0.04 %"),
+        (1e-6, "< 0.01 %"),
+        (None, "–"),
+        (math.nan, "–"),
+    ],
+)
+def test_shares_in_percent(share: float | None, shown: str) -> None:
+    assert percent(share) == shown
+
+
+def test_spans_over_replicas() -> None:
+    assert (span([1]), span([15, 15]), span([3, 9]), span([0.041, 0.041]), span([0.1, 0.25])) == (
+        None,
+        "15",
+        "3–9",
+        "0.041",
+        "0.1–0.25",
+    )
 
 
 def test_invisible_characters_are_seen() -> None:

@@ -118,25 +118,6 @@ class Certificate:
 
         return sorted(self.having("certified"), key=order)[:count]
 
-    def why(self, latent: int) -> str:
-        """One sentence on the status of a latent."""
-        feature, rule = self.features[latent], self.rule
-        dense = "dense_" if feature["frequency"] > DENSE_FREQUENCY else ""
-        if feature["status"] == "dead":
-            return "it was active on none of the rows."
-        asked = f"cosine {rule[dense + 'encoder']:.2f} and {rule[dense + 'decoder']:.2f}, correlation {rule['correlation']:.2f}"
-        seen = "encoder {:.2f}, decoder {:.2f}, activation {:.2f}".format(
-            *(min(feature[name]) for name in ("encoder_mcs", "decoder_mcs", "correlation"))
-        )
-        split, merged = (max(feature[f"{name}_correlation"]) for name in ("split", "merged"))
-        told = {
-            "certified": f"each other replica has it: at the least {seen} ({asked} asked).",
-            "split": f"in another replica several latents share its place (correlation {split:.2f} together).",
-            "merged": f"in another replica one latent stands for it and others (correlation {merged:.2f} together).",
-            "unstable": f"a replica lacks it: {seen} at the least ({asked} asked).",
-        }
-        return told[feature["status"]]
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without the answer."""
         values = asdict(self)

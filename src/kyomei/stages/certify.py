@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,35 +11,28 @@ from typing import Any
 import numpy as np
 
 from kyomei.errors import RunError
-from kyomei.evidence.certificate import (
-    ORIGIN_SHARES,
-    STATUS_SHARES,
-    Certificate,
-    dense_part,
-    describe,
-    describe_briefly,
-    rule_in_force,
-    tally,
-)
+from kyomei.evidence.certificate import Certificate, dense_part, describe, rule_in_force, tally
 from kyomei.evidence.codes import encode_rows, explained_by_latent, total
 from kyomei.evidence.controls import GAUSSIAN, RANDOM_WEIGHTS
 from kyomei.evidence.fidelity import fidelity
-from kyomei.evidence.origin import ORIGINS, origin, share_difference
-from kyomei.evidence.reproduction import STATUSES, certify_latents, rows_used
+from kyomei.evidence.origin import origin, share_difference
+from kyomei.evidence.reproduction import certify_latents, rows_used
 from kyomei.evidence.verdict import Verdict, verdict
 from kyomei.learning.spaces import Whitening
 from kyomei.runs import Run, write_atomic
 from kyomei.source.text import Tokens
-from kyomei.stages.arms import Pair, made_from, own_pair, random_weights_run, replica_seed
+from kyomei.stages.arms import Pair, made_from, own_pair, random_weights_run, replica_seed, trained_pairs
 from kyomei.stages.check import FILE as PREMISES
 from kyomei.stages.harvest import activations, site_of
 from kyomei.stages.progress import Reporter, reporting
 from kyomei.stages.train import train_baseline, train_run
 
 FILE = "certificate.json"
+RANDOM = "random weights"
+"""Name of the certificate of the same model with random weights."""
 SHARES_BY = ("count", "activation", "explained variance")
-BEST = 5
-"""Certified features that the summary names for each dictionary."""
+BEST = 10
+"""Certified features of each dictionary that a summary may name."""
 EXPIRED = "certificates"
 """Folder of certificates whose data or dictionaries have changed since: the reference that a later watch compares with."""
 
@@ -75,21 +67,28 @@ def certificate_path(run: Run, pair: Pair) -> Path:
     return run.path(FILE) if pair.arm.folder == "replicas" else run.path(f"{pair.arm.folder}/{FILE}")
 
 
-def verdict_of(run: Run) -> Verdict:
-    """The one answer about a run's own dictionary, from what its stages have left so far."""
-    own = standing(run, own_pair(run))
-    premises = run.read_json(PREMISES) if run.path(PREMISES).exists() else None
-    return verdict(own.to_dict() if own else None, premises, _random_weights(run))
-
-
-def _random_weights(run: Run) -> dict[str, Any] | None:
-    """The control's certificate, if it was made."""
+def certificates_of(run: Run) -> dict[str, Certificate]:
+    """Every certificate that still holds, by name: the run's own first, baselines', and that of random weights."""
+    own, *baselines = trained_pairs(run)
+    found = {own.name: standing(run, own), **{f"baseline {pair.name}": standing(run, pair) for pair in baselines}}
     folder = run.path(f"controls/{RANDOM_WEIGHTS.name}")
-    if not (folder / FILE).exists():
-        return None
-    nested = Run.open(folder)
-    found = standing(nested, own_pair(nested))
-    return found.to_dict() if found else None
+    if (folder / FILE).exists():
+        nested = Run.open(folder)
+        found[RANDOM] = standing(nested, own_pair(nested))
+    return {name: certificate for name, certificate in found.items() if certificate is not None}
+
+
+def verdict_of(run: Run, certificates: Mapping[str, Certificate] | None = None) -> Verdict:
+    """The one answer about a run's own dictionary, from what its stages have left so far.
+
+    Args:
+        run: trained.
+        certificates: what `certificates_of` gave; none: looked up here.
+    """
+    known = certificates_of(run) if certificates is None else certificates
+    own, control = (c.to_dict() if (c := known.get(name)) else None for name in (own_pair(run).name, RANDOM))
+    premises = run.read_json(PREMISES) if run.path(PREMISES).exists() else None
+    return verdict(own, premises, control)
 
 
 def certify_run(run: Run, reporter: Reporter, *, baselines: Sequence[str] = (), random_weights: bool = False) -> dict[str, Any]:
@@ -114,8 +113,8 @@ def certify_run(run: Run, reporter: Reporter, *, baselines: Sequence[str] = (), 
         files[f"baseline {name}"] = certificate_path(run, pair)
     facts: dict[str, Any] = {}
     if random_weights:
-        control = certificates["random weights"] = certify_random_weights(run, reporter)
-        files["random weights"] = run.path(f"controls/{RANDOM_WEIGHTS.name}/{FILE}")
+        control = certificates[RANDOM] = certify_random_weights(run, reporter)
+        files[RANDOM] = run.path(f"controls/{RANDOM_WEIGHTS.name}/{FILE}")
         facts["origin_difference"] = origin_difference(own, control, run.recipe.seed)
     return {
         "verdict": verdict_of(run).to_dict(),
@@ -124,16 +123,6 @@ def certify_run(run: Run, reporter: Reporter, *, baselines: Sequence[str] = (), 
         "best": {name: [feature["index"] for feature in c.best(BEST)] for name, c in certificates.items()},
         **facts,
     }
-
-
-def certificate_notes(facts: dict[str, Any]) -> list[str]:
-    """What stands under the summary: the reasons, each dictionary's best certified features with their tokens, the files."""
-    lines = [f"{r['side']}: {r['name']}, {r['figure']}: {r['meaning']}" for r in facts["verdict"]["reasons"]]
-    for name, certificate in facts["certificates"].items():
-        best = [describe_briefly(certificate["features"][latent]) for latent in facts["best"][name]]
-        lines.append(f"{name}: {facts['files'][name]}")
-        lines += [f"  certified: {line}" for line in best] or ["  no feature is certified"]
-    return lines
 
 
 def origin_difference(trained: Certificate, control: Certificate, seed: int) -> dict[str, dict[str, float] | None]:
@@ -147,22 +136,6 @@ def origin_difference(trained: Certificate, control: Certificate, seed: int) -> 
         "among certified": share_difference(*among_certified, seed=seed) if all(map(len, among_certified)) else None,
         "among latents": share_difference(*among_latents, seed=seed),
     }
-
-
-def certificate_table(facts: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows of the summary: a column for each dictionary."""
-    certificates = facts["certificates"].values()
-    cells = [
-        *((status, "count", STATUS_SHARES, status) for status in STATUSES),
-        *((f"certified, by {by}", by, STATUS_SHARES, "certified") for by in SHARES_BY[1:]),
-        *((f"of certified: {name}", "count", ORIGIN_SHARES, name) for name in ORIGINS),
-    ]
-    rows = [(label, *(f"{c['shares'][by][kind][name]:.3f}" for c in certificates)) for label, by, kind, name in cells]
-    dense = ("latents", "certified", "explained", "l0")
-    rows += [(f"dense: {name}", *(f"{c['dense'].get(name, math.nan):.3f}" for c in certificates)) for name in dense]
-    rows.append(("pass on the Gaussian null", *(f"{c['null']['false_positive_rate']:.4f}" for c in certificates)))
-    rows += [(label, *(f"{c['fidelity'][key]:.3f}" for c in certificates)) for label, key in (("FVU", "fvu"), ("L0", "l0"))]
-    return ("share of latents", *facts["certificates"]), rows
 
 
 def certify_random_weights(run: Run, reporter: Reporter) -> Certificate:

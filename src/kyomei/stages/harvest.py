@@ -162,16 +162,6 @@ def summary(run: Run) -> dict[str, Any]:
     return {"site": site_of(run), "sites": sites}
 
 
-def table(facts: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows of the summary: a row for each part at each site."""
-    rows = []
-    for site, values in facts["sites"].items():
-        for part, counts in values["parts"].items():
-            dropped = (f"{counts[key]:,}" for key in ("dropped_special", "dropped_norm"))
-            rows.append((site, str(values["dim"]), part, f"{counts['rows']:,}", *dropped))
-    return ("site", "width", "part", "rows", "special", "massive"), rows
-
-
 def _save_tokens(run: Run, tokens: dict[str, Tokens]) -> None:
     """Write the tokens of every part, unless all of them are there."""
     folders = {name: run.path(f"tokens/{name}") for name in tokens}

@@ -26,7 +26,7 @@ from kyomei.source.model import LanguageModel
 from kyomei.source.rows import TensorRows
 from kyomei.source.shards import RELEASE_BYTES
 from kyomei.source.stream import KEPT_SHARE
-from kyomei.stages.harvest import load_model, part_names
+from kyomei.stages.harvest import load_model
 
 PROBE_STEPS = 5
 PROBE_ROWS = 8192
@@ -302,23 +302,3 @@ def _peak_bytes() -> float:
     """Largest resident memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(peak if sys.platform == "darwin" else peak * 1024)
-
-
-def table(found: Plan, recipe: Recipe) -> list[tuple[str, str]]:
-    """The plan in rows of (what, figure)."""
-    rows = [(f"time, {part}", _duration(seconds)) for part, seconds in found.seconds.items()]
-    rows.append(("time in all", _duration(found.total_seconds)))
-    rows.append(("memory", f"{found.memory_bytes / 1e9:.2f} GB"))
-    rows.append(("disk", f"{found.disk_bytes / 1e9:.2f} GB"))
-    if found.price is not None:
-        rows.append(("money", f"{found.price:.2f} dollars"))
-    rows.append(("mesh", found.mesh))
-    parts = len(part_names(recipe))
-    rows.append(("what", f"{parts} parts of the documents, {recipe.source.replicas} replicas and {NUM_NULLS} of the null"))
-    return rows
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -1,178 +1,118 @@
-"""The page of a run, from what its stages measured."""
+"""The page of a run, joined from whatever its stages have written so far."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from dataclasses import fields
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+from kyomei.evidence.certificate import Certificate
 from kyomei.runs import Run, write_atomic
+from kyomei.stages.arms import own_pair
+from kyomei.stages.certify import RANDOM, certificates_of, origin_difference, verdict_of
+from kyomei.stages.check import FILE as PREMISES
+from kyomei.stages.harvest import site_of
+from kyomei.stages.measure import measured
 from kyomei.views.charts import FrontierPoint
-from kyomei.views.report import EvidenceRow, FeatureCard, Provenance, ReportData, render_report
+from kyomei.views.report import FeatureCard, Provenance, ReportData, render_report
+from kyomei.views.tables import evidence_rows, missing_evidence
+from kyomei.views.words import STALE, difference_words, measured_title, origin_words, sentences, why
+
+CARDS = 30
+"""Features with text on the page."""
 
 
 def report_run(run: Run) -> Path:
-    """Write report.html from evidence.json and examples.json.
+    """Write report.html from the run's evidence, examples, certificates and premises; of what is missing the page says so.
 
     Args:
-        run: measured.
+        run: trained.
 
     Returns:
         Path of the page.
     """
-    evidence, examples = run.read_json("evidence.json"), run.read_json("examples.json")
     path = run.path("report.html")
-    write_atomic(path, render_report(report_data(run, evidence, examples)).encode())
+    write_atomic(path, render_report(report_data(run)).encode())
     run.record("report.html")
     return path
 
 
-def report_data(run: Run, evidence: dict[str, Any], examples: list[dict[str, Any]]) -> ReportData:
+def report_data(run: Run) -> ReportData:
     """What the page shows, as plain values."""
-    directions, source = evidence["directions"], run.recipe.source
-    manifest = run.manifest
+    evidence, premises = (_read(run, name) for name in ("evidence.json", PREMISES))
+    certificates = certificates_of(run)
+    own = certificates.get(own_pair(run).name)
+    source, site = run.recipe.source, site_of(run)
+    directions = (evidence or {}).get("directions") or {}
     return ReportData(
-        title=f"{source.model}: {evidence['site']}",
-        sentences=sentences(run, evidence),
-        evidence=evidence_rows(evidence),
-        frontier=[
-            FrontierPoint(figures["title"], values["l0_mean"], values["fvu"])
-            for figures in evidence["mechanisms"].values()
-            for values in figures["fidelity"]
-        ],
+        title=f"{source.model}: {site}",
+        folder=shlex.quote(str(run.folder)),
+        verdict=verdict_of(run, certificates).to_dict(),
+        sentences=sentences(evidence) if evidence else (),
+        certificates={name: _summary(certificate) for name, certificate in certificates.items()},
+        certificate_notes=_notes(own, certificates.get(RANDOM), run.recipe.seed),
+        premises=premises,
+        evidence=evidence_rows(evidence) if evidence else (),
+        missing=[*(() if measured(run) else (STALE,)), *missing_evidence(evidence)] if evidence else (),
+        frontier=_frontier(evidence or {"mechanisms": {}}),
         frequencies=directions.get("frequency", []),
         mcs=directions.get("mcs", []),
         null_mcs=directions.get("null_mcs", []),
-        features=[FeatureCard(**card) for card in examples],
+        features=_cards(_read(run, "examples.json") or [], own),
         provenance=Provenance(
             seed=run.recipe.seed,
-            versions={k: v for k, v in manifest["versions"].items() if v},
-            command=manifest.get("command", ""),
+            versions={k: v for k, v in run.manifest["versions"].items() if v},
+            command=run.manifest.get("command", ""),
             model=source.model,
-            site=f"{evidence['site']} ({source.side})",
+            site=f"{site} ({source.side})",
             text=source.text,
         ),
     )
 
 
-def sentences(run: Run, evidence: dict[str, Any]) -> list[str]:
-    """The result in three sentences."""
-    directions = evidence["directions"]
-    own, *others = evidence["mechanisms"]
-    lines = []
-    if directions.get("consistency"):
-        pairs = [c["mcs_above_0.7"] for c in directions["consistency"]]
-        real, null = fmean(p["value"] for p in pairs), pairs[0]["null"]
-        lines.append(
-            f"Resonance found {directions['count'][0]} directions, and {_percent(real)} of them reappear (cosine above 0.7 in "
-            f"whitened space) in replicas that differ in documents and seed; on Gaussian data with the same covariance "
-            f"{_percent(null)} do."
-        )
-    first = evidence["mechanisms"][own]
-    text = (
-        f"With {_mean(first, 'l0_mean'):.1f} active latents in a row, the {first['title']} dictionary leaves "
-        f"{_percent(_mean(first, 'fvu'))} of the variance unexplained on documents that it never saw"
-    )
-    for name in others:
-        other = evidence["mechanisms"][name]
-        text += f"; {other['title']} leaves {_percent(_mean(other, 'fvu'))} at {_mean(other, 'l0_mean'):.1f}"
-    lines.append(text + ".")
-    shares = [
-        f"{figures['title']} {_percent(fmean(c['whitened']['mcs_above_0.7']['value'] for c in figures['consistency']))} "
-        f"(null {_percent(figures['consistency'][0]['whitened']['mcs_above_0.7']['null'])})"
-        for figures in evidence["mechanisms"].values()
-        if figures["consistency"]
-    ]
-    if shares:
-        lines.append(f"Of all trained latents, these shares reproduce across replicas: {', '.join(shares)}.")
-    return lines
+def _read(run: Run, name: str) -> Any:
+    """What a stage wrote; none where it has not run."""
+    return run.read_json(name) if run.path(name).exists() else None
 
 
-def evidence_rows(evidence: dict[str, Any]) -> list[EvidenceRow]:
-    """The table: figure, value, spread over replicas, null."""
-    rows = _direction_rows(evidence["directions"])
-    for figures in evidence["mechanisms"].values():
-        rows += _mechanism_rows(figures)
-    for name, values in evidence["cross_entropy"].items():
-        recovered, error, rows_seen = values["recovered"], values.get("recovered_error"), values["num_tokens"]
-        rows.append(
-            EvidenceRow(
-                f"{evidence['mechanisms'][name]['title']}: cross-entropy recovered",
-                "not defined" if recovered is None else recovered,
-                spread=None if error is None else f"± {error:.3f} over windows",
-                null="0 = site silenced",
-                measured=f"spliced into the model over {rows_seen:,} unseen tokens",
-            )
-        )
-    return rows
+def _summary(certificate: Certificate) -> dict[str, Any]:
+    """A certificate without its features: the page's cards show some of them."""
+    return {name: value for name, value in certificate.to_dict().items() if name not in ("features", "data")}
 
 
-def _direction_rows(directions: dict[str, Any]) -> list[EvidenceRow]:
-    if not directions.get("consistency"):
+def _notes(own: Certificate | None, control: Certificate | None, seed: int) -> list[str]:
+    """What the same model with random weights says of the origins, where it was tried."""
+    if own is None or control is None:
         return []
-    low, high = directions["interval"]
-    count, null_count = directions["count"], directions["stable_null_count"]
-    rows = [
-        EvidenceRow(
-            "Resonant directions", count[0], _range(count), _range(null_count), "stable between two halves of the rows"
-        ),
-        EvidenceRow(
-            "Features there are, unseen included", directions["n_features"], f"{low}–{high}", None, "Chao's estimator, 95 %"
-        ),
+    return [difference_words(name, found) for name, found in origin_difference(own, control, seed).items()]
+
+
+def _frontier(evidence: dict[str, Any]) -> list[FrontierPoint]:
+    return [
+        FrontierPoint(measured_title(name, figures), values["l0_mean"], values["fvu"])
+        for name, figures in evidence["mechanisms"].items()
+        for values in figures["fidelity"]
     ]
-    for tau in ("0.7", "0.9"):
-        shares = [c[f"mcs_above_{tau}"] for c in directions["consistency"]]
-        values = [s["value"] for s in shares]
-        rows.append(
-            EvidenceRow(
-                f"Directions with MCS > {tau}",
-                fmean(values),
-                _range(values),
-                shares[0]["null"],
-                "whitened space, other replicas",
-            )
-        )
-    return rows
 
 
-def _mechanism_rows(figures: dict[str, Any]) -> list[EvidenceRow]:
-    rows, name = [], figures["title"]
-    for key, label in (
-        ("fvu", "variance unexplained (FVU)"),
-        ("l0_mean", "active latents in a row (L0)"),
-        ("dead_share", "dead latents"),
-    ):
-        values = [f[key] for f in figures["fidelity"]]
-        measured = f"{figures['width']} latents, documents no replica saw"
-        rows.append(EvidenceRow(f"{name}: {label}", fmean(values), _range(values), None, measured))
-    for metric in ("whitened", "raw"):
-        shares = [c[metric]["mcs_above_0.7"] for c in figures["consistency"]]
-        if shares:
-            values = [s["value"] for s in shares]
-            rows.append(
-                EvidenceRow(
-                    f"{name}: latents with MCS > 0.7 ({metric})",
-                    fmean(values),
-                    _range(values),
-                    shares[0]["null"],
-                    f"decoders, {metric} space",
-                )
-            )
-    return rows
+def _cards(examples: list[dict[str, Any]], certificate: Certificate | None) -> list[FeatureCard]:
+    """Examples with what the certificate says of each; certified ones come first."""
+    known = {field.name for field in fields(FeatureCard)}
+    cards = []
+    for example in examples:
+        figures = {name: value for name, value in example.items() if name in known}
+        cards.append(FeatureCard(**{**figures, **(_certified(certificate, example["index"]) if certificate else {})}))
+    cards.sort(key=lambda card: card.status != "certified")
+    return cards[:CARDS]
 
 
-def _mean(figures: dict[str, Any], key: str) -> float:
-    return fmean(values[key] for values in figures["fidelity"])
-
-
-def _range(values: Sequence[float]) -> str | None:
-    """Smallest to largest over replicas, in words."""
-    low, high = min(values), max(values)
-    if len(values) < 2:
-        return None
-    return f"{low}–{high}" if isinstance(low, int) else f"{low:.3g}–{high:.3g}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.1f} %"
+def _certified(certificate: Certificate, latent: int) -> dict[str, Any]:
+    feature = certificate.features[latent]
+    return {
+        "status": feature["status"],
+        "why": why(feature, certificate.rule),
+        "origin": feature["origin"]["kind"],
+        "origin_words": origin_words(feature),
+        "token_shares": feature.get("tokens", ()),
+    }

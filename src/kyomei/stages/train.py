@@ -37,10 +37,27 @@ def train_arm(run: Run, arm: Arm, reporter: Reporter) -> dict[str, Any]:
                 run.record(*(path for path in arm.path(run, replica).iterdir() if path.is_file()))
                 run.finish(arm.stage(replica))
             mesh.wait()
-        directions = arm.directions(run, replica)
-        found = {} if directions is None else {"directions": len(directions), "n_features": directions.n_features}
-        facts.append({"width": arm.dictionary(run, replica).width, **found})
+        facts.append({"width": arm.dictionary(run, replica).width, **_direction_facts(run, arm, replica)})
     return {"folder": arm.folder, "mechanism": arm.recipe.mechanism.name, "replicas": facts}
+
+
+def _direction_facts(run: Run, arm: Arm, replica: int) -> dict[str, Any]:
+    """How many directions there are, how many of them are stable by the run's rule, and how many training started from."""
+    directions = arm.directions(run, replica)
+    if directions is None:
+        return {}
+    # A null keeps unstable directions as well; beside the replicas' only its stable ones say something.
+    stable = int((directions.stability >= run.recipe.resonance.min_stability).sum())
+    used = len(_used(run, arm, directions))
+    return {"directions": len(directions), "stable": stable, "used": used, "n_features": directions.n_features}
+
+
+def _used(run: Run, arm: Arm, directions: Directions) -> Directions:
+    """The directions that an arm trains from: no more than the arm has that it is the null of."""
+    if arm.as_many_as is None:
+        return directions
+    # Nothing is refused on Gaussian rows: they have a direction for almost every start.
+    return directions.no_more_than(Directions.load(run.path(f"{arm.as_many_as}/0/directions.safetensors")))
 
 
 def train_run(run: Run, reporter: Reporter) -> dict[str, Any]:
@@ -92,9 +109,8 @@ def _train_replica(run: Run, arm: Arm, replica: int, reporter: Reporter) -> None
     rows = rows_of(run, arm, replica)
     seed = replica_seed(arm.recipe.seed, replica, null=arm.control is not None)
     directions = _directions(arm, rows, arm.directions_path(run, replica), seed, f"{arm.folder}/{replica}", reporter)
-    if directions is not None and arm.as_many_as is not None:
-        # Nothing is refused on Gaussian rows: they have a direction for almost every start.
-        directions = directions.no_more_than(Directions.load(run.path(f"{arm.as_many_as}/0/directions.safetensors")))
+    if directions is not None:
+        directions = _used(run, arm, directions)
     mesh = reporter.mesh
     last_step = resume_step(folder / WARM_FOLDER) + resume_step(folder)
     sink = JsonlSink(folder / "events.jsonl", last_step=last_step) if mesh.leads else None

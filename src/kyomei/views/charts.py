@@ -1,14 +1,19 @@
-"""All figures of a report: positions are computed here, colours come from the page."""
+"""All figures. A report's: positions are computed here, colours come from the page. An experiment's: files of their own."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-Figure = float | int | str | None
-"""A number, ready-made words, or none where there is nothing to say."""
+from kyomei.views.numbers import finite, format_number, percent, quantile
+from kyomei.views.words import STATUSES, dictionary_title
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def _up(high: float) -> _Axis:
 
 def frontier_chart(points: Sequence[FrontierPoint]) -> Chart | None:
     """L0 (logarithmic) against FVU; none without a point that has both."""
-    points = [p for p in points if _finite(p.l0) and _finite(p.fvu) and p.l0 > 0 and p.fvu >= 0]
+    points = [p for p in points if finite(p.l0) and finite(p.fvu) and p.l0 > 0 and p.fvu >= 0]
     if not points:
         return None
     logs = [math.log10(p.l0) for p in points]
@@ -128,7 +133,7 @@ def frontier_chart(points: Sequence[FrontierPoint]) -> Chart | None:
 
 def spectrum_chart(frequencies: Sequence[float]) -> Chart | None:
     """How many features occur how often (logarithmic); none if no frequency is above zero."""
-    alive = [f for f in frequencies if _finite(f) and f > 0]
+    alive = [f for f in frequencies if finite(f) and f > 0]
     if not alive:
         return None
     per_decade = 5
@@ -144,9 +149,9 @@ def spectrum_chart(frequencies: Sequence[float]) -> Chart | None:
         interval = f"{format_number(10 ** (place / per_decade))} to {format_number(10 ** ((place + 1) / per_decade))}"
         title = f"{counts[place]} features, {interval}"
         bars.append(Bar(left + 0.75, top, right - left - 1.5, round(up(0) - top, 2), "real", title))
-    dead = sum(1 for f in frequencies if _finite(f) and f <= 0)
+    dead = sum(1 for f in frequencies if finite(f) and f <= 0)
     note = f"{format_number(dead)} of {format_number(len(frequencies))} are silent and not drawn." if dead else ""
-    summary = f"{format_number(len(alive))} features, median frequency {format_number(_quantile(alive, 0.5))}"
+    summary = f"{format_number(len(alive))} features, median frequency {format_number(quantile(alive, 0.5))}"
     y_ticks = [Tick(up(t), format_number(t)) for t in ticks]
     return Chart(
         "Occurrence", summary, "share of rows where a feature occurs", "features", _log_ticks(across), y_ticks, bars, note=note
@@ -155,7 +160,7 @@ def spectrum_chart(frequencies: Sequence[float]) -> Chart | None:
 
 def consistency_chart(mcs: Sequence[float], null_mcs: Sequence[float]) -> Chart | None:
     """Largest cosines of real directions over the null's; none if either is missing, since one says nothing alone."""
-    samples = {"null": [c for c in null_mcs if _finite(c)], "real": [c for c in mcs if _finite(c)]}
+    samples = {"null": [c for c in null_mcs if finite(c)], "real": [c for c in mcs if finite(c)]}
     if not all(samples.values()):
         return None
     bins_per_unit = 20
@@ -174,7 +179,7 @@ def consistency_chart(mcs: Sequence[float], null_mcs: Sequence[float]) -> Chart 
                 f"{kind}: {format_number(share[place])} from {place / bins_per_unit:.2f} to {(place + 1) / bins_per_unit:.2f}"
             )
             bars.append(Bar(left + 0.5, top, round(right - left - 1, 2), round(up(0) - top, 2), kind, title))
-    percentile, median = _quantile(samples["null"], 0.99), _quantile(samples["real"], 0.5)
+    percentile, median = quantile(samples["null"], 0.99), quantile(samples["real"], 0.5)
     assert percentile is not None
     first = math.ceil(low * 5 - 1e-9)
     return Chart(
@@ -216,37 +221,56 @@ def _log_ticks(axis: _Axis) -> list[Tick]:
     return [Tick(axis(math.log10(v)), format_number(v)) for v in values if axis.low <= math.log10(v) <= axis.high]
 
 
-_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+@dataclass(frozen=True)
+class StatusBar:
+    """All of one dictionary in one bar, shared out by status.
+
+    Attributes:
+        label: the dictionary, and what is shared out.
+        parts: (status, share, title); shares add up to one at most.
+        summary: for whoever does not see it.
+    """
+
+    label: str
+    parts: list[tuple[str, float, str]]
+    summary: str
 
 
-def format_number(value: Figure) -> str:
-    """A number in three significant digits; words as they are, a dash for none and for what is not finite."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "–"
-    if isinstance(value, str):
-        return value
-    size = abs(value)
-    if size >= 1000 or float(value).is_integer():
-        return f"{value:,.0f}".replace(",", "\u202f").replace("-", "−")
-    if size < 1e-3:
-        mantissa, exponent = f"{value:.1e}".split("e")
-        mantissa = mantissa.removesuffix(".0")
-        power = f"10{str(int(exponent)).translate(_SUPERSCRIPT)}"
-        return power if mantissa == "1" else f"{mantissa} × {power}".replace("-", "−")
-    decimals = max(0, 2 - math.floor(math.log10(size)))
-    text = f"{value:.{decimals}f}"
-    return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-", "−")
+def status_bars(certificates: Mapping[str, Mapping[str, Any]]) -> list[StatusBar]:
+    """Two bars for each dictionary, its latents and its explained variance by status, and under them the null of the first.
+
+    Args:
+        certificates: by the dictionary's name, as `Certificate.to_dict` gives them.
+    """
+    bars = []
+    for name, certificate in certificates.items():
+        for by, what in (("count", "latents"), ("explained variance", "explained variance")):
+            bars.append(_status_bar(f"{dictionary_title(name)}: {what}", certificate["shares"][by]["status"]))
+    for certificate in list(certificates.values())[:1]:
+        null = certificate["null"]
+        bars.append(_status_bar(f"Null ({null['name']}): latents that pass", {"certified": null["false_positive_rate"]}))
+    return bars
 
 
-def _finite(value: object) -> bool:
-    return isinstance(value, float | int) and math.isfinite(value)
+def _status_bar(label: str, shares: Mapping[str, float]) -> StatusBar:
+    known = {status: share for status in STATUSES if finite(share := shares.get(status, 0.0)) and share > 0}
+    parts = [(status, round(min(1.0, share), 5), f"{status}: {percent(share)}") for status, share in known.items()]
+    return StatusBar(label, parts, "; ".join(title for *_, title in parts) or "nothing")
 
 
-def _quantile(values: Sequence[float], share: float) -> float | None:
-    ordered = sorted(v for v in values if _finite(v))
-    if not ordered:
-        return None
-    place = share * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+_DRAWING: Any = {"svg.hashsalt": "kyomei", "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+
+
+def drawn(draw: Callable[[Figure], None]) -> bytes:
+    """An SVG file of what matplotlib draws; the same drawing gives the same bytes."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_DRAWING):
+        figure = Figure(figsize=(9, 4.5), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure)
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()

@@ -1,46 +1,85 @@
-"""What a verb prints: one JSON object, or one table, on standard output."""
+"""What a verb prints on standard output: one JSON object, or tables with their legends."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
 
-if TYPE_CHECKING:
-    from kyomei.evidence.check.premises import Premises
+from kyomei.views.tables import Table
+
+_PLAIN = {
+    **dict.fromkeys("\u2013\u2014\u2212", "-"), **dict.fromkeys("\u202f\xa0", " "), **dict.fromkeys("\u2018\u2019", "'"),
+    "→": "->", "…": "...", "×": "x", "≥": ">=", "≤": "<=", "±": "+/-", "ℓ": "l", "·": "*",
+}  # fmt: skip
+"""What stands for a character on a terminal that has none of it; a question mark for all others."""
+_HANDLER = "kyomei.plain"
 
 
-def show(facts: Any, as_json: bool, title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print facts as one JSON object, or rows of text as a table.
+def show(facts: Any, as_json: bool, *tables: Table, opening: str = "", closing: Sequence[str] = ()) -> None:
+    """Print facts as one JSON object, or tables with their legends.
 
     Args:
         facts: what JSON can hold.
         as_json: which of the two.
-        title: above the table.
-        header: of the columns; the first stands to the left, the others to the right.
-        rows: one text for each column.
+        tables: one below the other.
+        opening: stands before them: the verdict.
+        closing: lines under them.
     """
     if as_json:
-        print(json.dumps(facts, ensure_ascii=False))
+        print(json.dumps(facts, ensure_ascii=not _is_unicode(sys.stdout)))
         return
+    if opening:
+        print(f"{opening}\n")
+    for table in tables:
+        _print(table)
+    for line in closing:
+        print(line)
+
+
+def speak_plainly() -> None:
+    """Let standard output and error write to any terminal: characters that it lacks are replaced instead of raising."""
+    codecs.register_error(_HANDLER, _replaced)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=_HANDLER)
+
+
+def verdict_words(verdict: Mapping[str, Any]) -> str:
+    """The verdict's headline, and a line for each of its reasons."""
+    reasons = verdict["reasons"]
+    width = max((len(reason["side"]) for reason in reasons), default=0)
+    lines = [f"  {r['side']:<{width}}  {r['name']}: {r['figure']}; {r['meaning']}" for r in reasons]
+    return "\n".join([verdict["headline"], *lines])
+
+
+def _print(table: Table) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.markup import escape
+    from rich.padding import Padding
+    from rich.table import Table as Grid
 
-    table = Table(title=title, title_justify="left")
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    Console(file=sys.stdout).print(table)
+    console = Console(file=sys.stdout, highlight=False)
+    grid = Grid(title=escape(table.title), title_justify="left")
+    for i, name in enumerate(table.header):
+        grid.add_column(escape(name), justify="left" if i in table.words else "right", overflow="fold")
+    for row in table.rows:
+        grid.add_row(*map(escape, row))
+    console.print(grid)
+    for name, meaning in table.legend:
+        console.print(Padding(f"[bold]{escape(name)}[/bold]: {escape(meaning)}", (0, 0, 0, 1)))
+    if table.legend:
+        console.print()
 
 
-def show_premises(premises: Premises, as_json: bool) -> None:
-    """Print the verdict on the premises, and under a table what each of them means and what to do."""
-    rows = [(premise.name, premise.status, premise.figures) for premise in premises.table]
-    title = f"premises: {premises.verdict}; expected share of features recovered (cosine 0.9): {premises.expected}"
-    show(premises.to_dict(), as_json, title, ("premise", "status", "estimate"), rows)
-    if not as_json:
-        for premise in premises.table:
-            advice = "" if premise.status == "met" else f" → {premise.advice}"
-            print(f"{premise.name}: {premise.meaning}{advice}")
+def _is_unicode(stream: TextIO) -> bool:
+    return (stream.encoding or "ascii").lower().replace("-", "").startswith("utf")
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    """Error handler of an encoding: a plain spelling of what it cannot write."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(char, "?") for char in text), error.end

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else, with every figure beside its null."""
+"""The report: one HTML file that needs nothing else. A verdict opens it, and every figure stands beside its null."""
 
 from __future__ import annotations
 
@@ -18,39 +18,20 @@ from kyomei.views.charts import (
     RIGHT,
     TOP,
     WIDTH,
-    Figure,
     FrontierPoint,
-    _finite,
-    _quantile,
     consistency_chart,
-    format_number,
     frontier_chart,
     spectrum_chart,
+    status_bars,
 )
-
-
-@dataclass(frozen=True)
-class EvidenceRow:
-    """One line of the evidence table.
-
-    Attributes:
-        figure: what was measured.
-        value: on the data.
-        spread: over replicas, the half-width or words such as "0.81–0.86".
-        null: the same figure on the null.
-        measured: how, in a few words.
-    """
-
-    figure: str
-    value: Figure
-    spread: Figure = None
-    null: Figure = None
-    measured: str = ""
+from kyomei.views.numbers import finite, format_number, percent, quantile
+from kyomei.views.tables import EvidenceRow, certificate_lines, expected_recovery, premise_figures
+from kyomei.views.words import STATUSES, TERMS, dictionary_title
 
 
 @dataclass(frozen=True)
 class FeatureCard:
-    """One feature with the text that it fires on.
+    """One feature with what may be said of it and the text that it fires on.
 
     Attributes:
         index: the latent's number.
@@ -60,6 +41,11 @@ class FeatureCard:
         z_score: (max − mean) / std.
         top_tokens: the tokens it fires on most.
         contexts: stretches of text, each a sequence of (token, activation).
+        status: by the certificate; "not certified" without one.
+        why: it has that status, in a sentence.
+        origin: the kind; empty without a certificate.
+        origin_words: what that means, with its figures.
+        token_shares: tokens, each with its share of the feature's whole activation.
     """
 
     index: int
@@ -69,6 +55,11 @@ class FeatureCard:
     z_score: float | None = None
     top_tokens: Sequence[str] = ()
     contexts: Sequence[Sequence[tuple[str, float]]] = ()
+    status: str = "not certified"
+    why: str = ""
+    origin: str = ""
+    origin_words: str = ""
+    token_shares: Sequence[tuple[str, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -94,12 +85,18 @@ class Provenance:
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that a report shows, as plain values; whatever is empty is left out of the page.
+    """All that a report shows, as plain values; of whatever is empty the page says that it is, and what to run.
 
     Attributes:
         title: of the page.
-        sentences: the result, in three sentences.
+        folder: of the run, for the commands that are named.
+        verdict: level, headline and reasons, as `Verdict.to_dict` gives them.
+        sentences: what was measured, in three sentences.
+        certificates: by the dictionary's name, the run's first, as `Certificate.to_dict` gives them, with or without features.
+        certificate_notes: sentences under the certificates.
+        premises: as `Premises.to_dict` gives them.
         evidence: rows of the evidence table.
+        missing: sentences on what was not measured.
         frontier: dictionaries by L0 and FVU.
         frequencies: estimated occurrence of each feature, 0 for dead ones.
         mcs: each direction's largest cosine with another replica.
@@ -110,8 +107,14 @@ class ReportData:
     """
 
     title: str
+    folder: str = "RUN"
+    verdict: Mapping[str, Any] | None = None
     sentences: Sequence[str] = ()
+    certificates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    certificate_notes: Sequence[str] = ()
+    premises: Mapping[str, Any] | None = None
     evidence: Sequence[EvidenceRow] = ()
+    missing: Sequence[str] = ()
     frontier: Sequence[FrontierPoint] = ()
     frequencies: Sequence[float] = ()
     mcs: Sequence[float] = ()
@@ -141,7 +144,7 @@ class ReportData:
 def render_report(data: ReportData) -> str:
     """The report as one self-contained HTML page.
 
-    Text from the data is escaped; whatever is empty, missing or not finite is left out instead of failing.
+    Text from the data is escaped; of whatever is empty, missing or not finite the page says so instead of failing.
 
     Args:
         data: what to show.
@@ -154,17 +157,16 @@ def render_report(data: ReportData) -> str:
         .get_template("report.html.j2")
         .render(
             data=data,
+            groups=certificate_lines(data.certificates),
+            bars=status_bars(data.certificates),
             frontier=frontier_chart(data.frontier),
             spectrum=spectrum_chart(data.frequencies),
             histogram=consistency_chart(data.mcs, data.null_mcs),
-            null_99th=_quantile(data.null_mcs, 0.99),
+            null_99th=quantile(data.null_mcs, 0.99),
         )
     )
     # Text read with surrogateescape holds code points that UTF-8 cannot.
     return page.encode("utf-8", "replace").decode("utf-8")
-
-
-# ── Charts: positions are computed here, colours come from the page ──
 
 
 # ── Text ──
@@ -185,9 +187,14 @@ def visible(text: str) -> Markup:
     return Markup(_INVISIBLE.sub(sign, str(escape(text))))
 
 
+def prose(text: str) -> Markup:
+    """A sentence as escaped HTML; what stands between backticks is a command."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(visible(text))))
+
+
 def highlighted(context: Iterable[tuple[str, float]], strongest: float) -> list[tuple[str, float | None, float, bool]]:
     """Runs of text of one context: (text, activation or none, shade from 0 to 1, whether it is the context's peak)."""
-    tokens = [(str(text), float(a) if _finite(a) and a > 0 else None) for text, a in context]
+    tokens = [(str(text), float(a) if finite(a) and a > 0 else None) for text, a in context]
     peak = max((a for _, a in tokens if a is not None), default=None)
     runs: list[tuple[str, float | None, float, bool]] = []
     for text, activation in tokens:
@@ -205,8 +212,13 @@ def highlighted(context: Iterable[tuple[str, float]], strongest: float) -> list[
 def strongest_activation(card: FeatureCard) -> float:
     """The activation that full colour stands for on a card."""
     largest = card.max_activation
-    shown = [float(a) for context in card.contexts for _, a in context if _finite(a)]
-    return max([0.0, *shown, *([float(largest)] if largest is not None and _finite(largest) else [])])
+    shown = [float(a) for context in card.contexts for _, a in context if finite(a)]
+    return max([0.0, *shown, *([float(largest)] if largest is not None and finite(largest) else [])])
+
+
+def css_name(words: str) -> str:
+    """A status or level as a class of the style sheet: letters and hyphens only."""
+    return re.sub("[^a-z]+", "-", str(words).lower()).strip("-") or "unknown"
 
 
 @cache
@@ -218,6 +230,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=format_number, visible=visible, highlighted=highlighted, strongest=strongest_activation)
-    environment.globals.update(box=(WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM))
+    environment.filters.update(number=format_number, percent=percent, visible=visible, prose=prose, highlighted=highlighted)
+    environment.filters.update(strongest=strongest_activation, dictionary=dictionary_title, css=css_name)
+    environment.filters.update(figures=premise_figures, expected=expected_recovery)
+    environment.globals.update(box=(WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM), statuses=STATUSES, terms=TERMS)
     return environment

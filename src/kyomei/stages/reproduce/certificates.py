@@ -14,8 +14,9 @@ from kyomei.evidence.fidelity import fidelity
 from kyomei.evidence.reproduction import STATUSES, certify_latents
 from kyomei.learning.fit import fit
 from kyomei.source.rows import TensorRows
-from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary, Table
+from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary
 from kyomei.stages.reproduce.trials import column, planted_of, recipe_of, values_of, where
+from kyomei.views.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

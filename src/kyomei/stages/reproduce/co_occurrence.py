@@ -6,8 +6,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from kyomei.evidence.theory import decomposability
-from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary, Table
+from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary
 from kyomei.stages.reproduce.trials import column, crossing, planted_of, resonance, spread, training, values_of, where
+from kyomei.views.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

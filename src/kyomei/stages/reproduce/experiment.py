@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -20,6 +19,8 @@ from kyomei import __version__
 from kyomei.errors import Interrupted, RecipeError
 from kyomei.runs import plain, write_atomic
 from kyomei.stages.progress import Reporter
+from kyomei.views.charts import drawn
+from kyomei.views.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,27 +31,6 @@ Record = dict[str, Any]
 """A cell and, beside its settings, what was measured there."""
 
 CELLS, TABLE, RESULT, FIGURE = "cells.jsonl", "table.md", "result.json", "figure.svg"
-_DRAWING: Any = {"svg.hashsalt": "kyomei", "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table of text.
-
-    Attributes:
-        title: what it shows.
-        header: name of each column.
-        rows: one tuple of cells a row.
-    """
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def markdown(self) -> str:
-        """The table with its title above."""
-        lines = (self.header, ("---",) * len(self.header), *self.rows)
-        return f"{self.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 @dataclass(frozen=True)
@@ -232,18 +212,3 @@ def _write(folder: Path, experiment: Experiment, summary: Summary, result: dict[
     write_atomic(folder / TABLE, f"{head}{command}{tables}{notes}".encode())
     write_atomic(folder / RESULT, (json.dumps(result, ensure_ascii=False, indent=1) + "\n").encode())
     write_atomic(folder / FIGURE, drawn(summary.draw))
-
-
-def drawn(draw: Callable[[Figure], None]) -> bytes:
-    """An SVG file; the same drawing gives the same bytes."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_DRAWING):
-        figure = Figure(figsize=(9, 4.5), layout="constrained")
-        FigureCanvasSVG(figure)
-        draw(figure)
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()

@@ -6,8 +6,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from kyomei.learning.resonance import resonate
-from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary, Table
+from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary
 from kyomei.stages.reproduce.trials import beside_null, column, rows_of, training, values_of, where
+from kyomei.views.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

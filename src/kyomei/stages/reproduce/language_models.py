@@ -23,8 +23,9 @@ from kyomei.source.harvest import harvest
 from kyomei.source.model import LanguageModel
 from kyomei.source.rows import Rows, TensorRows
 from kyomei.source.text import pack, read_documents, split_documents
-from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary, Table
+from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary
 from kyomei.stages.reproduce.trials import values_of, where
+from kyomei.views.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

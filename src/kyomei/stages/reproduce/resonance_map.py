@@ -14,7 +14,7 @@ from scipy.stats import mannwhitneyu, spearmanr  # type: ignore[import-untyped, 
 
 from kyomei.evidence.theory import resonance_band
 from kyomei.learning.merging import merge
-from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary, Table
+from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary
 from kyomei.stages.reproduce.trials import (
     beside_null,
     crossing,
@@ -27,6 +27,7 @@ from kyomei.stages.reproduce.trials import (
     values_of,
     where,
 )
+from kyomei.views.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,8 +15,9 @@ from kyomei.learning.resonance import resonate
 from kyomei.learning.spaces import Whitening
 from kyomei.source.rows import Rows, open_rows
 from kyomei.source.surrogate import GaussianSurrogate
-from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary, Table
+from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary
 from kyomei.stages.reproduce.trials import column, recipe_of, resonance, rows_of, search, training, values_of, where
+from kyomei.views.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

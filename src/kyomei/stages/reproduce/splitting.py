@@ -6,8 +6,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from kyomei.evidence.theory import identifiability
-from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary, Table
+from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary
 from kyomei.stages.reproduce.trials import column, train_figures, values_of, where
+from kyomei.views.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

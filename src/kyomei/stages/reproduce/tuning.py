@@ -5,8 +5,9 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary, Table
+from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary
 from kyomei.stages.reproduce.trials import column, spread, training, values_of, where
+from kyomei.views.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

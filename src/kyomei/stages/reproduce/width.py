@@ -10,8 +10,9 @@ import torch
 
 from kyomei.evidence.recovery import recovery
 from kyomei.evidence.theory import width_bound
-from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary, Table
+from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary
 from kyomei.stages.reproduce.trials import crossing, decoupled, rows_of, spread, unit_rows_of, values_of, where
+from kyomei.views.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

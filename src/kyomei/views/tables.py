@@ -1,0 +1,401 @@
+"""Every table: built here from what stages return, shown by the page and by the console."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from kyomei.views.numbers import Figure, duration, finite, format_number, percent, span
+from kyomei.views.words import (
+    FIDELITY,
+    NO_CROSS_ENTROPY,
+    NO_DIRECTIONS,
+    NO_REPLICAS,
+    ORIGINS,
+    PARTS,
+    SELECTIONS,
+    STATUSES,
+    TERMS,
+    dictionary_title,
+    difference_words,
+    measured_title,
+)
+
+Facts = Mapping[str, Any]
+"""What a stage returns, or what one of a run's files holds, as plain values."""
+STATUS, ORIGIN = "status", "origin of certified"
+"""What a certificate shares its latents out by."""
+TOKENS_SHOWN = 5
+NULL_REPLICAS = 2
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of text.
+
+    Attributes:
+        title: what it shows.
+        header: name of each column.
+        rows: one tuple of cells a row; the first stands to the left, the others to the right.
+        legend: words of the table, each with what it means.
+        words: columns of words, by number; they stand to the left as well.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    legend: tuple[tuple[str, str], ...] = ()
+    words: tuple[int, ...] = (0,)
+
+    def markdown(self) -> str:
+        """The table with its title above."""
+        lines = (self.header, ("---",) * len(self.header), *self.rows)
+        return f"{self.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+@dataclass(frozen=True)
+class EvidenceRow:
+    """One line of the evidence table.
+
+    Attributes:
+        figure: what was measured.
+        value: on the data.
+        spread: over replicas, the half-width or words such as "0.81–0.86".
+        null: the same figure on the null.
+        measured: how, in a few words.
+    """
+
+    figure: str
+    value: Figure
+    spread: Figure = None
+    null: Figure = None
+    measured: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the certificate's table, a cell for each dictionary.
+
+    Attributes:
+        name: of the figure.
+        cells: what stands large.
+        notes: what stands small below each of them.
+        meaning: in plain words.
+    """
+
+    name: str
+    cells: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines of the certificate's table that belong together."""
+
+    title: str
+    lines: tuple[Line, ...]
+
+
+# ── Certificate ──
+
+
+def certificate_lines(certificates: Mapping[str, Facts]) -> list[Lines]:
+    """Status, origin and what both rest on, a column for each dictionary.
+
+    Args:
+        certificates: by the dictionary's name, as `Certificate.to_dict` gives them.
+    """
+    each = list(certificates.values())
+    if not each:
+        return []
+    statuses, kinds = (dict.fromkeys(name for c in each for name in c["shares"]["count"][of]) for of in (STATUS, ORIGIN))
+    return [
+        Lines("Status of all latents", tuple(_counted(each, STATUS, name, STATUSES.get(name, "")) for name in statuses)),
+        Lines(
+            "Where the certified ones come from", tuple(_counted(each, ORIGIN, name, ORIGINS.get(name, "")) for name in kinds)
+        ),
+        Lines("What this rests on", tuple(_grounds(each))),
+    ]
+
+
+def certificate_table(certificates: Mapping[str, Facts], title: str) -> Table:
+    """The same for a terminal."""
+    by_status, *others = certificate_lines(certificates)
+    lines = [*by_status.lines, *_certified_by(list(certificates.values())), *(line for group in others for line in group.lines)]
+    header = ("", *map(dictionary_title, certificates))
+    legend = tuple((line.name, line.meaning) for line in lines)
+    return Table(title, header, tuple((line.name, *line.cells) for line in lines), legend)
+
+
+def certify_tables(facts: Facts, folder: str) -> list[Table]:
+    """What `kyomei certify` prints: all dictionaries side by side, then the best certified features of the first.
+
+    Args:
+        facts: what `certify_run` returns.
+        folder: of the run.
+    """
+    certificates = facts["certificates"]
+    first = next(iter(certificates))
+    best = [certificates[first]["features"][latent] for latent in facts["best"][first]]
+    together = certificate_table(certificates, f"{folder}: how many latents are certified, and where those come from")
+    return [together, *([_best_table(best, dictionary_title(first))] if best else [])]
+
+
+def certify_notes(facts: Facts) -> list[str]:
+    """What stands below: where no feature is certified, what random weights say, and the files."""
+    best = facts["best"].items()
+    lines = [f"No feature of {dictionary_title(name)} is certified." for name, chosen in best if not chosen]
+    lines += [difference_words(among, found) for among, found in (facts.get("origin_difference") or {}).items()]
+    return [*lines, *(f"{dictionary_title(name)}: {path}" for name, path in facts["files"].items())]
+
+
+def _best_table(features: Sequence[Facts], title: str) -> Table:
+    """The certified features that other replicas confirm best, with the tokens that they fire on."""
+    rows = [
+        (
+            str(f["index"]),
+            percent(f["frequency"]),
+            f"{min(*f['encoder_mcs'], *f['decoder_mcs']):.2f}",
+            f"{min(f['correlation']):.2f}",
+            f["origin"]["kind"],
+            " ".join(repr(token) for token, _ in f.get("tokens", ())[:TOKENS_SHOWN]),
+        )
+        for f in features
+    ]
+    header = ("feature", "frequency", "cosine", "correlation", "origin", "tokens")
+    legend = _legend("frequency", "cosine", "correlation")
+    return Table(f"best certified features of {title}", header, tuple(rows), legend, words=(0, 4, 5))
+
+
+def _counted(each: Sequence[Facts], of: str, name: str, meaning: str) -> Line:
+    """Count and share, and below them the share of the explained variance that goes with them."""
+    cells, notes = [], []
+    for certificate in each:
+        shares = certificate["shares"]
+        among = 1.0 if of == STATUS else shares["count"][STATUS]["certified"]
+        share = shares["count"][of].get(name, 0.0)
+        cells.append(f"{round(share * among * certificate['width'])} ({percent(share)})")
+        notes.append(f"{percent(shares['explained variance'][of].get(name, 0.0))} of explained variance")
+    return Line(name, tuple(cells), tuple(notes), meaning)
+
+
+def _certified_by(each: Sequence[Facts]) -> list[Line]:
+    """What the certified latents weigh."""
+    shares = {by: [c["shares"][by][STATUS]["certified"] for c in each] for by in ("explained variance", "activation")}
+    return [Line(f"certified, of {by}", tuple(map(percent, values)), (), TERMS[by]) for by, values in shares.items()]
+
+
+def _grounds(each: Sequence[Facts]) -> list[Line]:
+    """The null's pass rate, dense latents, fidelity, and what was asked."""
+    dense = [c.get("dense") or {} for c in each]
+    rows = [c["num_rows"] for c in each]
+    rules = [c["rule"] for c in each]
+    return [
+        Line(
+            "pass on the null",
+            tuple(percent(c["null"]["false_positive_rate"]) for c in each),
+            tuple(f"of {c['null']['latents']} latents" for c in each),
+            TERMS["pass on the null"],
+        ),
+        Line(
+            "dense latents",
+            tuple(percent(d.get("latents")) for d in dense),
+            tuple(f"{percent(d.get('explained'))} of explained variance" for d in dense),
+            TERMS["dense"],
+        ),
+        Line("dense and certified", tuple(percent(d.get("certified")) for d in dense), (), TERMS["dense and certified"]),
+        Line("dense, active in a row", tuple(format_number(d.get("l0")) for d in dense), (), TERMS["dense, active in a row"]),
+        Line("asked", tuple(map(_asked, rules)), (), TERMS["asked"]),
+        Line("FVU", tuple(format_number(c["fidelity"]["fvu"]) for c in each), (), TERMS["FVU"]),
+        Line("L0", tuple(format_number(c["fidelity"]["l0"]) for c in each), (), TERMS["L0"]),
+        Line("rows", tuple(format_number(count) for count in rows), (), TERMS["rows compared"]),
+    ]
+
+
+def _asked(rule: Facts) -> str:
+    return f"{rule['encoder']:.2f}, {rule['decoder']:.2f}, {rule['correlation']:.2f}"
+
+
+# ── Premises ──
+
+
+def premises_table(premises: Facts) -> Table:
+    """Status and estimate of every premise, and what each means and asks for, from what `Premises.to_dict` gives."""
+    title = f"premises: {premises['verdict']}; expected share of features recovered (cosine 0.9): {expected_recovery(premises)}"
+    each = premises["premises"]
+    rows = tuple((p["name"], p["status"], premise_figures(p)) for p in each)
+    legend = tuple((p["name"], p["meaning"] + ("" if p["status"] == "met" else f" → {p['advice']}")) for p in each)
+    return Table(title, ("premise", "status", "estimate"), rows, legend)
+
+
+def premise_figures(premise: Facts) -> str:
+    """Estimate and interval in short."""
+    if not finite(premise.get("estimate")):
+        return "–"
+    interval = premise.get("interval")
+    between = "({:.3g}–{:.3g})".format(*interval) if interval and all(map(finite, interval)) else ""
+    return f"{premise['estimate']:.3g} {between}".rstrip()
+
+
+def expected_recovery(premises: Facts) -> str:
+    """The expected recovery in words."""
+    expected, interval = premises.get("expected_frr"), premises.get("interval")
+    if not finite(expected):
+        why = (premises.get("statistics") or {}).get("why_unknown")
+        return f"unknown ({why})" if why else "unknown"
+    return f"{expected:.2f}" + (f" ({interval[0]:.2f}–{interval[1]:.2f})" if interval else "")
+
+
+# ── Evidence ──
+
+
+def evidence_rows(evidence: Facts) -> list[EvidenceRow]:
+    """Figure, value, spread over replicas, null."""
+    rows = _direction_rows(evidence.get("directions") or {})
+    for name, figures in evidence["mechanisms"].items():
+        rows += _mechanism_rows(measured_title(name, figures), figures)
+    for name, values in (evidence.get("cross_entropy") or {}).items():
+        recovered, error = values["recovered"], values.get("recovered_error")
+        rows.append(
+            EvidenceRow(
+                f"{measured_title(name, evidence['mechanisms'].get(name, {}))}: cross-entropy recovered",
+                "not defined" if recovered is None else recovered,
+                spread=None if error is None else f"± {error:.3f} over windows",
+                null=0,
+                measured=f"spliced into the model over {values['num_tokens']:,} unseen tokens; 0 is the site silenced",
+            )
+        )
+    return rows
+
+
+def evidence_table(evidence: Facts, title: str) -> Table:
+    """The same for a terminal."""
+    rows = [
+        (row.figure, *("" if v is None else format_number(v) for v in (row.value, row.spread, row.null)))
+        for row in evidence_rows(evidence)
+    ]
+    terms = ("latent", "FVU", "L0", "dead", "MCS", "whitened", "raw", "null", "over replicas", "cross-entropy recovered")
+    return Table(title, ("figure", "value", "over replicas", "null"), tuple(rows), _legend(*terms))
+
+
+def missing_evidence(evidence: Facts) -> list[str]:
+    """What was not measured, and why: an empty result is said."""
+    missing = []
+    if not (evidence.get("directions") or {}).get("consistency"):
+        missing.append(NO_DIRECTIONS)
+    if not evidence.get("cross_entropy"):
+        missing.append(NO_CROSS_ENTROPY)
+    if not any(figures["consistency"] for figures in evidence["mechanisms"].values()):
+        missing.append(NO_REPLICAS)
+    return missing
+
+
+def _direction_rows(directions: Facts) -> list[EvidenceRow]:
+    if not directions.get("consistency"):
+        return []
+    count, null_count = directions["count"], directions["stable_null_count"]
+    interval = directions.get("interval")
+    rows = [
+        EvidenceRow("Resonant directions", count[0], span(count), span(null_count), "stable between two halves of the rows"),
+        EvidenceRow(
+            "Features there are, unseen included",
+            directions["n_features"],
+            "{}–{} (95 %)".format(*interval) if interval else None,
+            None,
+            "estimated from how often each was found",
+        ),
+    ]
+    for tau in ("0.7", "0.9"):
+        shares = [c[f"mcs_above_{tau}"] for c in directions["consistency"]]
+        rows.append(_share_row(f"Directions with MCS > {tau}", shares, "whitened space, other replicas"))
+    return rows
+
+
+def _mechanism_rows(name: str, figures: Facts) -> list[EvidenceRow]:
+    rows = []
+    for key, label in FIDELITY.items():
+        values = [f[key] for f in figures["fidelity"]]
+        measured = f"{figures['width']} latents, documents no replica saw"
+        rows.append(EvidenceRow(f"{name}: {label}", fmean(values), span(values), None, measured))
+    for metric in ("whitened", "raw") if figures["consistency"] else ():
+        shares = [c[metric]["mcs_above_0.7"] for c in figures["consistency"]]
+        rows.append(_share_row(f"{name}: latents with MCS > 0.7 ({metric})", shares, f"decoders, {metric} space"))
+    for chosen, by_share in (figures.get("selections") or {}).items():
+        shares = [thresholds["mcs_above_0.7"] for thresholds in by_share.values()]
+        value, null = (" · ".join(format_number(share[side]) for share in shares) for side in ("value", "null"))
+        label = f"{name}: the {SELECTIONS.get(chosen, chosen)} latents with MCS > 0.7"
+        measured = f"among {' · '.join(percent(float(share)) for share in by_share)} of them; the null's chosen likewise"
+        rows.append(EvidenceRow(label, value, None, null, measured))
+    for null, against in (figures.get("against") or {}).items():
+        label = f"{name}: latents with MCS > 0.7, null {null}"
+        rows.append(_share_row(label, [against["whitened"]["mcs_above_0.7"]], f"what survives there: {against['survives']}"))
+    return rows
+
+
+def _share_row(label: str, shares: Sequence[Facts], measured: str) -> EvidenceRow:
+    """A share over the other replicas beside its null."""
+    values = [share["value"] for share in shares]
+    return EvidenceRow(label, fmean(values), span(values), shares[0]["null"], measured)
+
+
+# ── The verbs' ──
+
+
+def harvest_table(facts: Facts, folder: str) -> Table:
+    """Rows of each part of the documents at each site, and what was dropped beside them."""
+    rows = []
+    for site, values in facts["sites"].items():
+        for part, counts in values["parts"].items():
+            dropped = (f"{counts[key]:,}" for key in ("dropped_special", "dropped_norm"))
+            rows.append((site, str(values["dim"]), part, f"{counts['rows']:,}", *dropped))
+    header = ("site", "width", "part", "rows", "special", "massive")
+    return Table(f"{folder}: rows of each site", header, tuple(rows), _legend(*header), words=(0, 2))
+
+
+def train_table(facts: Facts, title: str) -> Table:
+    """Every dictionary that was trained, nulls beside."""
+    rows = []
+    for arm in facts["arms"]:
+        for i, replica in enumerate(arm["replicas"]):
+            counts = (format_number(replica.get(key)) for key in ("stable", "used"))
+            rows.append((f"{arm['folder']}/{i}", dictionary_title(arm["mechanism"]), str(replica["width"]), *counts))
+    header = ("dictionary", "mechanism", "latents", "stable directions", "used")
+    return Table(title, header, tuple(rows), _legend("latent", "replica", "null", "stable directions", "used"), words=(0, 1))
+
+
+def plan_table(facts: Facts, title: str, replicas: int) -> Table:
+    """Time, memory, disk and money.
+
+    Args:
+        facts: what `Plan.to_dict` gives.
+        title: on what hardware, and whether measured.
+        replicas: that the recipe asks for.
+    """
+    rows = [(f"time, {part}", duration(seconds)) for part, seconds in facts["seconds"].items()]
+    rows.append(("time in all", duration(facts["total_seconds"])))
+    rows.append(("memory", f"{facts['memory_bytes'] / 1e9:.2f} GB"))
+    rows.append(("disk", f"{facts['disk_bytes'] / 1e9:.2f} GB"))
+    if facts["price"] is not None:
+        rows.append(("money", f"{facts['price']:.2f} dollars"))
+    rows.append(("mesh", facts["mesh"]))
+    rows.append(("what", f"{replicas + 1} parts of the documents, {replicas} replicas and {NULL_REPLICAS} of the null"))
+    parts = tuple((f"time, {part}", PARTS[part]) for part in facts["seconds"] if part in PARTS)
+    return Table(title, ("what", "figure"), tuple(rows), parts + _legend("memory", "disk", "mesh", "replica", "null"))
+
+
+def planted_table(facts: Facts, num_features: int, dim: int) -> Table:
+    """Recovery of planted features beside that of random directions."""
+    keys = ("frr_0.8", "frr_0.9", "monosemantic_0.9", "mcc")
+    rows = [(name, str(v["n_vectors"]), *(f"{v[key]:.3f}" for key in keys)) for name, v in facts["recovery"].items()]
+    estimate = "" if facts["n_features"] is None else f"; estimated {facts['n_features']}"
+    between = " ({}–{})".format(*facts["interval"]) if facts.get("interval") else ""
+    header = ("vectors", "count", "FRR 0.8", "FRR 0.9", "within 0.9", "MCC")
+    title = f"{num_features} features in {dim} dimensions{estimate}{between}"
+    return Table(title, header, tuple(rows), _legend("FRR", "within 0.9", "MCC"))
+
+
+def _legend(*names: str) -> tuple[tuple[str, str], ...]:
+    return tuple((name, TERMS[name]) for name in names)
