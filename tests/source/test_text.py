@@ -307,6 +307,18 @@ def test_tokens_survive_saving(tmp_path: Path, tokenizer: PreTrainedTokenizerFas
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == first
 
 
+def test_tokens_saved_without_text_show_ids(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, documents: list[Document]
+) -> None:
+    tokens = pack(documents[:3], tokenizer, 16, 320)
+    tokens.save(tmp_path, keep_text=False)
+    loaded = Tokens.load(tmp_path)
+    assert loaded.sha256() == tokens.sha256() and torch.equal(loaded.start, tokens.start)
+    assert [(d.name, d.text) for d in loaded.documents] == [(d.name, "") for d in tokens.documents]
+    assert loaded.text_at(5) == f"<{int(tokens.ids.flatten()[5])}>" and tokens.text_at(5) in documents[0].text
+    assert pq.read_table(tmp_path / "documents.parquet").column_names == ["name", "held_out"]
+
+
 @pytest.mark.parametrize("name", ["tokens.safetensors", "documents.parquet"])
 def test_damaged_tokens_are_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
     pack([Document("a", "the dog " * 30)], tokenizer, 8, 80).save(tmp_path)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
@@ -63,3 +66,44 @@ def test_every_site_is_shown(harvested: tuple[Path, Result]) -> None:
     assert facts["site"] == SITES[0] and list(facts["sites"]) == list(SITES)
     part = facts["sites"][SITES[1]]["parts"]["evidence"]
     assert part["rows"] > 900 and set(part) == {"rows", "dropped_special", "dropped_norm"}
+
+
+TINY = {
+    "source.context": 32,
+    "source.spread": 1,
+    "source.num_tokens": 6000,
+    "source.text_field": "body",
+    "mechanism.name": "topk",
+    "mechanism.k": 4,
+    "dictionary.width": 32,
+    "train.steps": 20,
+    "train.batch_rows": 64,
+}
+
+
+@pytest.mark.slow
+def test_a_run_without_text_holds_no_stretch_of_it(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    words = [f"{a}{b}" for a in ("bel", "cor", "dam", "fen", "gil", "hop") for b in ("ato", "ine", "ugs", "ery", "olk")]
+    texts = [" ".join(draw.choices(words, k=120)) for _ in range(60)]
+    corpus, folder = tmp_path / "corpus.jsonl", tmp_path / "run"
+    corpus.write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
+    settings = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+    kept = kyomei("harvest", tmp_path / "kept", "--text", corpus, *settings)
+    assert kept.exit_code == 0 and kept.stderr.count("holds the text of whole documents") == 1
+    trained = kyomei("train", folder, "--text", corpus, *settings, "--set", "source.keep_text=false")
+    assert trained.exit_code == 0 and "holds the text" not in trained.stderr
+    for verb in ("certify", "measure", "report"):
+        done = kyomei(verb, folder)
+        assert done.exit_code == 0, done.stderr
+    assert "not kept: tokens are shown by their ids" in (folder / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"corpus.jsonl:\d+, character \d+: <\d+>", (folder / "examples.json").read_text())
+    # Eight tokens of these texts are about four words; three words in a row are looked for.
+    stretches = {" ".join(text.split()[i : i + 3]) for text in texts for i in range(118)}
+
+    def leaks(where: Path) -> bool:
+        held = [file.read_bytes().decode("latin-1") for file in where.rglob("*") if file.is_file()]
+        held += [str(pq.read_table(file).to_pydict()) for file in where.rglob("*.parquet")]
+        return any(stretch in content for content in held for stretch in stretches)
+
+    assert leaks(tmp_path / "kept") and not leaks(folder)

@@ -31,6 +31,9 @@ class SourceRecipe(Section):
     """Whether a site's output or its input is captured."""
     text: str = "stdlib"
     """A folder, a .txt, .jsonl or .parquet file, "stdlib", or "datasets:NAME"."""
+    keep_text: bool = True
+    """Whether a run stores the text of the documents it reads. If not, it keeps the ids and character offsets of tokens and
+    the names of documents, and reports show ids. Whoever has the tokenizer can turn ids back into text."""
     text_field: str = "text"
     """Field of .jsonl, .parquet and datasets records that holds the text (or the chat messages)."""
     num_tokens: int = Field(300_000, gt=0)

@@ -253,6 +253,7 @@ class Tokens:
         start: first character of the token in its document's text; the tokens of a document show each character once.
         end: one past its last character; `start` for a token that shows nothing, such as the second half of an emoji.
         documents: the documents that the windows come from.
+        has_text: whether their text is there; without it a token is shown by its id.
     """
 
     ids: Int64[Tensor, "windows context"]
@@ -260,6 +261,7 @@ class Tokens:
     start: Int32[Tensor, "windows context"]
     end: Int32[Tensor, "windows context"]
     documents: list[Document]
+    has_text: bool = True
 
     @property
     def context(self) -> int:
@@ -280,10 +282,15 @@ class Tokens:
         return torch.isin(self.ids[windows], special_ids) | (self.document[windows] < 0)
 
     def text_at(self, at: int) -> str:
-        """The characters of the token at window × context + position; empty for one that stands between documents."""
+        """The characters of the token at window × context + position; empty for one that stands between documents.
+
+        Without text, its id in angle brackets.
+        """
         document = int(self.document.flatten()[at])
         if document < 0:
             return ""
+        if not self.has_text:
+            return f"<{int(self.ids.flatten()[at])}>"
         return self.documents[document].text[int(self.start.flatten()[at]) : int(self.end.flatten()[at])]
 
     def around(self, at: int, before: int, after: int) -> range:
@@ -303,16 +310,16 @@ class Tokens:
         """Digest of the ids and their shape."""
         return hashlib.sha256(str(list(self.ids.shape)).encode() + self.ids.contiguous().numpy().tobytes()).hexdigest()
 
-    def save(self, folder: str | Path) -> None:
-        """Write tokens.safetensors, documents.parquet and index.json into `folder`."""
+    def save(self, folder: str | Path, *, keep_text: bool = True) -> None:
+        """Write tokens.safetensors, documents.parquet (if asked, without the text) and index.json into `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         arrays = {"ids": self.ids, "document": self.document, "start": self.start, "end": self.end}
         write_atomic(folder / _TOKENS, safetensors.torch.save({name: array.contiguous() for name, array in arrays.items()}))
         buffer = io.BytesIO()
-        columns = {key: [getattr(d, key) for d in self.documents] for key in ("name", "text", "held_out")}
-        types = {"name": pa.string(), "text": pa.large_string(), "held_out": pa.bool_()}
-        pq.write_table(pa.table({key: pa.array(columns[key], types[key]) for key in types}), buffer)
+        types = {"name": pa.string(), "held_out": pa.bool_(), **({"text": pa.large_string()} if keep_text else {})}
+        columns = {key: pa.array([getattr(d, key) for d in self.documents], kind) for key, kind in types.items()}
+        pq.write_table(pa.table(columns), buffer)
         write_atomic(folder / _DOCUMENTS, buffer.getvalue())
         index = {
             "schema_version": SCHEMA_VERSION,
@@ -342,8 +349,8 @@ class Tokens:
         if damaged:
             raise DataError(f"{damaged[0]} as it was written", f"other bytes (sha256 differs) in {folder}", "harvest again")
         table = pq.read_table(folder / _DOCUMENTS)
-        documents = [Document(**record) for record in table.to_pylist()]
-        return cls(**safetensors.torch.load_file(folder / _TOKENS), documents=documents)
+        documents = [Document(**{"text": "", **record}) for record in table.to_pylist()]
+        return cls(**safetensors.torch.load_file(folder / _TOKENS), documents=documents, has_text="text" in table.column_names)
 
 
 def pack(documents: Iterable[Document], tokenizer: Any, context: int, num_tokens: int) -> Tokens:

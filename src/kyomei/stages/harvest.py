@@ -100,6 +100,9 @@ def harvest_run(run: Run, reporter: Reporter, source: Source | None = None) -> d
     recipe = run.recipe
     if not run.done(STAGE):
         source = source or open_source(recipe, reporter, run.path("tokens"))
+        if recipe.source.keep_text:
+            do = "source.keep_text=false keeps token ids instead"
+            reporter.note(f"{run.path('tokens')} holds the text of whole documents, for you alone to read; {do}")
         _save_tokens(run, source.tokens)
         tokens = {part: source.tokens[part] for part in part_names(recipe)}
         for part, packed in tokens.items():
@@ -168,7 +171,7 @@ def _save_tokens(run: Run, tokens: dict[str, Tokens]) -> None:
     if not all((folder / "index.json").exists() for folder in folders.values()):
         for name, folder in folders.items():
             shutil.rmtree(folder, ignore_errors=True)
-            tokens[name].save(folder)
+            tokens[name].save(folder, keep_text=run.recipe.source.keep_text)
 
 
 def _packed(recipe: Recipe, model: LanguageModel) -> dict[str, Tokens]:

@@ -225,7 +225,7 @@ def _contexts(
 ) -> list[list[tuple[str, float]]]:
     """Stretches of text around the strongest tokens, each from another document where there are enough."""
     before, after = CONTEXT_TOKENS
-    documents = tokens.document.flatten()
+    documents, starts = tokens.document.flatten(), tokens.start.flatten()
     fresh: dict[int, int] = {}
     for at in places:
         fresh.setdefault(int(documents[at]), at)
@@ -237,5 +237,7 @@ def _contexts(
         code = sae.encode(rows.read(row))[:, latent]
         present = place[row] == span  # dropped rows have no activation
         words = [tokens.text_at(t) for t in span.tolist()]
+        if not tokens.has_text:  # whoever has the document can look there
+            words[0] = f"{tokens.documents[int(documents[at])].name}, character {int(starts[span[0]])}: {words[0]}"
         contexts.append([(w, float(a) if p else 0.0) for w, a, p in zip(words, code.tolist(), present.tolist(), strict=True)])
     return contexts
