@@ -14,7 +14,7 @@ import kyomei
 import kyomei.learning.fit
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import Interrupted, RecipeError
-from kyomei.learning.anchoring import CLEAR_SHARE, Cone, usual_scores
+from kyomei.learning.anchoring import ACTIVE_SHARE, CLEAR_SHARE, Cone, usual_scores
 from kyomei.learning.fit import choose_device, refit
 from kyomei.learning.placement import resonant_plan, spectrum_targets
 from kyomei.learning.resonance import resonate
@@ -131,6 +131,20 @@ def test_where_a_search_finds_nothing_free_latents_are_trained(
     assert sae.width == (width or 2 * max(one.n_features, 16))
     fvu = float((x - sae(x)).square().sum() / (x - x.mean(dim=0)).square().sum())
     assert fvu < 0.9
+
+
+def test_thresholds_of_held_latents_are_not_cut() -> None:
+    planted = kyomei.Planted(n_features=8, dim=16, active=1, seed=0)
+    strong, _ = planted.sample(20_000, seed=1)
+    rare = torch.rand(20_000, generator=torch.Generator().manual_seed(2)) < 0.04
+    x = 10 * strong * rare[:, None] + 0.3 * torch.randn(20_000, 16, generator=torch.Generator().manual_seed(3))
+    recipe = RECIPE.with_values({"resonance.frequencies": [0.005], "train.steps": 10})
+    directions = resonate(x, seed=0, recipe=recipe.resonance)
+    sae = kyomei.fit(x, recipe, directions=directions)
+    expected = ACTIVE_SHARE * usual_scores(x - sae.center, sae.encoder[: len(directions)])
+    scale = float((x - x.mean(dim=0)).square().sum(dim=1).mean().sqrt())
+    assert int((expected > 1.2 * scale).sum()) >= 8  # beyond what an adapted bias may be in normalised space
+    torch.testing.assert_close(sae.threshold[: len(directions)], expected, rtol=0.05, atol=0)
 
 
 def _runs_out(asked: Iterator[int]) -> bool:

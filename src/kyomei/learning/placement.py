@@ -156,8 +156,9 @@ def _adapting(
     placing, frozen = recipe.mechanism.placing, recipe.train.freeze != "none"
     is_found = torch.arange(latents.width) < num_found
     targets, groups = spectrum_targets(latents.frequency[:num_found], latents.width - num_found, placing.groups, l0)
-    given = ~latents.threshold.isnan()
-    bias = -latents.threshold.clamp(0, 1)
+    given, fixed = ~latents.threshold.isnan(), is_found & (placing.hold and not frozen)
+    # Only biases that are adapted keep to the paper's range: a held latent's usual score may be of any size.
+    bias = -torch.where(fixed, latents.threshold, latents.threshold.clamp(0, 1))
     bias[~given] = _first_biases(sample, latents.encoder[~given], targets[~given])
     made = CLASSES[type(recipe.mechanism)]
     assert issubclass(made, BiasAdaptation)
@@ -169,7 +170,7 @@ def _adapting(
         bias=bias,
         activation=recipe.dictionary.activation,
         shared=~is_found if shared and not frozen else None,
-        fixed=None if frozen or not placing.hold else is_found,
+        fixed=fixed,
     )
 
 

@@ -87,14 +87,14 @@ class BiasAdaptation(Mechanism):
     Args:
         targets: target activation frequency p of each neuron, in (0, 1) [width].
         groups: group number of each neuron, from 0 [width].
-        bias: biases to start from, in [−1, 0] [width]; none: 0 as in the paper.
+        bias: biases to start from, in [−1, 0] where they are adapted [width]; none: 0 as in the paper.
         activation: "jumprelu" (an active neuron gives pre) or "relu" (it gives y).
         adaptation: the steps γ₋ and γ₊, ε, and how often.
         shared: neurons whose group shares one bias [width]; none: no group does.
         fixed: neurons whose bias is not adapted [width]; none: all are.
 
     Raises:
-        RecipeError: if shapes disagree, a target lies outside (0, 1), or a bias outside [−1, 0].
+        RecipeError: if shapes disagree, a target lies outside (0, 1), or an adapted bias outside [−1, 0].
 
     Source: arXiv:2506.14002, §3.
     """
@@ -118,19 +118,20 @@ class BiasAdaptation(Mechanism):
         if not bool(((targets > 0) & (targets < 1)).all()):
             found = f"{targets.min():.3g} to {targets.max():.3g}"
             raise RecipeError("target frequencies within (0, 1)", found, "correct the target frequencies")
-        if not bool(((bias >= -1) & (bias <= 0)).all()):
-            raise RecipeError("biases within [-1, 0]", f"{bias.min():.3g} to {bias.max():.3g}", "clamp the starting biases")
+        none = torch.zeros(self.width, dtype=torch.bool)
+        self.fixed = none.clone() if fixed is None else fixed.clone()
+        if not bool((((bias >= -1) & (bias <= 0)) | (self.fixed & bias.isfinite())).all()):
+            found = f"{bias.min():.3g} to {bias.max():.3g}"
+            raise RecipeError("biases within [-1, 0], finite where they are fixed", found, "clamp the starting biases")
         if bool((groups < 0).any()) or activation == "topk" or self.adapt_every < 1:
             found = f"groups from {int(groups.min())}, {activation}, adapt_every={self.adapt_every}"
             raise RecipeError("groups numbered from 0, jumprelu or relu, adapt_every ≥ 1", found, "correct the mechanism")
         self.activation: Activation = activation
         self.adaptation = adaptation
         self.targets, self.groups, self.bias = targets.detach().clone(), groups.detach().long().clone(), bias
-        none = torch.zeros(self.width, dtype=torch.bool)
         self.shared = none if shared is None else shared.clone()
         # Of all latents: a rank without any of these must take part in the sums of those that have them.
         self.any_shared = bool(self.shared.any())
-        self.fixed = none.clone() if fixed is None else fixed.clone()
         self.num_groups = int(self.groups.max()) + 1
         self.counts = torch.zeros(self.width, dtype=torch.int64)
         self.maxima = torch.full((self.width,), -torch.inf)
@@ -276,5 +277,5 @@ class BA(BiasAdaptation):
     def placed(cls, settings: BASettings, targets: Tensor, groups: Tensor, l0: float | None, **options: Any) -> BA:
         """One target and one rule for all: no neuron is shared or fixed."""
         usual = float(targets.double().log().mean().exp()) if l0 is None else min(LARGEST_TARGET, l0 / len(targets))
-        kept = {"bias": options["bias"], "activation": options["activation"], "adaptation": Adaptation.of(settings)}
+        kept = {"bias": options["bias"].clamp(-1, 0), "activation": options["activation"], "adaptation": Adaptation.of(settings)}
         return cls(len(targets), settings.frequency or usual, **kept)
