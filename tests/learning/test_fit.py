@@ -118,6 +118,18 @@ def test_beside_free_latents_held_ones_are_active_from_a_share_of_their_usual_sc
     assert float(((sae.encode(mixed)[:, :held] != 0) != expected).float().mean()) < 1e-4
 
 
+def test_without_a_width_held_latents_are_active_where_they_were_placed(mixed: torch.Tensor) -> None:
+    directions = resonate(mixed, seed=0, recipe=RECIPE.resonance)
+    sae = kyomei.fit(mixed, WARM.with_values({"dictionary.width": None}), seed=0, directions=directions)
+    held = len(directions)
+    # Placed by themselves, they are active from half their usual score about a centre near the mean.
+    rows = mixed - mixed.mean(dim=0)
+    expected = rows @ sae.encoder[:held].T > ACTIVE_SHARE * usual_scores(rows, sae.encoder[:held])
+    moved = (sae.center - mixed.mean(dim=0)) @ torch.nn.functional.normalize(sae.encoder[:held], dim=1).T
+    assert float(moved.abs().max()) > 0.1
+    assert int(((sae.encode(mixed)[:, :held] != 0) != expected).sum()) < 0.03 * int(expected.sum())
+
+
 @pytest.mark.parametrize("warm_share", [0.0, 0.5])
 @pytest.mark.parametrize("width", [None, 24])
 def test_where_a_search_finds_nothing_free_latents_are_trained(

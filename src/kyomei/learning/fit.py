@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from kyomei.config import Recipe, TrainRecipe
@@ -104,7 +104,24 @@ def fit(
         warm = learn(plan.latents, plan.mechanism, **_part(recipe.train, 0, warm_steps, work.within(WARM_FOLDER)))
     plan = resonant_plan(rows, recipe, directions, seed, normalisation, warm)
     sae = learn(plan.latents, plan.mechanism, **_part(recipe.train, warm_steps, recipe.train.steps, work))
-    return sae if plan.cone is None else refit(sae, rows, plan.cone, normalisation.undo(plan.latents.centre))
+    sae = _about(sae, plan.latents.hold, normalisation.undo(plan.latents.centre))
+    return sae if plan.cone is None else refit(sae, rows, plan.cone)
+
+
+def _about(sae: SparseAutoencoder, held: Bool[Tensor, " width"], placed: Float[Tensor, " dim"]) -> SparseAutoencoder:
+    """The same with held latents that are active where they were when they were placed.
+
+    Training moved the centre since, and with it the scores of latents whose encoders and thresholds it did not move.
+
+    Args:
+        sae: a trained dictionary.
+        held: its latents of that kind.
+        placed: the centre at which they were given their thresholds.
+    """
+    if bool(held.any()):
+        moved = sae.encoder @ (sae.center - placed.to(sae.center))
+        sae.threshold = torch.where(held.to(moved.device), sae.threshold - moved, sae.threshold)
+    return sae
 
 
 def _part(recipe: TrainRecipe, first: int, last: int, work: Workplace) -> dict[str, Any]:
@@ -137,7 +154,7 @@ def starts_from_resonance(recipe: Recipe) -> bool:
     return recipe.mechanism.from_resonance
 
 
-def refit(sae: SparseAutoencoder, rows: Rows, cone: Cone, placed: Float[Tensor, " dim"] | None = None) -> SparseAutoencoder:
+def refit(sae: SparseAutoencoder, rows: Rows, cone: Cone) -> SparseAutoencoder:
     """The same latents with decoders that reconstruct best together, the first of them within the cone.
 
     Gradients leave noise where the data has little variance, alike in no two replicas; least squares leaves none.
@@ -146,14 +163,8 @@ def refit(sae: SparseAutoencoder, rows: Rows, cone: Cone, placed: Float[Tensor, 
         sae: a trained dictionary of threshold latents.
         rows: what it was trained on; at most `ANCHOR_ROWS` of them are used, evenly taken.
         cone: of the first latents' decoders.
-        placed: the centre at which the first latents were given their thresholds [dim]; none: the dictionary's own. Training
-            moved the centre since, and their scores with it.
     """
     own = sae.to("cpu", torch.float32)
-    if placed is not None:
-        found = len(cone.directions)
-        moved = own.encoder[:found] @ (own.center - placed.to(own.center))
-        own.threshold = torch.cat([own.threshold[:found] - moved, own.threshold[found:]])
     index = evenly(rows, ANCHOR_ROWS)
 
     def blocks() -> Iterator[tuple[Tensor, Tensor]]:
