@@ -277,5 +277,5 @@ class BA(BiasAdaptation):
     def placed(cls, settings: BASettings, targets: Tensor, groups: Tensor, l0: float | None, **options: Any) -> BA:
         """One target and one rule for all: no neuron is shared or fixed."""
         usual = float(targets.double().log().mean().exp()) if l0 is None else min(LARGEST_TARGET, l0 / len(targets))
-        kept = {"bias": options["bias"].clamp(-1, 0), "activation": options["activation"], "adaptation": Adaptation.of(settings)}
-        return cls(len(targets), settings.frequency or usual, **kept)
+        bias, activation, adaptation = options["bias"].clamp(-1, 0), options["activation"], Adaptation.of(settings)
+        return cls(len(targets), settings.frequency or usual, bias=bias, activation=activation, adaptation=adaptation)
