@@ -24,10 +24,13 @@ import torch
 
 import kyomei
 from kyomei.evidence.check import calibration
+from kyomei.evidence.check.premises import has_structure
 from kyomei.evidence.check.structure import Structure, search
+from kyomei.learning.occurrence import Factors
 
 DATA = Path(__file__).parent / "data" / "calibration.jsonl"
 SEED = 40_417
+ACTIVE_ROWS = 2000
 REGIMES_PER_FAMILY = 33
 FAMILIES = (
     "plain",
@@ -113,12 +116,12 @@ def log_uniform(rng: np.random.Generator, low: int, high: int) -> int:
 def run(regime: Regime) -> dict[str, Any]:
     """Search one regime as the check does, without the nulls, and compare with its truth."""
     torch.set_num_threads(1)
-    planted = kyomei.Planted(seed=regime.index, **regime.law)
-    x, _ = planted.sample(regime.rows, seed=regime.index + 1)
+    law = kyomei.Planted(seed=regime.index, **regime.law)
+    x, _ = law.sample(regime.rows, seed=regime.index + 1)
     began = time.perf_counter()
     structure, halves = search(x, seed=regime.index, null=False)
     seconds = time.perf_counter() - began
-    truth = kyomei.recovery(torch.cat([half.vectors for half in halves]), planted.features)
+    truth = kyomei.recovery(torch.cat([half.vectors for half in halves]), law.features)
     figures = {"frr_0.9": truth.frr(0.9), "frr_0.8": truth.frr(0.8), "within_0.9": truth.monosemantic(0.9)}
     return {**dataclasses.asdict(regime), **rounded({**figures, "seconds": seconds, "structure": structure.to_dict()})}
 
@@ -156,6 +159,17 @@ def sweep(path: Path, seed: int, per_family: int, workers: int) -> None:
             pool.shutdown(cancel_futures=True)
 
 
+def planted(line: dict[str, Any]) -> kyomei.Planted:
+    """The law of a finished regime."""
+    return kyomei.Planted(seed=line["index"], **line["law"])
+
+
+def usual_active(line: dict[str, Any]) -> float:
+    """Planted features in the usual row."""
+    _, h = planted(line).sample(ACTIVE_ROWS, seed=line["index"] + 2)
+    return float(h.crow_indices().diff().double().median())
+
+
 def left_out(table: np.ndarray, truth: np.ndarray, family: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
     """Predictions for each family by a model that was fitted on the others."""
     predicted = np.empty(len(truth))
@@ -190,17 +204,37 @@ class Data:
     truth: np.ndarray
     family: np.ndarray
     names: tuple[str, ...]
+    number: np.ndarray
+    """Planted features ÷ their estimated number."""
+    active: np.ndarray
+    """Planted features in the usual row ÷ their estimated number."""
+    least_explained: np.ndarray
+    structured: np.ndarray
 
     @classmethod
     def load(cls, path: Path) -> Data:
         lines = read(path)
-        values = [calibration.statistics(Structure.from_dict(line["structure"])) for line in lines]
+        found = [Structure.from_dict(line["structure"]) for line in lines]
+        values = [calibration.statistics(structure) for structure in found]
         names = tuple(values[0])
         return cls(
             np.array([[row[name] for name in names] for row in values]),
             np.array([line["frr_0.9"] for line in lines]),
             np.array([line["family"] for line in lines]),
             names,
+            np.array([planted(line).n_features for line in lines]) / [max(1, calibration.number_of_features(s)) for s in found],
+            np.array([usual_active(line) for line in lines]) / [calibration.number_active(s) for s in found],
+            np.array([calibration.least_explained(s) for s in found]),
+            np.array([has_structure(s) for s in found]),
+        )
+
+    def factors(self, predicted: np.ndarray, chosen: np.ndarray | slice = slice(None)) -> tuple[Factors, Factors]:
+        """By which factors the estimates are off, over chosen regimes in which `check` sees structure."""
+        kept = np.flatnonzero(self.structured)
+        kept = kept[np.isin(kept, np.arange(len(self.truth))[chosen])]
+        return (
+            Factors.fit(self.number[kept].tolist(), predicted[kept].tolist(), calibration.NUMBER_CUTS),
+            Factors.fit(self.active[kept].tolist(), self.least_explained[kept].tolist(), calibration.ACTIVE_CUTS),
         )
 
     def singles(self) -> dict[str, np.ndarray]:
@@ -214,8 +248,10 @@ def fit(path: Path, out: Path) -> None:
     data = Data.load(path)
     residuals = calibration.residual_quantiles(left_out(data.table, data.truth, data.family, data.names), data.truth)
     fitted = calibration.fit(data.table, data.truth, data.names)
+    number, active = data.factors(left_out(data.table, data.truth, data.family, data.names))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    fitted = dataclasses.replace(fitted, residuals=residuals, data_sha256=sha256, num_regimes=len(data.truth))
+    promises = {"residuals": residuals, "number": number, "active": active}
+    fitted = dataclasses.replace(fitted, **promises, data_sha256=sha256, num_regimes=len(data.truth))
     out.write_text(fitted.to_json(), encoding="utf-8")
     print(f"{len(data.truth)} regimes, {np.mean(data.truth >= 0.9):.0%} with FRR(0.9) >= 0.9: {out}")
 
@@ -241,6 +277,22 @@ def table(path: Path) -> None:
         figures = (data.truth[here].mean(), model[here].mean(), auc(model[here], good[here]), *errors, inside[here].mean())
         shown = " | ".join("–" if math.isnan(figure) else f"{figure:.3f}" for figure in figures)
         print(f"| {name} | {here.sum()} | {good[here].sum()} | {shown} |")
+    print("\n| left out | regimes with structure | number of features: in its interval | active in the usual row: in its |")
+    print("|---|---|---|---|")
+    held = {name: held_by_others(data, model, name) for name in FAMILIES}
+    for name, (count, number, active) in {**held, "all": np.sum(list(held.values()), axis=0)}.items():
+        print(f"| {name} | {count:.0f} | {number / count:.3f} | {active / count:.3f} |")
+
+
+def held_by_others(data: Data, predicted: np.ndarray, family: str) -> tuple[int, int, int]:
+    """Regimes of a family with structure, and how many of them the intervals hold that were fitted on the other families."""
+    here = data.structured & (data.family == family)
+    number, active = data.factors(predicted, data.family != family)
+    inside = []
+    for factors, ratio, at in ((number, data.number, predicted), (active, data.active, data.least_explained)):
+        bounds = [factors.interval(1.0, value) for value in at[here]]
+        inside.append(sum(low <= value <= high for (low, high), value in zip(bounds, ratio[here], strict=True)))
+    return int(here.sum()), inside[0], inside[1]
 
 
 def main() -> None:

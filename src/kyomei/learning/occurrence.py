@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -76,6 +78,40 @@ def _histogram(scores: Float[Tensor, "rows k"]) -> tuple[Float[Tensor, "bins k"]
     count.scatter_add_(0, bins, torch.ones_like(scores))
     total.scatter_add_(0, bins, scores)
     return total / count.clamp_min(1), count
+
+
+@dataclass(frozen=True)
+class Factors:
+    """By what factor the truth lies off an estimate, as measured on planted data: an interval that is calibrated, not derived.
+
+    Attributes:
+        cuts: values of a statistic, rising, that divide the planted sets into groups.
+        factors: for each group the least and the largest truth ÷ estimate, the outermost few left out.
+    """
+
+    cuts: tuple[float, ...]
+    factors: tuple[tuple[float, float], ...]
+
+    @classmethod
+    def fit(cls, ratio: Sequence[float], at: Sequence[float], cuts: tuple[float, ...], coverage: float = 0.95) -> Factors:
+        """From truth ÷ estimate and the statistic of planted sets.
+
+        Split conformal, on each side: of m ratios the ⌈(m + 1) q⌉-th is taken (Vovk et al., 2005), the outermost where there is
+        none.
+        """
+        groups: list[list[float]] = [[] for _ in range(len(cuts) + 1)]
+        for value, statistic in sorted(zip(ratio, at, strict=True)):
+            groups[bisect_left(cuts, statistic)].append(value)
+        factors = []
+        for group in groups:
+            upper = min(math.ceil((len(group) + 1) * (1 + coverage) / 2), len(group)) - 1
+            factors.append((group[len(group) - 1 - upper], group[upper]) if group else (0.0, math.inf))
+        return cls(cuts, tuple(factors))
+
+    def interval(self, estimate: float, at: float) -> tuple[float, float]:
+        """What the estimate's group says of the truth; it holds the estimate itself."""
+        low, high = self.factors[bisect_left(self.cuts, at)]
+        return estimate * min(low, 1.0), estimate * max(high, 1.0)
 
 
 def unseen_share(support: Int[Tensor, "k"], num_starts: int) -> float:

@@ -109,7 +109,7 @@ def test_it_survives_json_and_refuses_another_kind() -> None:
     found = fitted()
     assert c.Calibrator.from_json(found.to_json()) == found
     with pytest.raises(EvidenceError, match="a calibrator of monotone"):
-        c.Calibrator.from_json(found.to_json().replace('"version": 2', '"version": 0'))
+        c.Calibrator.from_json(found.to_json().replace('"version": 3', '"version": 0'))
 
 
 def test_the_shipped_calibrator_was_fitted_on_the_data_beside_it() -> None:
@@ -125,3 +125,5 @@ def test_the_shipped_calibrator_was_fitted_on_the_data_beside_it() -> None:
     again = c.fit(x, truth, shipped.names)
     assert np.allclose(again.predict(x), shipped.predict(x), atol=0.01), "the fit reproduces from the data"
     assert np.abs(shipped.predict(x) - truth).mean() < 0.15
+    for factors, cuts in ((shipped.number, c.NUMBER_CUTS), (shipped.active, c.ACTIVE_CUTS)):
+        assert factors.cuts == cuts and len(factors.factors) == len(cuts) + 1

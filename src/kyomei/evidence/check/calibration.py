@@ -21,8 +21,9 @@ from scipy.special import expit  # type: ignore[import-untyped, unused-ignore]
 
 from kyomei.errors import EvidenceError
 from kyomei.evidence.check.structure import Structure
+from kyomei.learning.occurrence import Factors
 
-ALGORITHM, VERSION = "monotone additive fractional logit", 2
+ALGORITHM, VERSION = "monotone additive fractional logit", 3
 FILE = "calibrator.json"
 RIDGE = 0.01
 KNOTS = (0.0, 0.25, 0.5, 0.75)
@@ -37,8 +38,14 @@ NEAR, KIN = 0.05, 0.25
 all are children of one parent or another."""
 COMPETING = 0.8
 """Meetings of independent neighbours over chance, for they compete for a row."""
+NUMBER_CUTS = (0.25, 0.5, 0.75, 0.9, 0.97)
+"""Expected recoveries between which the estimated number of features has one interval."""
+ACTIVE_CUTS = (0.4, 0.6, 0.8, 0.95)
+"""Explained shares of the rows that are explained least, between which the number of active features has one interval."""
 LEAST_SHARE = 0.02
 """Keeps log odds finite."""
+
+NO_FACTORS = Factors((), ((0.0, math.inf),))
 
 Array = Float[np.ndarray, "..."]
 
@@ -50,6 +57,31 @@ def recaptured(structure: Structure) -> float:
         return 0.0
     in_second, in_first = both / first, both / second
     return in_first + in_second - in_first * in_second
+
+
+def number_of_features(structure: Structure) -> float:
+    """Estimated number of features, by capture and recapture (Chapman, 1951); at least as many as were found.
+
+    The captures are all stable directions of a half, less the share that mixtures have among the reproduced ones; a stable
+    direction that only one half found is a feature too, for Gaussian rows have none.
+    """
+    true_share = structure.features / max(1, structure.distinct)
+    first, second = (true_share * count for count in structure.found)
+    both = structure.reproduced * (first + second) / 2
+    return max(structure.features, (first + 1) * (second + 1) / (both + 1) - 1)
+
+
+def number_active(structure: Structure) -> float:
+    """Features in the code of the usual row, of the search's directions or of the second opinion's, whichever has more."""
+    return max(structure.active.median, structure.second.coded.active.median, 1.0)
+
+
+def least_explained(structure: Structure) -> float:
+    """Share of their energy that sums of at most eight directions explain of the tenth of the rows that they explain least.
+
+    Rows of more features are among them: their codes stop at eight.
+    """
+    return max(structure.explained.low, structure.second.coded.explained.low)
 
 
 def statistics(structure: Structure) -> dict[str, float]:
@@ -102,6 +134,8 @@ class Calibrator:
         intercept: of the logit.
         ranges: smallest and largest value of each statistic in the data of the fit.
         residuals: for each group of predictions, the quantiles of truth − prediction on left-out families.
+        number: truth ÷ estimate of the number of features, by the expected recovery.
+        active: truth ÷ estimate of the number of features in the usual row, by `least_explained`.
         data_sha256: of the file that it was fitted on.
         num_regimes: lines of that file.
     """
@@ -112,6 +146,8 @@ class Calibrator:
     intercept: float
     ranges: tuple[tuple[float, float], ...]
     residuals: tuple[tuple[float, float], ...] = ()
+    number: Factors = NO_FACTORS
+    active: Factors = NO_FACTORS
     data_sha256: str = ""
     num_regimes: int = 0
 
@@ -155,7 +191,8 @@ class Calibrator:
         if kind != (ALGORITHM, VERSION):
             found = " ".join(map(str, kind))
             raise EvidenceError(f"a calibrator of {ALGORITHM} {VERSION}", found, "fit it again with bench/calibration.py")
-        return cls(**{name: _tuples(value) for name, value in values.items()})
+        values = {name: _tuples(value) for name, value in values.items()}
+        return cls(**{**values, **{name: Factors(**values[name]) for name in ("number", "active")}})
 
 
 @cache
@@ -228,4 +265,6 @@ def _basis(
 
 
 def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _tuples(inner) for name, inner in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -16,13 +16,24 @@ import numpy as np
 from jaxtyping import Shaped
 from torch import Tensor
 
-from kyomei.evidence.check.calibration import Calibrator, recaptured, shipped, statistics
+from kyomei.evidence.check.calibration import (
+    COVERAGE,
+    Calibrator,
+    least_explained,
+    number_active,
+    number_of_features,
+    recaptured,
+    shipped,
+    statistics,
+)
 from kyomei.evidence.check.structure import Progress, Structure, search
 from kyomei.learning.refinement import PARTS
 from kyomei.source.rows import Rows
 
 Status = Literal["met", "not met", "unknown"]
 Verdict = Literal["met", "partly", "not met"]
+IntervalOf = Literal["truth", "features"]
+SHORT: dict[IntervalOf, str] = {"truth": "95 %", "features": "8 in 10"}
 
 MIN_REPRODUCED = 5
 """Reproduced directions, of both halves together, below which nothing else is said."""
@@ -56,7 +67,9 @@ class Premise:
         name: what is asked.
         status: "met", "not met", or "unknown" where the search says too little.
         estimate: the number that it rests on.
-        interval: a lower and an upper value of it; `meaning` says of what.
+        interval: a lower and an upper value; none: nothing of the kind is known.
+        interval_of: what the interval is. "truth": it held the true value in 95 % of the planted data of kinds that it was not
+            fitted on; "features": eight features in ten lie within it.
         meaning: what the numbers say, for someone new to the subject.
         advice: what to do about it.
     """
@@ -64,20 +77,24 @@ class Premise:
     name: str
     status: Status
     estimate: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
+    interval_of: IntervalOf | None
     meaning: str
     advice: str
 
     @property
     def figures(self) -> str:
         """Estimate and interval in short."""
-        return "–" if math.isnan(self.estimate) else "{:.3g} ({:.3g}–{:.3g})".format(self.estimate, *self.interval)
+        if math.isnan(self.estimate):
+            return "–"
+        if self.interval is None or self.interval_of is None:
+            return f"{self.estimate:.3g}"
+        return "{:.3g} ({}: {:.3g}–{:.3g})".format(self.estimate, SHORT[self.interval_of], *self.interval)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; null where there was nothing to measure."""
-        low, high = (None if math.isnan(value) else value for value in self.interval)
-        estimate = None if math.isnan(self.estimate) else self.estimate
-        return {**vars(self), "estimate": estimate, "interval": [low, high]}
+        interval = None if self.interval is None else list(self.interval)
+        return {**vars(self), "estimate": None if math.isnan(self.estimate) else self.estimate, "interval": interval}
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,7 +125,8 @@ class Premises:
         """The expected recovery in words."""
         if self.expected_frr is None or self.interval is None:
             return f"unknown ({self.statistics['why_unknown']})"
-        return f"{self.expected_frr:.2f} ({self.interval[0]:.2f}–{self.interval[1]:.2f})"
+        low, high = self.interval
+        return f"{self.expected_frr:.2f} ({COVERAGE:.0%}: {low:.2f}–{high:.2f})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -124,7 +142,7 @@ class Premises:
         lines = [f"Premises: {self.verdict}. Expected share of features recovered (cosine 0.9): {self.expected}."]
         width = max(len(premise.name) for premise in self.table)
         for p in self.table:
-            lines.append(f"  {p.name:<{width}}  {p.status:<7}  {p.figures:<22} {p.meaning}")
+            lines.append(f"  {p.name:<{width}}  {p.status:<7}  {p.figures:<30} {p.meaning}")
             if p.status != "met":
                 lines.append(f"  {'':<{width}}  → {p.advice}")
         return "\n".join(lines)
@@ -160,27 +178,21 @@ def check(
 def judge(structure: Structure, calibrator: Calibrator) -> Premises:
     """The premises and the verdict from what a search measured."""
     structured = _sparse_structure(structure)
-    rest = (
-        _number_of_features,
-        _occurrence,
-        _sparsity,
-        _co_occurrence,
-        _balance,
-        _incoherence,
-        _hierarchy,
-        _rows_needed,
-    )
-    table = (structured, *(premise(structure) for premise in rest))
     values = statistics(structure)
     figures: dict[str, Any] = {**structure.to_dict(), "calibrated_on": values}
-    expected = None
+    expected = calibrator.expected(structure) if structured.status == "met" else None
+    number = active = None
+    if expected is not None:
+        number = _whole(calibrator.number.interval(number_of_features(structure), expected.value))
+        active = _whole(calibrator.active.interval(number_active(structure), least_explained(structure)))
+    rest = (_occurrence, _co_occurrence, _balance, _incoherence, _hierarchy, _rows_needed)
+    occurrence, *others = (premise(structure) for premise in rest)
+    table = (structured, _number_of_features(structure, number), occurrence, _sparsity(structure, active), *others)
     if structured.status != "met":
         table = (structured, *(_without_structure(premise.name) for premise in table[1:]))
         figures["why_unknown"] = "no sparse structure was found"
-    else:
-        expected = calibrator.expected(structure)
-        if expected is None:
-            figures["why_unknown"] = f"beyond the calibration in {', '.join(calibrator.outside(values))}"
+    elif expected is None:
+        figures["why_unknown"] = f"beyond the calibration in {', '.join(calibrator.outside(values))}"
     interval = None if expected is None else (expected.low, expected.high)
     value = None if expected is None else expected.value
     return Premises(_verdict(table, value), value, interval, table, figures)
@@ -198,86 +210,95 @@ def _verdict(table: tuple[Premise, ...], expected: float | None) -> Verdict:
 
 def _without_structure(name: str) -> Premise:
     meaning = "Nothing to measure it on: no sparse structure was found."
-    return Premise(name, "unknown", math.nan, (math.nan, math.nan), meaning, "see sparse structure")
+    return Premise(name, "unknown", math.nan, None, None, meaning, "see sparse structure")
 
 
 def _premise(
-    name: str, estimate: float, interval: tuple[float, float], meaning: str, advice: str, *, met: bool, not_met: bool
+    name: str,
+    estimate: float,
+    interval: tuple[float, float] | None,
+    meaning: str,
+    advice: str,
+    *,
+    of: IntervalOf = "features",
+    met: bool,
+    not_met: bool,
 ) -> Premise:
     """Advice is for a premise that is not met or unknown."""
     status: Status = "not met" if not_met else "met" if met else "unknown"
-    return Premise(name, status, estimate, interval, meaning, "nothing to do" if status == "met" else advice)
+    kind = None if interval is None else of
+    return Premise(name, status, estimate, interval, kind, meaning, "nothing to do" if status == "met" else advice)
+
+
+def has_structure(s: Structure) -> bool:
+    """Whether more directions are found again than on Gaussian surrogates run through the same search, and enough to go on."""
+    low, _ = _wilson(s.reproduced, sum(s.found))
+    _, null_high = _wilson(s.null_reproduced, max(1, round(s.null_reproduced * sum(s.candidates)) + 100))
+    return s.num_reproduced >= MIN_REPRODUCED and s.features >= 2 and low > null_high
 
 
 def _sparse_structure(s: Structure) -> Premise:
-    """Against the Gaussian surrogates run through the same search."""
-    low, high = _wilson(s.reproduced, sum(s.found))
-    _, null_high = _wilson(s.null_reproduced, max(1, round(s.null_reproduced * sum(s.candidates)) + 100))
-    met = s.num_reproduced >= MIN_REPRODUCED and s.features >= 2 and low > null_high
+    met = has_structure(s)
     meaning = (
         f"{s.reproduced:.0%} of the {sum(s.found)} stable directions of two disjoint halves were found again by the other half "
         f"(cosine above {s.null_level:.2f}); on Gaussian rows of the same covariance {s.null_reproduced:.1%}."
     )
     advice = "do not read features off these rows: harvest more tokens, or try another layer or site"
-    return _premise("sparse structure", s.reproduced, (low, high), meaning, advice, met=met, not_met=not met)
+    return _premise("sparse structure", s.reproduced, None, meaning, advice, met=met, not_met=not met)
 
 
-def _number_of_features(s: Structure) -> Premise:
-    """Capture and recapture: both halves' searches are independent draws of features (Chapman, 1951)."""
-    estimate, low, high = n_features(s)
+def _number_of_features(s: Structure, bounds: tuple[float, float] | None) -> Premise:
+    estimate = number_of_features(s)
     meaning = (
         f"About {estimate:.0f} features in {s.dim} dimensions, {estimate / s.dim:.1f} for each ({s.features} found by "
-        f"both halves; {s.distinct - s.features} mixtures of features left out)."
+        f"both halves; {s.distinct - s.features} mixtures of features left out)" + _between(bounds)
     )
     # d > √n: light superposition, where the theory's band of frequencies is wide.
-    met = s.dim**2 > high
+    low, high = bounds or (estimate, estimate)
     advice = "superposition is heavy: use a site with more dimensions"
-    return _premise("number of features", estimate, (low, high), meaning, advice, met=met, not_met=s.dim**2 < low)
+    met, not_met = s.dim**2 > high, s.dim**2 < low
+    return _premise("number of features", estimate, bounds, meaning, advice, of="truth", met=met, not_met=not_met)
 
 
-def n_features(s: Structure) -> tuple[float, float, float]:
-    """Estimated number of features, with a 95 % interval; at least as many as were found.
+def _whole(bounds: tuple[float, float]) -> tuple[float, float]:
+    """Numbers of features are whole."""
+    return float(math.floor(bounds[0])), float(math.ceil(bounds[1]))
 
-    The captures are all stable directions of a half, less the share that mixtures have among the reproduced ones; a stable
-    direction that only one half found is a feature too, for Gaussian rows have none.
-    """
-    true_share = s.features / max(1, s.distinct)
-    first, second = (true_share * count for count in s.found)
-    both = s.reproduced * (first + second) / 2
-    estimate = (first + 1) * (second + 1) / (both + 1) - 1
-    variance = (first + 1) * (second + 1) * max(0.0, first - both) * max(0.0, second - both) / ((both + 1) ** 2 * (both + 2))
-    reach = SIGMA * math.sqrt(variance)
-    return max(s.features, estimate), max(s.features, estimate - reach), max(s.features, estimate + reach)
+
+def _between(bounds: tuple[float, float] | None) -> str:
+    """The end of a sentence that says what the interval is."""
+    if bounds is None:
+        return "; how far off that may be is not known for rows like these."
+    return f"; on planted rows like these there were {bounds[0]:.0f} to {bounds[1]:.0f} in 95 cases of 100."
 
 
 def _occurrence(s: Structure) -> Premise:
     low, median, high = s.occurrence
     ratio = high / max(low, 1e-9)
     meaning = (
-        f"Half of the features occur in more than {median:.2%} of the rows; eight in ten lie between {low:.2%} and {high:.2%}."
+        f"Half of the features stand out in more than {median:.2%} of the rows, eight in ten in {low:.2%} to {high:.2%}; weak "
+        "occurrences are not counted."
     )
     advice = "expect rare features to be missed: harvest more tokens, and read the recovery as one of the frequent features"
     even = ratio <= EVEN_OCCURRENCE
     return _premise("occurrence spectrum", median, (low, high), meaning, advice, met=even, not_met=not even)
 
 
-def _sparsity(s: Structure) -> Premise:
-    low, median, high = s.active
+def _sparsity(s: Structure, bounds: tuple[float, float] | None) -> Premise:
+    """A code stops at eight features, and weak ones are lost in it: what is not explained says how many more there may be."""
+    estimate = number_active(s)
+    counted = f"{estimate:.0f}" if estimate < PARTS else f"{PARTS} or more"
     meaning = (
-        f"{_counted(median)} features are active in the usual row ({_counted(low)}–{_counted(high)} in eight rows of ten), in "
-        f"{s.dim} dimensions; they explain {max(0.0, s.explained.median):.0%} of it, and {s.basin_share:.0%} of random starts "
-        "were drawn to a feature."
+        f"{counted} features are seen in the usual row, in {s.dim} dimensions; sums of at most {PARTS} explain "
+        f"{max(0.0, s.explained.median):.0%} of it, and no more than {max(0.0, least_explained(s)):.0%} in a tenth of the "
+        f"rows; {s.basin_share:.0%} of random starts were drawn to a feature" + _between(bounds)
     )
     advice = (
         "rows are dense or noisy: try another layer, or a site before features are summed, such as an MLP's or a head's output"
     )
-    met = s.basin_share >= FALLEN_STARTS and median < PARTS
-    return _premise("sparsity per row", median, (low, high), meaning, advice, met=met, not_met=s.basin_share < LOST_STARTS)
-
-
-def _counted(number: float) -> str:
-    """Rows are not coded beyond so many features."""
-    return f"{number:.0f}" if number < PARTS else f"{PARTS} or more"
+    met = s.basin_share >= FALLEN_STARTS and estimate < PARTS
+    not_met = s.basin_share < LOST_STARTS
+    return _premise("sparsity per row", estimate, bounds, meaning, advice, of="truth", met=met, not_met=not_met)
 
 
 def _co_occurrence(s: Structure) -> Premise:
@@ -289,9 +310,9 @@ def _co_occurrence(s: Structure) -> Premise:
     together = median > TWICE_CHANCE * max(s.chance_partner, max(1, s.features) ** -0.5)
     divided = s.split.median > DIVIDED or _hierarchical(s)
     meaning = (
-        f"Given a feature, its most frequent companion is there in {median:.0%} of the rows (by chance "
-        f"{s.chance_partner:.0%}); rows of one feature vary {s.split.median:.1f} times as much along one axis as noise would"
-        + ("; children come with their parent, see hierarchy." if _hierarchical(s) else ".")
+        f"Given a feature, its most frequent companion is there in {median:.0%} of the rows ({low:.0%}–{high:.0%} for eight "
+        f"features in ten; by chance {s.chance_partner:.0%}); rows of one feature vary {s.split.median:.1f} times as much "
+        "along one axis as noise would" + ("; children come with their parent, see hierarchy." if _hierarchical(s) else ".")
     )
     advice = "features that come together are found as one: read such directions as groups, and harvest more varied text"
     return _premise("co-occurrence", median, (low, high), meaning, advice, met=True, not_met=together or divided)
@@ -309,7 +330,8 @@ def _incoherence(s: Structure) -> Premise:
     low, median, high = s.coherence
     coherent = median > COHERENT * s.chance_coherence
     meaning = (
-        f"A feature's nearest other one is at cosine {median:.2f}; among as many random directions at {s.chance_coherence:.2f}."
+        f"A feature's nearest other one is at cosine {median:.2f} ({low:.2f}–{high:.2f} for eight features in ten); among as "
+        f"many random directions at {s.chance_coherence:.2f}."
     )
     advice = "near features will be confused with one another: read them together, or use a site with more dimensions"
     return _premise("incoherence", median, (low, high), meaning, advice, met=not coherent, not_met=coherent)
@@ -326,14 +348,13 @@ def _siblings(s: Structure) -> bool:
 
 
 def _hierarchy(s: Structure) -> Premise:
-    low, high = _wilson(s.child_share, s.features)
     siblings = _siblings(s)
     meaning = (
         f"{s.child_share:.0%} of the features nearly always come with another, more frequent one that often comes without them"
         + ("; most features point partly the same way as another, as children of one parent do." if siblings else ".")
     )
     advice = "a child is found together with its parent: read such directions as 'parent and child', not as one concept"
-    return _premise("hierarchy", s.child_share, (low, high), meaning, advice, met=True, not_met=_hierarchical(s))
+    return _premise("hierarchy", s.child_share, None, meaning, advice, met=True, not_met=_hierarchical(s))
 
 
 def _rows_needed(s: Structure) -> Premise:
@@ -346,7 +367,7 @@ def _rows_needed(s: Structure) -> Premise:
         f"({usual:,.0f} for half of them); there are {s.num_rows:,}. Features that were not found need more."
     )
     advice = "harvest more tokens"
-    return _premise("rows needed", most, (usual, most), meaning, advice, met=enough, not_met=not enough)
+    return _premise("rows needed", most, None, meaning, advice, met=enough, not_met=not enough)
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:
