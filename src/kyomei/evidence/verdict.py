@@ -122,7 +122,7 @@ def _premises(premises: Mapping[str, Any] | None) -> Reason:
     meaning = (
         "what share of the features a search would find is not known here"
         if expected is None
-        else "of the features a quick search would find {:.0%} (95 % {:.0%}–{:.0%})".format(expected, *premises["interval"])
+        else "of the features a quick search would find {:.0%} (90 %: {:.0%}–{:.0%})".format(expected, *premises["interval"])
     )
     return Reason("premises", "against" if found == "not met" else "for", found, meaning)
 
