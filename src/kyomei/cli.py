@@ -224,7 +224,7 @@ def plan_command(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time, memory, disk and money of a training before it is begun."""
+    """Time, memory, disk and money of a run before it is begun, and what is out of proportion."""
     source = {"source.model": model, "source.sites": site, "source.num_tokens": tokens, "dictionary.width": width}
     with _verb(threads):
         from kyomei.stages.plan import plan
@@ -235,7 +235,7 @@ def plan_command(
             "measured on this machine" if hardware == "here" else f"{hardware}: reckoned from its maker's figures, not measured"
         )
         facts = found.to_dict()
-        show(facts, as_json, tables.plan_table(facts, title, asked.source.replicas))
+        show(facts, as_json, tables.plan_table(facts, title, asked.source.replicas), closing=found.advice)
 
 
 @app.command("measure")

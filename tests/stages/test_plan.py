@@ -6,7 +6,7 @@ import pytest
 
 from kyomei.config import Recipe
 from kyomei.errors import RecipeError
-from kyomei.stages.plan import GPUS, Plan, plan
+from kyomei.stages.plan import GPUS, Plan, _advice, plan
 from kyomei.views.tables import plan_table
 
 SMALL = Recipe().with_values(
@@ -28,7 +28,7 @@ def here() -> Plan:
 
 
 def test_every_part_of_the_work_is_there(here: Plan) -> None:
-    assert list(here.seconds) == ["harvest", "resonance", "placing latents", "training"]
+    assert list(here.seconds) == ["harvest", "check", "resonance", "placing latents", "training", "certify", "measure"]
     assert all(seconds > 0 for seconds in here.seconds.values()) and here.total_seconds < 600
     assert here.price is None and here.mesh == "1x1"
     assert 1e8 < here.memory_bytes < 1e10
@@ -46,7 +46,7 @@ def test_more_of_anything_takes_more(here: Plan) -> None:
     streamed = plan(SMALL.with_values({"source.streamed_tokens": 100_000}))
     assert streamed.seconds["streaming"] > 0 and streamed.disk_bytes == here.disk_bytes
     baseline = plan(SMALL.with_values({"mechanism.name": "topk"}))
-    assert list(baseline.seconds) == ["harvest", "training"]
+    assert list(baseline.seconds) == ["harvest", "check", "training", "certify", "measure"]
 
 
 def test_a_gpu_is_reckoned_from_the_table_and_priced() -> None:
@@ -58,6 +58,21 @@ def test_a_gpu_is_reckoned_from_the_table_and_priced() -> None:
     # The table's smallest GPU holds a part of such a dictionary only.
     rows, latents = map(int, plan(wide, "rtx4090", gpus=4).mesh.split("x"))
     assert rows * latents == 4 and latents > 1
+
+
+def test_what_is_out_of_proportion_is_said() -> None:
+    """50M tokens harvested and 1M read; a search that takes 6.3 of 8.9 hours."""
+    large = Recipe().with_values({"source.num_tokens": 50_000_000, "train.steps": 1000, "train.batch_rows": 1024})
+    found = plan(large, "h100")
+    shown = plan_table(found.to_dict(), "h100", 3)
+    assert dict(shown.rows)["tokens harvested"] == "50,000,000"
+    assert dict(shown.rows)["rows trained on"] == "1,024,000 of 12,500,000 (0.082 times each)"
+    assert {row[0] for row in shown.rows} <= {name for name, _ in shown.legend}
+    assert any("Training reads 8% of what is harvested" in line for line in found.advice)
+    (searched,) = _advice(large, {"resonance": 6.3 * 3600, "training": 2.6 * 3600}, 1.0)
+    assert searched.startswith("Resonance takes 6.3 hours of 8.9 hours") and "resonance.rounds" in searched
+    even = large.with_values({"source.num_tokens": 100_000, "train.steps": 20_000, "mechanism.name": "topk"})
+    assert not plan(even, "h100").advice
 
 
 def test_unknown_hardware_is_refused() -> None:

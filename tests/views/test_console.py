@@ -63,7 +63,7 @@ TABLES = [
     harvest_table({"sites": {"s": {"dim": 8, "parts": {"evidence": HARVESTED}}}}, "runs/first"),
     plan_table(
         {"seconds": {"harvest": 20.0, "resonance": 7000.0}, "total_seconds": 7020.0, "memory_bytes": 1e9, "disk_bytes": 2e9}
-        | {"price": 3.0, "mesh": "1x1"},
+        | {"price": 3.0, "mesh": "1x1", "harvested_tokens": 1000, "read_rows": 500, "rows": 250},
         "here",
         3,
     ),

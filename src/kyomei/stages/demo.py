@@ -15,9 +15,10 @@ from kyomei.stages.train import train_run
 
 BASELINE = "topk"
 DEMO = {
-    "dictionary": {"width": 768},
-    "resonance": {"neurons": 1536, "steps": 12},
-    "train": {"steps": 1000, "checkpoint_every": 100},
+    "source": {"num_tokens": 240_000, "spread": 4},
+    "dictionary": {"width": 512},
+    "resonance": {"neurons": 1024, "rounds": 2, "steps": 10},
+    "train": {"steps": 800, "checkpoint_every": 100},
 }
 
 

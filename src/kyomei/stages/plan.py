@@ -1,10 +1,11 @@
-"""What a training will take before it is begun: time, memory, disk and money, from a short probe here or a table of GPUs."""
+"""What a run will take before it is begun: time, memory, disk and money, from a short probe here or a table of GPUs."""
 
 from __future__ import annotations
 
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kyomei.config import Recipe
+from kyomei.config import Recipe, ResonanceRecipe
 from kyomei.dictionary.mechanisms import GBA, Mechanism, TopK, mechanism_from
 from kyomei.errors import RecipeError
+from kyomei.evidence.check.structure import HALF_ROWS, NULL_NEURONS, QUICK
+from kyomei.evidence.reproduction import MAX_ROWS
 from kyomei.learning.fit import starts_from_resonance
 from kyomei.learning.latents import random_start
 from kyomei.learning.mesh import Mesh
@@ -27,6 +30,7 @@ from kyomei.source.rows import TensorRows
 from kyomei.source.shards import RELEASE_BYTES
 from kyomei.source.stream import KEPT_SHARE
 from kyomei.stages.harvest import load_model
+from kyomei.views.numbers import duration
 
 PROBE_STEPS = 5
 PROBE_ROWS = 8192
@@ -35,6 +39,12 @@ NULL_ROUNDS, USUAL_ROUNDS = 1.0, 2.0
 LEFT_AFTER_MERGING = 0.5
 """Share of the neurons that is carried on once those that met are one."""
 NUM_NULLS = 2
+CHECK_SEARCHES = 9.0
+"""The premise check as a multiple of its searches, measured once on the demo's rows: the rest looks at how codes behave."""
+CERTIFY_PASSES, MEASURE_PASSES = 12.0, 12.0
+"""Scorings of the evidence rows that take about as long as a certificate and as all figures; not measured."""
+MOST = 0.5
+"""Share of the time, or of the rows, from which something is said about it."""
 TEXT_BYTES = 190e6
 """What text, tokens and a harvest's shards leave resident: what was missing, 184 to 211 MB, on three settings
 (docs/results.md)."""
@@ -74,7 +84,7 @@ LAUNCH_SECONDS = 0.003
 
 @dataclass(frozen=True)
 class Plan:
-    """What `kyomei train` will take.
+    """What a run will take, from harvest to evidence.
 
     Attributes:
         hardware: where; "here" was probed, a GPU is reckoned from its maker's figures.
@@ -83,6 +93,10 @@ class Plan:
         disk_bytes: activations, tokens, dictionaries and checkpoints.
         price: US dollars in all; none: no price an hour was given.
         mesh: parts of rows × parts of latents to train on.
+        harvested_tokens: stored, all parts together.
+        read_rows: that the steps of one replica read, a row that is read twice counted twice.
+        rows: that one replica has.
+        advice: what to change, in sentences, where something is out of proportion.
     """
 
     hardware: str
@@ -91,6 +105,10 @@ class Plan:
     disk_bytes: float
     price: float | None
     mesh: str
+    harvested_tokens: int
+    read_rows: int
+    rows: int
+    advice: tuple[str, ...] = ()
 
     @property
     def total_seconds(self) -> float:
@@ -112,7 +130,7 @@ class _Rates:
 
 
 def plan(recipe: Recipe, hardware: str = "here", *, price: float | None = None, gpus: int = 1) -> Plan:
-    """Time, memory, disk and money of `kyomei train` with a recipe.
+    """Time, memory, disk and money of `kyomei harvest`, `check`, `train`, `certify` and `measure` with a recipe.
 
     Args:
         recipe: what would be trained.
@@ -132,13 +150,36 @@ def plan(recipe: Recipe, hardware: str = "here", *, price: float | None = None, 
     load_seconds = time.perf_counter() - began
     size = _Size.of(recipe, model)
     rates = _probed(recipe, model, size) if hardware == "here" else _reckoned(GPUS[hardware], model, size, gpus)
-    seconds = {"harvest": load_seconds + size.tokens / rates.tokens_per_second, **_training_seconds(recipe, size, rates)}
+    seconds = {
+        "harvest": load_seconds + size.tokens / rates.tokens_per_second,
+        "check": _check_seconds(size, rates),
+        **_training_seconds(recipe, size, rates),
+        **_evidence_seconds(size, rates),
+    }
     features = 1 if hardware == "here" else _feature_parts(size, GPUS[hardware], gpus)
     memory = rates.base_bytes + size.working_bytes if hardware == "here" else size.gpu_bytes(gpus // features, features)
     rate = price if price is not None or hardware == "here" else GPUS[hardware].price
     total = sum(seconds.values())
     cost = None if rate is None else rate * gpus * total / 3600
-    return Plan(hardware, seconds, memory, size.disk_bytes, cost, f"{gpus // features}x{features}")
+    mesh, read = f"{gpus // features}x{features}", recipe.train.steps * recipe.train.batch_rows
+    advice = tuple(_advice(recipe, seconds, read / size.rows))
+    return Plan(hardware, seconds, memory, size.disk_bytes, cost, mesh, size.tokens, read, size.rows, advice)
+
+
+def _advice(recipe: Recipe, seconds: dict[str, float], read_share: float) -> Iterator[str]:
+    """What to change where one part takes most of the time, or most of a replica's rows are never trained on."""
+    total = sum(seconds.values())
+    if seconds.get("resonance", 0.0) > MOST * total:
+        width = "" if recipe.dictionary.width else " A dictionary.width ends the search once it is full."
+        yield (
+            f"Resonance takes {duration(seconds['resonance'])} of {duration(total)}. Fewer resonance.neurons or "
+            f"resonance.rounds make it shorter, and find fewer of the rare features.{width}"
+        )
+    if read_share < MOST and not recipe.source.streamed_tokens:
+        yield (
+            f"Training reads {read_share:.0%} of what is harvested for it: raise train.steps, or lower source.num_tokens if "
+            "resonance does not need the rows."
+        )
 
 
 def _feature_parts(size: _Size, gpu: Hardware, gpus: int) -> int:
@@ -203,6 +244,31 @@ class _Size:
         return self.tokens * (self.dim * stored * max(1, len(source.sites)) + 8 + 20) + dictionaries * per_dictionary
 
 
+def _check_seconds(size: _Size, rates: _Rates) -> float:
+    """The premise check: quick searches in two halves of the rows, and in two surrogates of them."""
+    rows = min(size.rows // 2, HALF_ROWS)
+    null = QUICK.model_copy(update={"neurons": NULL_NEURONS})
+    return CHECK_SEARCHES * 2 * (_search_work(QUICK, rows) + _search_work(null, rows)) / rates.neuron_rows
+
+
+def _evidence_seconds(size: _Size, rates: _Rates) -> dict[str, float]:
+    """Certificate and figures: every dictionary scores the evidence rows a few times."""
+    rows = int(size.tokens * size.recipe.source.evidence_share)
+    scores = (size.recipe.source.replicas + NUM_NULLS) * size.width / rates.neuron_rows
+    return {"certify": CERTIFY_PASSES * min(rows, MAX_ROWS) * scores, "measure": MEASURE_PASSES * rows * scores}
+
+
+def _search_work(recipe: ResonanceRecipe, rows: int) -> float:
+    """Neurons times rows that one round of starts scores, over all frequencies."""
+    work = 0.0
+    for p in recipe.frequencies or default_frequencies(int(0.9 * rows)):
+        batch = min(max(recipe.batch_rows, round(10 / p)), rows)
+        polished = 2 * 3 * min(POLISH_ROWS, rows // 2)
+        alive = recipe.neurons * (0.5 + 0.5 * LEFT_AFTER_MERGING)
+        work += recipe.steps * batch * alive + polished * LEFT_AFTER_MERGING * recipe.neurons
+    return work
+
+
 def _training_seconds(recipe: Recipe, size: _Size, rates: _Rates) -> dict[str, float]:
     """Seconds of resonance and training over all replicas and the two of the null, which streams nothing.
 
@@ -218,15 +284,9 @@ def _training_seconds(recipe: Recipe, size: _Size, rates: _Rates) -> dict[str, f
     training = warm * rates.warm_step + (steps - warm) * rates.step
     own = recipe.resonance
     rounds = min(own.rounds, USUAL_ROUNDS) * replicas + NULL_ROUNDS * NUM_NULLS
-    finding = 0.0
-    for p in own.frequencies or default_frequencies(int(0.9 * size.rows)):
-        batch = min(max(own.batch_rows, round(10 / p)), size.rows)
-        polished = 2 * 3 * min(POLISH_ROWS, size.rows // 2)
-        alive = own.neurons * (0.5 + 0.5 * LEFT_AFTER_MERGING)
-        finding += own.steps * batch * alive + polished * LEFT_AFTER_MERGING * own.neurons
     placing = (replicas + NUM_NULLS) * _placing_seconds(size, rates)
     return {
-        "resonance": rounds * finding / rates.neuron_rows,
+        "resonance": rounds * _search_work(own, size.rows) / rates.neuron_rows,
         "placing latents": placing,
         "training": (replicas + NUM_NULLS) * training,
         **streaming,

@@ -376,14 +376,18 @@ def plan_table(facts: Facts, title: str, replicas: int) -> Table:
     """
     rows = [(f"time, {part}", duration(seconds)) for part, seconds in facts["seconds"].items()]
     rows.append(("time in all", duration(facts["total_seconds"])))
+    rows.append(("tokens harvested", f"{facts['harvested_tokens']:,}"))
+    times = facts["read_rows"] / facts["rows"]
+    rows.append(("rows trained on", f"{facts['read_rows']:,} of {facts['rows']:,} ({times:.2g} times each)"))
     rows.append(("memory", f"{facts['memory_bytes'] / 1e9:.2f} GB"))
     rows.append(("disk", f"{facts['disk_bytes'] / 1e9:.2f} GB"))
     if facts["price"] is not None:
         rows.append(("money", f"{facts['price']:.2f} dollars"))
     rows.append(("mesh", facts["mesh"]))
     rows.append(("what", f"{replicas + 1} parts of the documents, {replicas} replicas and {NULL_REPLICAS} of the null"))
-    parts = tuple((f"time, {part}", PARTS[part]) for part in facts["seconds"] if part in PARTS)
-    return Table(title, ("what", "figure"), tuple(rows), parts + _legend("memory", "disk", "mesh", "replica", "null"))
+    parts = tuple((f"time, {part}", PARTS[part]) for part in facts["seconds"])
+    named = _legend(*(name for name, _ in rows if not name.startswith("time, ")), "replica", "null")
+    return Table(title, ("part", "figure"), tuple(rows), parts + named)
 
 
 def planted_table(facts: Facts, num_features: int, dim: int) -> Table:

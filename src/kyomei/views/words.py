@@ -67,6 +67,11 @@ TERMS = {
     "MCC": "mean cosine over the best one-to-one matching with the planted features",
     "memory": "largest at any time of one process, or of one GPU",
     "disk": "activations, tokens, dictionaries and checkpoints",
+    "time in all": "of one run from harvest to figures; baselines and further nulls come on top",
+    "money": "what the hours cost at the price of an hour",
+    "what": "what is made in that time",
+    "tokens harvested": "tokens whose activations are stored, all parts of the documents together",
+    "rows trained on": "rows that the steps of one replica read, of those it has; the search for directions reads more",
     "mesh": "parts of the rows times parts of the latents, for torchrun",
     "pass on the null": "share of the null's latents that would be certified by the same rule; it should be near zero",
 }
@@ -77,6 +82,9 @@ PARTS = {
     "resonance": "the search for directions, in every replica and in the null",
     "placing latents": "thresholds and decoders of the latents that start from directions",
     "training": "all steps of every replica and of the null",
+    "check": "the premise check: are features to be found in these rows?",
+    "certify": "which features the other replicas confirm",
+    "measure": "all figures on the documents that no replica saw",
     "streaming": "the model reads text while training goes on",
 }
 """Parts of the work that a plan reckons."""
