@@ -35,6 +35,7 @@ from kyomei.learning.placement import (
 from kyomei.learning.resonance import resonate
 from kyomei.learning.spaces import Normalisation
 from kyomei.learning.training import train
+from kyomei.learning.undisturbed import undisturbed
 from kyomei.learning.workplace import Workplace
 from kyomei.source.rows import Rows, open_rows
 from kyomei.source.stream import StreamedRows
@@ -57,6 +58,7 @@ def choose_device(asked: str) -> str:
     return asked
 
 
+@undisturbed
 def fit(
     x: Shaped[Tensor, "rows dim"] | Shaped[np.ndarray, "rows dim"] | str | Path | Rows,
     recipe: Recipe | None = None,

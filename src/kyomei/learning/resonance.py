@@ -28,6 +28,7 @@ from kyomei.learning.mesh import Mesh
 from kyomei.learning.occurrence import estimate_occurrence, estimate_richness, unseen_share
 from kyomei.learning.refinement import JOINT_ROWS, explained, refine_jointly, thinned
 from kyomei.learning.spaces import Whitening
+from kyomei.learning.undisturbed import undisturbed
 from kyomei.source.rows import Rows, open_rows
 
 FREQUENCY_LADDER = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
@@ -88,6 +89,7 @@ class _Found:
         return _Found(*(torch.cat(values) for values in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
+@undisturbed
 def resonate(
     x: Shaped[Tensor, "rows dim"] | Shaped[np.ndarray, "rows dim"] | str | Rows,
     *,

@@ -21,6 +21,7 @@ from kyomei.learning.checkpoint import Checkpoint
 from kyomei.learning.latents import Latents
 from kyomei.learning.spaces import Normalisation
 from kyomei.learning.step import StepValues, Training, anchors_of, learning_rate, parts_of
+from kyomei.learning.undisturbed import undisturbed
 from kyomei.learning.workplace import EventSink, Workplace
 from kyomei.source.order import BatchOrder, order_of
 from kyomei.source.rows import Rows
@@ -74,6 +75,7 @@ class _Ahead:
         return index, self.rows.read(index)
 
 
+@undisturbed
 def train(
     start: Latents,
     mechanism: Mechanism,

@@ -19,6 +19,7 @@ from kyomei.evidence.origin import origin, share_difference
 from kyomei.evidence.reproduction import certify_latents, rows_used
 from kyomei.evidence.verdict import Verdict, verdict
 from kyomei.learning.spaces import Whitening
+from kyomei.learning.undisturbed import undisturbed
 from kyomei.runs import Run, write_atomic
 from kyomei.source.text import Tokens
 from kyomei.stages.arms import Pair, made_from, own_pair, random_weights_run, replica_seed, trained_pairs
@@ -37,6 +38,7 @@ EXPIRED = "certificates"
 """Folder of certificates whose data or dictionaries have changed since: the reference that a later watch compares with."""
 
 
+@undisturbed
 def certify(run: Run | Path | str) -> Certificate:
     """The certificate of a trained run's dictionary, made where there is none that still holds.
 

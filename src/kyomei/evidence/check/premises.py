@@ -28,6 +28,7 @@ from kyomei.evidence.check.calibration import (
 )
 from kyomei.evidence.check.structure import Progress, Structure, search
 from kyomei.learning.refinement import PARTS
+from kyomei.learning.undisturbed import undisturbed
 from kyomei.source.rows import Rows
 
 Status = Literal["met", "not met", "unknown"]
@@ -150,6 +151,7 @@ class Premises:
     __repr__ = __str__
 
 
+@undisturbed
 def check(
     x: Shaped[Tensor, "rows dim"] | Shaped[np.ndarray, "rows dim"] | str | Path | Rows,
     *,
