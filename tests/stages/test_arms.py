@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from kyomei.config import Recipe
+from kyomei.errors import RunError
+from kyomei.evidence.certificate import Certificate
 from kyomei.runs import Run
+from kyomei.stages import certify as certify_stage
 from kyomei.stages.arms import made_from, trained_pairs
 from kyomei.stages.check import checked
 from kyomei.stages.measure import STAGE, measured
@@ -55,3 +58,15 @@ def test_changed_data_or_dictionaries_are_measured_again(run: Run, name: str) ->
     assert not measured(run)
     run.path(name).unlink()
     assert not measured(run)
+
+
+def test_a_certificate_that_holds_is_read_while_another_process_works(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Certificate("2026", "gba", SITE, "embedded", 0, [], 0, {}, {}, {}, {}, {}, [], {})
+    monkeypatch.setattr(certify_stage, "standing", lambda run, pair: held)
+    monkeypatch.setattr(certify_stage, "verdict_of", lambda run: None)
+    with run.lock():
+        assert certify_stage.certify(run.folder).created == "2026"
+        assert Run.open(run.folder).done(STAGE)
+        monkeypatch.setattr(certify_stage, "standing", lambda run, pair: None)
+        with pytest.raises(RunError, match="a run that no process works on"):
+            certify_stage.certify(run.folder)
