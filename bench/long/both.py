@@ -22,10 +22,10 @@ from kyomei.config import Recipe, ResonanceRecipe
 from kyomei.dictionary.formats import load
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.evidence.certificate import dense_part
-from kyomei.evidence.codes import explained_by_latent
 from kyomei.evidence.controls import GAUSSIAN
 from kyomei.evidence.fidelity import cross_entropy_recovered, fidelity
-from kyomei.evidence.reproduction import certify_latents, rows_used
+from kyomei.evidence.reproduction import certify_latents
+from kyomei.evidence.survey import survey
 from kyomei.learning.directions import Directions
 from kyomei.learning.fit import fit
 from kyomei.learning.resonance import resonate
@@ -66,7 +66,7 @@ def reconstruction(saes: list[SparseAutoencoder], evidence: Rows) -> dict[str, l
 def figures(saes: list[SparseAutoencoder], null: list[SparseAutoencoder], evidence: Rows, null_rows: Rows) -> dict[str, Any]:
     verdicts = certify_latents(saes, evidence, (null[0], null[1]), null_rows)
     mask = verdicts.mask("certified")
-    explained = explained_by_latent(saes[0], evidence, rows_used(evidence.num_rows)).clip(min=0)
+    explained = survey(saes[:1], evidence, num_explained=1)[0].explained.clip(min=0)
     return {
         "certified": float(mask.mean()),
         "certified_explained": float(explained[mask].sum() / explained.sum()),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, EvidenceError
-from kyomei.evidence import fidelity as module
+from kyomei.evidence import codes as module
 from kyomei.evidence.fidelity import cross_entropy_recovered, fidelity
 
 

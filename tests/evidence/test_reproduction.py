@@ -14,11 +14,12 @@ from torch.nn.functional import normalize
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import EvidenceError
 from kyomei.evidence.certificate import dense_part
-from kyomei.evidence.codes import Moments, encode_rows, explained_by_latent, firing_counts
+from kyomei.evidence.codes import Moments, encode_rows, firing_counts
 from kyomei.evidence.controls import GAUSSIAN
 from kyomei.evidence.fidelity import fidelity
 from kyomei.evidence.kinship import Kinship
 from kyomei.evidence.reproduction import Verdicts, benjamini_hochberg, certify_latents, rows_used
+from kyomei.evidence.survey import survey
 from kyomei.source.planted import Planted
 from kyomei.source.rows import TensorRows
 
@@ -157,10 +158,13 @@ def test_parts_of_the_explained_variance_add_up() -> None:
         jittered(PLANTED.features, 8, 0.1), jittered(PLANTED.features, 9, 0.1), torch.full((24,), 0.2), X.mean(dim=0) * 0.5
     )
     index = rows_used(len(X))
-    parts = explained_by_latent(sae, ROWS, index)
+    (found,) = survey([sae], ROWS, index[::3], num_explained=1)
+    parts = found.explained
+    assert parts is not None and found.code is not None
     reconstruction = sae(X)
     bias = (reconstruction - X).mean(dim=0).square().sum() * len(X) / (X - X.mean(dim=0)).square().sum()
     assert parts.sum() == pytest.approx(1 - fidelity(sae, ROWS).fvu + float(bias), abs=1e-4)
     code = encode_rows(sae, ROWS, index[::3])
+    assert np.array_equal(code.toarray(), found.code.toarray())
     assert np.allclose(code.toarray(), sae.encode(X[::3]).numpy(), atol=1e-6)
     assert np.array_equal(firing_counts(code), (code.toarray() != 0).sum(axis=0))

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kyomei.errors import EvidenceError
-from kyomei.evidence import fidelity as fidelity_module
-from kyomei.evidence.selectivity import selectivity, strongest_rows
+from kyomei.evidence import codes as codes_module
+from kyomei.evidence.codes import coded_blocks
+from kyomei.evidence.selectivity import StrongestRows, selectivity
+from kyomei.source.rows import TensorRows
 
 
 class Passing:
@@ -40,7 +41,7 @@ def codes(seed: int, rows: int, width: int) -> Tensor:
 def test_selectivity_equals_numpy(seed: int, block: int) -> None:
     z = codes(seed, 50, 4) + torch.tensor([0.0, 0.0, 0.0, 1e3])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fidelity_module, "SCORES_PER_BLOCK", 4 * block)
+        patch.setattr(codes_module, "SCORES_PER_BLOCK", 4 * block)
         found = selectivity(Passing(4), z)
     plain = z.double().numpy()
     assert np.allclose(found.max_activation, plain.max(axis=0))
@@ -67,24 +68,14 @@ def test_a_latent_that_never_changes_has_z_score_zero() -> None:
 @settings(max_examples=40, deadline=None)
 def test_strongest_rows_equals_a_full_sort(seed: int, block: int, count: int) -> None:
     z = codes(seed, 40, 5)
-    chosen = torch.tensor([3, 0, 3])
+    found = StrongestRows(5, count)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fidelity_module, "SCORES_PER_BLOCK", 5 * block)
-        row, activation = strongest_rows(Passing(5), z, chosen, count)
-    for which, latent in enumerate(chosen.tolist()):
+        patch.setattr(codes_module, "SCORES_PER_BLOCK", 5 * block)
+        for (coded,) in coded_blocks([Passing(5)], TensorRows(z)):
+            found.add(coded)
+    for latent in range(5):
         column = z[:, latent].numpy()
         order = [int(i) for i in np.lexsort((np.arange(40), -column)) if column[i] > 0][:count]
         missing = count - len(order)
-        assert row[which].tolist() == order + [-1] * missing
-        assert activation[which].tolist() == column[order].tolist() + [0.0] * missing
-
-
-def test_no_latent_asked_for_gives_no_rows() -> None:
-    row, activation = strongest_rows(Passing(5), codes(0, 9, 5), torch.empty(0, dtype=torch.int64), 3)
-    assert row.shape == activation.shape == (0, 3)
-
-
-@pytest.mark.parametrize(("latents", "count"), [([5], 1), ([-1], 1), ([0], 0)])
-def test_latents_that_do_not_exist_are_refused(latents: list[int], count: int) -> None:
-    with pytest.raises(EvidenceError, match="latents \\[n\\] from 0 to 4"):
-        strongest_rows(Passing(5), codes(0, 9, 5), torch.tensor(latents), count)
+        assert found.row[latent].tolist() == order + [-1] * missing
+        assert found.activation[latent].tolist() == column[order].tolist() + [0.0] * missing

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 from scipy import sparse
+from torch import Tensor
 
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.learning.anchoring import to_scipy
 from kyomei.source.rows import Rows
+
+SCORES_PER_BLOCK = 2**24
+"""Entries of a dense code held at a time (64 MB in float32)."""
+
+
+class Codec(Protocol):
+    """What can stand in for a site's output: decode(encode(x))."""
+
+    def encode(self, x: Tensor) -> Tensor: ...
+
+    def decode(self, z: Tensor) -> Tensor: ...
+
+
+class Autoencoder(Codec, Protocol):
+    """A dictionary with a known number of latents."""
+
+    @property
+    def width(self) -> int: ...
 
 
 def encode_rows(sae: SparseAutoencoder, rows: Rows, index: Int64[np.ndarray, " taken"]) -> sparse.csr_array:
@@ -28,6 +47,44 @@ def encode_rows(sae: SparseAutoencoder, rows: Rows, index: Int64[np.ndarray, " t
     for part in _parts(len(index)):
         blocks.append(to_scipy(sae.encode(rows.read(index[part]), sparse=True)))
     return sparse.vstack(blocks, format="csr")
+
+
+class Coded(NamedTuple):
+    """Some rows as one dictionary writes them.
+
+    Attributes:
+        first: number of the first row.
+        x: the rows [block, dim].
+        code: of the rows, CSR [block, width].
+        reconstruction: x̂ [block, dim].
+    """
+
+    first: int
+    x: Tensor
+    code: sparse.csr_array
+    reconstruction: Tensor
+
+
+def rows_per_block(width: int) -> int:
+    """Rows to encode at a time so that their dense code stays small."""
+    return max(1, min(8192, SCORES_PER_BLOCK // width))
+
+
+def coded_blocks(dictionaries: Sequence[Autoencoder], rows: Rows) -> Iterator[list[Coded]]:
+    """Every row once, in order: each block as every dictionary writes it."""
+    first = 0
+    for x in rows.blocks(rows_per_block(max(sae.width for sae in dictionaries))):
+        yield [Coded(first, x, *_coded(sae, x)) for sae in dictionaries]
+        first += len(x)
+
+
+@torch.no_grad()
+def _coded(sae: Autoencoder, x: Tensor) -> tuple[sparse.csr_array, Tensor]:
+    if isinstance(sae, SparseAutoencoder):
+        z = sae.encode(x, sparse=True)
+        return to_scipy(z if z.dtype == torch.float64 else z.float()), sae.decode(z)
+    dense = sae.encode(x)
+    return sparse.csr_array(dense.cpu().numpy()), sae.decode(dense)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,31 +124,40 @@ def _parts(count: int, size: int = 8192) -> Iterator[slice]:
     return (slice(first, min(first + size, count)) for first in range(0, count, size))
 
 
-def explained_by_latent(
-    sae: SparseAutoencoder, rows: Rows, index: Int64[np.ndarray, " taken"]
-) -> Float64[np.ndarray, " width"]:
-    """Each latent's part of the explained variance, its own mean taken off.
+class ExplainedSums:
+    """Each latent's part of the explained variance, its own mean taken off, block by block.
 
     With x̃ = x − mean(x), r = x̂ − mean(x) and b = mean(r), the explained sum of squares Σ‖x̃‖² − Σ‖x̃ − r‖² = Σ r·(2x̃ − r) is
-    Σ_i Σ_rows (z_i − z̄_i) d_i·(2x̃ − r) − rows ‖b‖²: the parts add up to 1 − FVU but for the squared bias of the mean.
-
-    Args:
-        sae: the dictionary.
-        rows: activations.
-        index: row numbers to use.
+    Σ_i Σ_rows (z_i − z̄_i) d_i·(2x̃ − r) − rows ‖b‖²: the parts add up to 1 − FVU but for the squared bias of the mean. Means
+    are known at the end only, so sums are taken about the first block's.
     """
-    mean = torch.stack([rows.read(index[part]).double().sum(dim=0) for part in _parts(len(index))]).sum(dim=0) / len(index)
-    explained, activation = torch.zeros(sae.width, dtype=torch.float64), torch.zeros(sae.width, dtype=torch.float64)
-    bias, squares = torch.zeros(rows.dim, dtype=torch.float64), 0.0
-    for part in _parts(len(index), 2048):
-        x = rows.read(index[part])
-        z = sae.encode(x)
-        centred, reconstructed = x - mean.float(), sae.decode(z).cpu() - mean.float()
-        explained += (z * ((2 * centred - reconstructed).to(z) @ sae.decoder.T)).sum(dim=0, dtype=torch.float64).cpu()
-        activation += z.sum(dim=0, dtype=torch.float64).cpu()
-        bias += reconstructed.sum(dim=0, dtype=torch.float64)
-        squares += float(centred.double().square().sum())
-    # Σ_rows (2x̃ − r) = −rows b, so taking z̄_i off adds z̄_i d_i·(rows b).
-    explained += activation / len(index) * (sae.decoder.cpu().double() @ bias)
-    result: Float64[np.ndarray, " width"] = (explained / squares).numpy()
-    return result
+
+    def __init__(self, sae: SparseAutoencoder) -> None:
+        self._decoder = sae.decoder.detach().cpu()
+        self._products, self._activation = np.zeros(sae.width), np.zeros(sae.width)
+        self._x, self._reconstruction = (torch.zeros(sae.dim, dtype=torch.float64) for _ in range(2))
+        self._squares, self._num_rows = 0.0, 0
+        self._shift: Tensor | None = None
+
+    def add(self, block: Coded) -> None:
+        if self._shift is None:
+            self._shift = block.x.double().mean(dim=0).float().cpu()
+        x, reconstruction = block.x.cpu() - self._shift, block.reconstruction.cpu() - self._shift
+        scores = ((2 * x - reconstruction).to(self._decoder) @ self._decoder.T).numpy()
+        entries = block.code.tocoo()
+        self._products += np.bincount(entries.col, entries.data * scores[entries.row, entries.col], len(self._products))
+        self._activation += total(block.code)
+        self._x += x.sum(dim=0, dtype=torch.float64)
+        self._reconstruction += reconstruction.sum(dim=0, dtype=torch.float64)
+        self._squares += float(x.double().square().sum())
+        self._num_rows += len(x)
+
+    def figures(self) -> Float64[np.ndarray, " width"]:
+        """Of all blocks so far: shares of the variance [width]."""
+        mean = self._x / self._num_rows
+        bias = self._reconstruction - self._x
+        # About the mean instead of the first block's, 2x̃ − r is smaller by the mean; Σ_rows (2x̃ − r) = −rows b.
+        to_mean = self._decoder.double() @ (bias / self._num_rows - mean)
+        squares = self._squares - self._num_rows * float(mean.square().sum())
+        result: Float64[np.ndarray, " width"] = (self._products + self._activation * to_mean.numpy()) / squares
+        return result

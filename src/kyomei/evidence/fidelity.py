@@ -14,26 +14,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from kyomei.errors import DataError, EvidenceError
+from kyomei.evidence.codes import Autoencoder, Codec, Coded, coded_blocks, firing_counts
 from kyomei.source.rows import Rows, open_rows
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-SCORES_PER_BLOCK = 2**24
-"""Entries of a dense code held at a time (64 MB in float32)."""
-
-
-class Codec(Protocol):
-    """What can stand in for a site's output: decode(encode(x))."""
-
-    def encode(self, x: Tensor) -> Tensor: ...
-
-    def decode(self, z: Tensor) -> Tensor: ...
-
-
-class Autoencoder(Codec, Protocol):
-    """A dictionary with a known number of latents."""
-
-    @property
-    def width(self) -> int: ...
 
 
 class SpliceableModel(Protocol):
@@ -93,12 +77,42 @@ class Fidelity:
         }
 
 
-def rows_per_block(sae: Autoencoder) -> int:
-    """Rows to encode at a time so that their dense code stays small."""
-    return max(1, min(8192, SCORES_PER_BLOCK // sae.width))
+class FidelitySums:
+    """What fidelity is made of, block by block, with float64 sums."""
+
+    def __init__(self, width: int, dim: int) -> None:
+        self._error, self._squares, self._num_rows = 0.0, 0.0, 0
+        self._shift: Tensor | None = None
+        self._total = torch.zeros(dim, dtype=torch.float64)
+        self._fired, self._rows_of_l0 = np.zeros(width, dtype=np.int64), np.zeros(width + 1, dtype=np.int64)
+
+    def add(self, block: Coded) -> None:
+        x = block.x.double().cpu()
+        self._error += float((x - block.reconstruction.double().cpu()).square().sum())
+        # Sums of squares about a point near the mean do not cancel, so one pass is as good as two.
+        self._shift = x.mean(dim=0) if self._shift is None else self._shift
+        shifted = x - self._shift
+        self._total += shifted.sum(dim=0)
+        self._squares += float(shifted.square().sum())
+        self._fired += firing_counts(block.code)
+        self._rows_of_l0 += np.bincount(np.diff(block.code.indptr), minlength=len(self._rows_of_l0))
+        self._num_rows += len(x)
+
+    def figures(self) -> Fidelity:
+        """Of all blocks so far.
+
+        Raises:
+            DataError: all rows are equal, which leaves no variance to explain.
+        """
+        rows = self._num_rows
+        variance = self._squares - float(self._total.square().sum()) / rows
+        if not variance > 1e-12 * self._squares:
+            raise DataError("rows that vary", f"{rows} equal rows", "measure on more than one distinct row")
+        mean, std, quantiles = _l0_spread(torch.from_numpy(self._rows_of_l0))
+        dead = float((self._fired == 0).mean())
+        return Fidelity(self._error / variance, mean, std, quantiles, dead, torch.from_numpy(self._fired).double() / rows, rows)
 
 
-@torch.no_grad()
 def fidelity(sae: Autoencoder, rows: Rows | Tensor | np.ndarray[Any, Any] | str | Path) -> Fidelity:
     """Fraction of variance unexplained, L0, dead latents and firing frequencies, in one pass with float64 sums.
 
@@ -111,28 +125,10 @@ def fidelity(sae: Autoencoder, rows: Rows | Tensor | np.ndarray[Any, Any] | str 
         DataError: if all rows are equal, which leaves no variance to explain.
     """
     rows = open_rows(rows)
-    error, squares, shift = 0.0, 0.0, None
-    total = torch.zeros(rows.dim, dtype=torch.float64)
-    fired = torch.zeros(sae.width, dtype=torch.int64)
-    rows_of_l0 = torch.zeros(sae.width + 1, dtype=torch.int64)
-    for block in rows.blocks(rows_per_block(sae)):
-        z = sae.encode(block)
-        x = block.double().cpu()
-        error += float((x - sae.decode(z).double().cpu()).square().sum())
-        # Sums of squares about a point near the mean do not cancel, so one pass is as good as two.
-        shift = x.mean(dim=0) if shift is None else shift
-        shifted = x - shift
-        total += shifted.sum(dim=0)
-        squares += float(shifted.square().sum())
-        active = z != 0
-        fired += active.sum(dim=0).cpu()
-        rows_of_l0 += torch.bincount(active.sum(dim=1).cpu(), minlength=sae.width + 1)
-    variance = squares - float(total.square().sum()) / rows.num_rows
-    if not variance > 1e-12 * squares:
-        raise DataError("rows that vary", f"{rows.num_rows} equal rows", "measure on more than one distinct row")
-    mean, std, quantiles = _l0_spread(rows_of_l0)
-    frequency = fired.double() / rows.num_rows
-    return Fidelity(error / variance, mean, std, quantiles, float((fired == 0).double().mean()), frequency, rows.num_rows)
+    sums = FidelitySums(sae.width, rows.dim)
+    for (block,) in coded_blocks([sae], rows):
+        sums.add(block)
+    return sums.figures()
 
 
 @dataclass(frozen=True)

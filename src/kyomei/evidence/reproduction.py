@@ -178,23 +178,40 @@ def certify_latents(
     Raises:
         EvidenceError: with fewer than three replicas, or dictionaries of different inputs.
     """
-    first, *others = dictionaries
-    if len(others) < 2:
+    require_comparable(dictionaries, null, rows.dim)
+    index = rows_used(rows.num_rows)
+    codes = [encode_rows(sae, rows, index) for sae in dictionaries]
+    return compare_coded(dictionaries, codes, null, null_rows, whitening or Whitening.fit(rows))
+
+
+def require_comparable(
+    dictionaries: Sequence[SparseAutoencoder], null: tuple[SparseAutoencoder, SparseAutoencoder], dim: int
+) -> None:
+    """Raise an EvidenceError with fewer than three replicas, or dictionaries of other inputs."""
+    if len(dictionaries) < 3:
         do = "train with source.replicas = 3 or more"
         raise EvidenceError("a dictionary and at least two other replicas", f"{len(dictionaries)} replica(s)", do)
-    if any(d.dim != rows.dim for d in (*dictionaries, *null)):
-        raise EvidenceError(f"dictionaries of dimension {rows.dim}", "others", "certify on the site they were trained on")
-    space = whitening or Whitening.fit(rows)
-    index = rows_used(rows.num_rows)
-    code = encode_rows(first, rows, index)
-    codes = [encode_rows(other, rows, index) for other in others]
-    matches = [_match(first, other, space, code, z) for other, z in zip(others, codes, strict=True)]
-    kinship = [Kinship.of(code, z) for z in codes]
+    if any(d.dim != dim for d in (*dictionaries, *null)):
+        raise EvidenceError(f"dictionaries of dimension {dim}", "others", "certify on the site they were trained on")
+
+
+def compare_coded(
+    dictionaries: Sequence[SparseAutoencoder],
+    codes: Sequence[sparse.csr_array],
+    null: tuple[SparseAutoencoder, SparseAutoencoder],
+    null_rows: Rows,
+    space: Whitening,
+) -> Verdicts:
+    """`certify_latents` where the codes of the rows are at hand: one for each dictionary [rows, width]."""
+    first, *others = dictionaries
+    code, *other_codes = codes
+    matches = [_match(first, other, space, code, z) for other, z in zip(others, other_codes, strict=True)]
+    kinship = [Kinship.of(code, z) for z in other_codes]
     (null_match, null_frequency), (back, frequency_back) = _null_matches(null, null_rows)
     # The rule comes from the null one way round and is tested the other way, on latents that did not set it.
     rule = Rule.above(null_match, null_frequency)
     false = rule.passed(back, frequency_back > DENSE_FREQUENCY)[frequency_back > 0]
-    frequency = firing_counts(code) / len(index)
+    frequency = firing_counts(code) / code.shape[0]
     alive, dense = frequency > 0, frequency > DENSE_FREQUENCY
     joint = np.min([match.joint for match in matches], axis=0)
     p_value = _p_values(joint, dense, null_match.joint, null_frequency)
@@ -207,7 +224,7 @@ def certify_latents(
         rule=rule,
         null_false_positives=float(false.mean()) if len(false) else 0.0,
         num_null=len(false),
-        num_rows=len(index),
+        num_rows=code.shape[0],
     )
 
 

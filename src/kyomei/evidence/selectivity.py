@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
-from kyomei.errors import EvidenceError
-from kyomei.evidence.fidelity import Autoencoder, rows_per_block
+from kyomei.evidence.codes import Autoencoder, Coded, coded_blocks, firing_counts, total
 from kyomei.source.rows import Rows, open_rows
 
 
@@ -51,7 +50,53 @@ class Selectivity:
         return {"num_rows": self.num_rows, **{name: values.tolist() for name, values in columns.items()}}
 
 
-@torch.no_grad()
+class SelectivitySums:
+    """What selectivity is made of, block by block, with float64 sums."""
+
+    def __init__(self, width: int) -> None:
+        self._total, self._squares = np.zeros(width), np.zeros(width)
+        self._fired, self._largest = np.zeros(width, dtype=np.int64), np.full(width, -np.inf)
+        self._num_rows = 0
+
+    def add(self, block: Coded) -> None:
+        code = block.code.astype(np.float64)
+        self._total += total(code)
+        self._squares += total(code.power(2))
+        self._fired += firing_counts(code)
+        self._largest = np.maximum(self._largest, code.max(axis=0).toarray().ravel())
+        self._num_rows += code.shape[0]
+
+    def figures(self) -> Selectivity:
+        """Of all blocks so far."""
+        mean, squares = self._total / self._num_rows, self._squares / self._num_rows
+        variance = squares - mean**2
+        # Rounding alone leaves a variance of this order on a latent that never changes.
+        std = np.sqrt(np.where(variance > 1e-12 * squares, variance, 0.0))
+        figures = self._largest, mean, std, self._fired / self._num_rows
+        largest, average, spread, frequency = (torch.from_numpy(values) for values in figures)
+        return Selectivity(largest, average, spread, frequency, self._num_rows)
+
+
+class StrongestRows:
+    """The rows in which each latent is most active, strongest first; of equals, the earlier row.
+
+    Attributes:
+        row: numbers of the rows [width, count], −1 where a latent is positive in fewer.
+        activation: of the latent there [width, count], 0 where there is no row.
+    """
+
+    def __init__(self, width: int, count: int) -> None:
+        self.row = np.full((width, count), -1, dtype=np.int64)
+        self.activation = np.zeros((width, count), dtype=np.float32)
+
+    def add(self, block: Coded) -> None:
+        entries = block.code.tocoo()
+        # Rows come in order, so one that only equals the weakest kept cannot enter: few candidates are left to sort.
+        new = entries.data > self.activation[entries.col, -1]
+        latent, row, value = entries.col[new], entries.row[new] + block.first, entries.data[new]
+        _merge(self.row, self.activation, latent, row, value.astype(np.float32))
+
+
 def selectivity(sae: Autoencoder, rows: Rows | Tensor | np.ndarray[Any, Any] | str | Path) -> Selectivity:
     """Largest activation, mean, spread and frequency of every latent, in one pass with float64 sums.
 
@@ -59,59 +104,10 @@ def selectivity(sae: Autoencoder, rows: Rows | Tensor | np.ndarray[Any, Any] | s
         sae: an autoencoder whose code is measured.
         rows: activations [rows, dim], or whatever holds them.
     """
-    rows = open_rows(rows)
-    total, squares, fired = (torch.zeros(sae.width, dtype=torch.float64) for _ in range(3))
-    largest = torch.full((sae.width,), -torch.inf, dtype=torch.float64)
-    for block in rows.blocks(rows_per_block(sae)):
-        z = sae.encode(block)
-        total += z.sum(dim=0, dtype=torch.float64).cpu()
-        squares += torch.linalg.vector_norm(z, dim=0, dtype=torch.float64).square().cpu()
-        fired += z.count_nonzero(dim=0).cpu()
-        largest = torch.maximum(largest, z.amax(dim=0).double().cpu())
-    mean = total / rows.num_rows
-    variance = squares / rows.num_rows - mean.square()
-    # Rounding alone leaves a variance of this order on a latent that never changes.
-    variance = torch.where(variance > 1e-12 * squares / rows.num_rows, variance, 0.0)
-    return Selectivity(largest, mean, variance.sqrt(), fired / rows.num_rows, rows.num_rows)
-
-
-@torch.no_grad()
-def strongest_rows(
-    sae: Autoencoder,
-    rows: Rows | Tensor | np.ndarray[Any, Any] | str | Path,
-    latents: Shaped[Tensor, " latents"],
-    count: int,
-) -> tuple[Int64[Tensor, "latents count"], Float32[Tensor, "latents count"]]:
-    """The rows in which given latents are most active, strongest first; of equals, the earlier row.
-
-    Args:
-        sae: an autoencoder whose code is searched.
-        rows: activations [rows, dim], or whatever holds them.
-        latents: numbers of the latents to search for [latents].
-        count: rows to return for each.
-
-    Returns:
-        Row numbers [latents, count], −1 where a latent is positive in fewer rows, and activations [latents, count], 0 there.
-
-    Raises:
-        EvidenceError: if a latent's number is out of range, or count is below 1.
-    """
-    rows = open_rows(rows)
-    latents = latents.detach().cpu().long()
-    if latents.ndim != 1 or count < 1 or bool(((latents < 0) | (latents >= sae.width)).any()):
-        expected = f"latents [n] from 0 to {sae.width - 1} and a count of at least 1"
-        raise EvidenceError(expected, f"latents of shape {list(latents.shape)}, count {count}", "correct them")
-    best_row = np.full((len(latents), count), -1, dtype=np.int64)
-    best = np.zeros((len(latents), count), dtype=np.float32)
-    first_row = 0
-    for block in rows.blocks(rows_per_block(sae)):
-        code = sae.encode(block)
-        z = code[:, latents.to(code.device)].float().cpu().numpy()
-        # Rows come in order, so one that only equals the weakest kept cannot enter: few candidates are left to sort.
-        row, latent = np.nonzero(z > best[:, -1])
-        _merge(best_row, best, latent, row + first_row, z[row, latent])
-        first_row += len(block)
-    return torch.from_numpy(best_row), torch.from_numpy(best)
+    sums = SelectivitySums(sae.width)
+    for (block,) in coded_blocks([sae], open_rows(rows)):
+        sums.add(block)
+    return sums.figures()
 
 
 def _merge(best_row: np.ndarray, best: np.ndarray, latent: np.ndarray, row: np.ndarray, value: np.ndarray) -> None:

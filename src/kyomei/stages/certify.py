@@ -12,15 +12,16 @@ import numpy as np
 
 from kyomei.errors import RunError
 from kyomei.evidence.certificate import Certificate, dense_part, describe, rule_in_force, tally
-from kyomei.evidence.codes import encode_rows, explained_by_latent, total
+from kyomei.evidence.codes import total
 from kyomei.evidence.controls import GAUSSIAN, RANDOM_WEIGHTS
-from kyomei.evidence.fidelity import fidelity
 from kyomei.evidence.origin import origin, share_difference
-from kyomei.evidence.reproduction import certify_latents, rows_used
+from kyomei.evidence.reproduction import compare_coded, require_comparable, rows_used
+from kyomei.evidence.survey import survey
 from kyomei.evidence.verdict import Verdict, verdict
 from kyomei.learning.spaces import Whitening
 from kyomei.learning.undisturbed import undisturbed
 from kyomei.runs import Run, write_atomic
+from kyomei.source.rows import Rows
 from kyomei.source.text import Tokens
 from kyomei.stages.arms import Pair, made_from, own_pair, random_weights_run, replica_seed, trained_pairs
 from kyomei.stages.check import FILE as PREMISES
@@ -184,15 +185,18 @@ def _certificate(run: Run, pair: Pair, data: dict[str, str]) -> Certificate:
     rows = activations(run, "evidence")
     dictionaries = [pair.arm.dictionary(run, i) for i in range(pair.arm.replicas)]
     null = (pair.null.dictionary(run, 0), pair.null.dictionary(run, 1))
-    null_rows = GAUSSIAN.rows(rows, replica_seed(run.recipe.seed, 2, null=True))
-    verdicts = certify_latents(dictionaries, rows, null, null_rows, Whitening.fit(rows))
-    first, index = dictionaries[0], rows_used(rows.num_rows)
-    code = encode_rows(first, rows, index)
+    null_rows = evidence_null(run, rows)
+    require_comparable(dictionaries, null, rows.dim)
+    index = rows_used(rows.num_rows)
+    surveys = survey(dictionaries, rows, index, num_explained=1)
+    codes = [each.code for each in surveys if each.code is not None]
+    verdicts = compare_coded(dictionaries, codes, null, null_rows, Whitening.fit(rows))
+    first, code, found = dictionaries[0], codes[0], surveys[0]
     tokens = Tokens.load(run.path("tokens/evidence"))
     place = rows.row_tokens()[index]
     document = tokens.document.flatten().numpy()[place]
     source = origin(code, tokens.ids.flatten().numpy()[place], place % tokens.context, document)
-    explained = explained_by_latent(first, rows, index).clip(min=0)
+    explained = np.zeros(first.width) if found.explained is None else found.explained.clip(min=0)
     weights = dict(zip(SHARES_BY, (np.ones(first.width), total(code), explained), strict=True))
     names = _token_texts(tokens, {token for named in source.top_tokens for token, _ in named})
     features = [
@@ -203,7 +207,7 @@ def _certificate(run: Run, pair: Pair, data: dict[str, str]) -> Certificate:
         }
         for i in range(first.width)
     ]
-    figures = fidelity(first, rows)
+    figures = found.fidelity
     return Certificate(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         mechanism=pair.name,
@@ -225,6 +229,11 @@ def _certificate(run: Run, pair: Pair, data: dict[str, str]) -> Certificate:
         data=data,
         constants=rule_in_force(),
     )
+
+
+def evidence_null(run: Run, rows: Rows) -> Rows:
+    """Gaussian rows like the evidence rows, which no replica of a null saw either."""
+    return GAUSSIAN.rows(rows, replica_seed(run.recipe.seed, 2, null=True))
 
 
 def _token_texts(tokens: Tokens, ids: set[int]) -> dict[int, str]:

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import RunError
 from kyomei.evidence.consistency import Consistency, Null, consistency
 from kyomei.evidence.controls import GAUSSIAN, control_named
-from kyomei.evidence.fidelity import cross_entropy_recovered, fidelity
-from kyomei.evidence.selectivity import Selectivity, selectivity, strongest_rows
+from kyomei.evidence.examples import cards, choose, lowest_mcs
+from kyomei.evidence.fidelity import cross_entropy_recovered
+from kyomei.evidence.selectivity import Selectivity
+from kyomei.evidence.survey import Survey, survey
 from kyomei.learning.directions import Directions
 from kyomei.learning.spaces import Whitening
 from kyomei.runs import Run
-from kyomei.source.shards import ShardFolder
+from kyomei.source.rows import Rows
 from kyomei.source.text import Tokens
 from kyomei.stages.arms import Arm, Pair, made_from, trained_pairs
+from kyomei.stages.certify import evidence_null, standing
 from kyomei.stages.harvest import activations, load_model, site_of
 from kyomei.stages.progress import Reporter
 from kyomei.stages.train import train_control
@@ -28,10 +29,8 @@ from kyomei.stages.train import train_control
 STAGE = "measure"
 REPRODUCED = 0.7
 """MCS above which a feature counts as reproduced."""
-CONTEXTS_PER_FEATURE = 5
-CONTEXT_TOKENS = (14, 6)
-"""Tokens shown before and after the strongest one."""
-BEST_FEATURES = 30
+MIN_TO_CERTIFY = 3
+"""Replicas."""
 
 
 def measure_run(run: Run, reporter: Reporter, nulls: Sequence[str] = ()) -> dict[str, Any]:
@@ -54,16 +53,19 @@ def measure_run(run: Run, reporter: Reporter, nulls: Sequence[str] = ()) -> dict
     rows = activations(run, "evidence")
     metric = Whitening.fit(rows).forward
     evidence: dict[str, Any] = {"rows": rows.num_rows, "site": site_of(run), "mechanisms": {}}
+    surveys: list[Survey] = []
     for pair in pairs:
         reporter.note(f"measure {pair.name}")
-        evidence["mechanisms"][pair.name] = {"title": pair.title, **_measure_pair(run, pair, rows, metric)}
+        found = survey([pair.arm.dictionary(run, i) for i in range(pair.arm.replicas)], rows)
+        surveys.append(found[0])
+        evidence["mechanisms"][pair.name] = {"title": pair.title, **_measure_pair(run, pair, found, rows, metric)}
         if nulls:
             evidence["mechanisms"][pair.name]["against"] = _against(run, pair, nulls, metric, reporter)
         reporter.leave_if_asked("measuring")
     evidence["cross_entropy"] = _cross_entropy(run, pairs)
     evidence["directions"] = _measure_directions(run, pairs[0], metric)
     run.write_json("evidence.json", evidence)
-    run.write_json("examples.json", _examples(run, pairs[0].arm, rows, metric))
+    run.write_json("examples.json", _examples(run, pairs[0], surveys[0], metric, reporter))
     run.record("evidence.json", "examples.json")
     run.finish(STAGE, made_from(run, *pairs))
     return evidence
@@ -74,19 +76,22 @@ def measured(run: Run) -> bool:
     return run.done(STAGE, made_from(run, *trained_pairs(run)))
 
 
-def _measure_pair(run: Run, pair: Pair, rows: ShardFolder, metric: Tensor) -> dict[str, Any]:
-    dictionaries = [pair.arm.dictionary(run, i) for i in range(pair.arm.replicas)]
-    figures = [fidelity(sae, rows) for sae in dictionaries]
+def _measure_pair(run: Run, pair: Pair, surveys: Sequence[Survey], rows: Rows, metric: Tensor) -> dict[str, Any]:
+    first, *others = (pair.arm.dictionary(run, i) for i in range(pair.arm.replicas))
     null = _null(run, pair.null)
-    first = dictionaries[0]
-    per_replica = [f.to_dict() for f in figures]
-    agreement = [_agreement(first.decoder, other.decoder, null, metric) for other in dictionaries[1:]]
+    per_replica = [found.fidelity.to_dict() for found in surveys]
+    agreement = [_agreement(first.decoder, other.decoder, null, metric) for other in others]
+    selections = {}
+    if agreement:
+        # What is most active on the null's rows stands beside what is most active on the data's.
+        (null_found,) = survey([pair.null.dictionary(run, 0)], evidence_null(run, rows))
+        selections = _selections(agreement[0][0], surveys[0].selectivity, null_found.selectivity)
     return {
         "width": first.width,
         "fidelity": [{k: v for k, v in values.items() if k != "frequency"} for values in per_replica],
         "frequency": per_replica[0]["frequency"],
         "consistency": [{"whitened": w.to_dict(), "raw": r.to_dict()} for w, r in agreement],
-        "selections": _selections(agreement[0][0], selectivity(first, rows)) if agreement else {},
+        "selections": selections,
     }
 
 
@@ -104,8 +109,8 @@ def _against(run: Run, pair: Pair, nulls: Sequence[str], metric: Tensor, reporte
         where, arm = train_control(run, pair.arm, pair.name, control, reporter)
         null = _null(where, arm, control.title)
         whitened, raw = _agreement(first.decoder, second.decoder, null, metric)
-        unseen = activations(where, "evidence")
-        fvu = [fidelity(arm.dictionary(where, i), unseen).fvu for i in range(2)]
+        found = survey([arm.dictionary(where, i) for i in range(2)], activations(where, "evidence"))
+        fvu = [one.fidelity.fvu for one in found]
         figures[name] = {"survives": control.survives, "whitened": whitened.to_dict(), "raw": raw.to_dict(), "null_fvu": fvu}
     return figures
 
@@ -115,11 +120,13 @@ def _agreement(a: Tensor, b: Tensor, null: Null, metric: Tensor) -> tuple[Consis
     return consistency(a, b, null=null, metric="whitened", whitening=metric), consistency(a, b, null=null)
 
 
-def _selections(agreement: Consistency, values: Selectivity) -> dict[str, Any]:
-    """The paper's selections: MCS among the latents that are most active, most selective, most frequent."""
-    scores = {"max activation": values.max_activation, "Z-score": values.z_score, "frequency": values.frequency}
+def _selections(agreement: Consistency, values: Selectivity, null_values: Selectivity) -> dict[str, Any]:
+    """The paper's selections: MCS among the latents that are most active, most selective, most frequent; the null's as well."""
+    scores, null_scores = (
+        {"max activation": v.max_activation, "Z-score": v.z_score, "frequency": v.frequency} for v in (values, null_values)
+    )
     return {
-        name: {f"{alpha:g}": _brief(agreement.among(name, score, alpha)) for alpha in (0.05, 0.2)}
+        name: {f"{alpha:g}": _brief(agreement.among(name, score, alpha, null_scores[name])) for alpha in (0.05, 0.2)}
         for name, score in scores.items()
     }
 
@@ -146,16 +153,19 @@ def _cross_entropy(run: Run, pairs: Sequence[Pair]) -> dict[str, Any]:
 
 
 def _measure_directions(run: Run, pair: Pair, metric: Tensor) -> dict[str, Any]:
-    """The resonant directions themselves: how many, where found, and how far they reproduce."""
+    """The resonant directions themselves: how many, where found, and how far they reproduce; or "note", why there are none."""
     found = [d for i in range(pair.arm.replicas) if (d := pair.arm.directions(run, i)) is not None]
     null = [d for i in range(pair.null.replicas) if (d := pair.null.directions(run, i)) is not None]
-    if not found or not null or any(len(d) == 0 for d in (*found, *null)):
-        return {}
+    if not found or not null:
+        return {"note": "No directions were searched for: this dictionary starts at random."}
     first, *others = found
-    # Directions are looked up in the other replica's whole union, less stable ones included: for the null likewise.
-    null_pair = Null(null[0].vectors, _union(null[1]), GAUSSIAN.title)
-    agreement = [consistency(first.vectors, _union(d), null=null_pair, metric="whitened", whitening=metric) for d in others]
+    agreement = []
+    if len(null[0]) and len(null[1].candidates):
+        # Directions are looked up in the other replica's whole union, less stable ones included: for the null likewise.
+        against = Null(null[0].vectors, _union(null[1]), GAUSSIAN.title)
+        agreement = [consistency(first.vectors, _union(d), null=against, metric="whitened", whitening=metric) for d in others]
     return {
+        "note": _emptiness([len(d) for d in found], compared=bool(agreement)),
         "count": [len(d) for d in (first, *others)],
         "n_features": first.n_features,
         "interval": list(first.interval),
@@ -166,6 +176,18 @@ def _measure_directions(run: Run, pair: Pair, metric: Tensor) -> dict[str, Any]:
         "null_mcs": agreement[0].null_mcs.tolist() if agreement else [],
         "by_frequency": _by_frequency(first, agreement),
     }
+
+
+def _emptiness(counts: Sequence[int], *, compared: bool) -> str:
+    """What is missing, in a sentence; empty where nothing is."""
+    if not any(counts):
+        return "Resonance found no stable direction in any replica."
+    empty = [str(i) for i, count in enumerate(counts) if not count]
+    if empty:
+        return f"Resonance found no stable direction in replica {', '.join(empty)}."
+    if len(counts) > 1 and not compared:
+        return "Resonance found nothing on the Gaussian null, so how far directions reappear has nothing to stand beside."
+    return ""
 
 
 def _union(directions: Directions) -> Tensor:
@@ -183,61 +205,13 @@ def _by_frequency(directions: Directions, agreement: Sequence[Consistency]) -> l
     return curve
 
 
-def _examples(run: Run, arm: Arm, rows: ShardFolder, metric: Tensor) -> list[dict[str, Any]]:
-    """The features that every other replica reproduces best, with the text they fire on."""
-    sae = arm.dictionary(run, 0)
-    values = selectivity(sae, rows)
-    mcs = _lowest_mcs(sae, [arm.dictionary(run, i) for i in range(1, arm.replicas)], metric)
-    # A latent that fires in a handful of rows has no text to show, however well its direction reproduces.
-    usable = values.frequency * values.num_rows >= 2 * CONTEXTS_PER_FEATURE
-    best = torch.where(usable, mcs, -1.0).argsort(descending=True, stable=True)[:BEST_FEATURES]
-    index, activation = strongest_rows(sae, rows, best, 4 * CONTEXTS_PER_FEATURE)
-    tokens = Tokens.load(run.path("tokens/evidence"))
-    place = rows.row_tokens()
-    cards = []
-    for latent, row, strength in zip(best.tolist(), index.tolist(), activation.tolist(), strict=True):
-        places = [int(place[r]) for r in row if r >= 0]
-        centres = [tokens.text_at(at) for at in places]
-        cards.append(
-            {
-                "index": latent,
-                "mcs": float(mcs[latent]),
-                "frequency": float(values.frequency[latent]),
-                "max_activation": float(values.max_activation[latent]),
-                "z_score": float(values.z_score[latent]),
-                "top_tokens": list(dict.fromkeys(centres))[:8],
-                "contexts": _contexts(sae, rows, tokens, place, latent, places, max(strength)),
-            }
-        )
-    return cards
-
-
-def _lowest_mcs(sae: SparseAutoencoder, others: Sequence[SparseAutoencoder], metric: Tensor) -> Tensor:
-    """For each latent the smallest, over the other replicas, of its largest cosine with their decoders."""
-    unit = torch.nn.functional.normalize
-    own = unit(sae.decoder @ metric, dim=1)
-    best = [(own @ unit(other.decoder @ metric, dim=1).T).amax(dim=1) for other in others]
-    return torch.stack(best).amin(dim=0) if best else torch.zeros(sae.width)
-
-
-def _contexts(
-    sae: SparseAutoencoder, rows: ShardFolder, tokens: Tokens, place: np.ndarray, latent: int, places: list[int], most: float
-) -> list[list[tuple[str, float]]]:
-    """Stretches of text around the strongest tokens, each from another document where there are enough."""
-    before, after = CONTEXT_TOKENS
-    documents, starts = tokens.document.flatten(), tokens.start.flatten()
-    fresh: dict[int, int] = {}
-    for at in places:
-        fresh.setdefault(int(documents[at]), at)
-    chosen = [*fresh.values(), *(at for at in places if at not in fresh.values())][:CONTEXTS_PER_FEATURE]
-    contexts = []
-    for at in chosen:
-        span = np.array(tokens.around(at, before, after))
-        row = np.searchsorted(place, span).clip(max=len(place) - 1)
-        code = sae.encode(rows.read(row))[:, latent]
-        present = place[row] == span  # dropped rows have no activation
-        words = [tokens.text_at(t) for t in span.tolist()]
-        if not tokens.has_text:  # whoever has the document can look there
-            words[0] = f"{tokens.documents[int(documents[at])].name}, character {int(starts[span[0]])}: {words[0]}"
-        contexts.append([(w, float(a) if p else 0.0) for w, a, p in zip(words, code.tolist(), present.tolist(), strict=True)])
-    return contexts
+def _examples(run: Run, pair: Pair, found: Survey, metric: Tensor, reporter: Reporter) -> list[dict[str, Any]]:
+    """The features to show: certified ones where there is a certificate, those that reproduce best elsewhere."""
+    certificate = standing(run, pair)
+    if certificate is None and pair.arm.replicas >= MIN_TO_CERTIFY:
+        do = "run `kyomei certify`, then measure again to show certified features first"
+        reporter.note(f"no certificate holds for these dictionaries: {do}")
+    sae, *others = (pair.arm.dictionary(run, i) for i in range(pair.arm.replicas))
+    mcs = lowest_mcs(sae, others, metric)
+    chosen = choose(mcs, found.selectivity, certificate.certified if certificate else ())
+    return cards(sae, activations(run, "evidence"), Tokens.load(run.path("tokens/evidence")), found, mcs, chosen)
