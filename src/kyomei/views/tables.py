@@ -285,7 +285,7 @@ def missing_evidence(evidence: Facts) -> list[str]:
     """What was not measured, and why: an empty result is said."""
     missing = []
     if not (evidence.get("directions") or {}).get("consistency"):
-        missing.append(NO_DIRECTIONS)
+        missing.append((evidence.get("directions") or {}).get("note") or NO_DIRECTIONS)
     if not evidence.get("cross_entropy"):
         missing.append(NO_CROSS_ENTROPY)
     if not any(figures["consistency"] for figures in evidence["mechanisms"].values()):
