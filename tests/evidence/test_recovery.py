@@ -161,3 +161,13 @@ def test_codes_of_other_rows_are_refused() -> None:
         found.precision_recall_f1(torch.ones(4, 3), torch.ones(5, 3))
     with pytest.raises(DataError, match="dense or CSR"):
         found.precision_recall_f1(torch.ones(4, 3).to_sparse_csc(), torch.ones(4, 3))
+
+
+def test_arrays_and_lists_are_taken_as_tensors_are() -> None:
+    from kyomei.evidence.consistency import consistency
+
+    a, b = normal(0, 6, 5), normal(1, 4, 5)
+    for give in (lambda t: t.numpy(), lambda t: t.tolist(), lambda t: t.double().numpy()):
+        assert recovery(give(a), give(b)).to_dict() == pytest.approx(recovery(a, b).to_dict(), abs=1e-6)
+        found = consistency(give(a), give(b), null=(give(b), give(a)), metric="whitened", whitening=give(torch.eye(5)))
+        assert torch.allclose(found.mcs, consistency(a, b, null=(b, a)).mcs, atol=1e-6)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kyomei.dictionary.cosines import nearest
 from kyomei.errors import EvidenceError
-from kyomei.evidence.cosines import matched_cosine, unit_rows
+from kyomei.evidence.cosines import Vectors, matched_cosine, unit_rows
 
 TAUS = (0.7, 0.9)
 
@@ -27,8 +27,8 @@ class Null:
         name: what the null is.
     """
 
-    a: Shaped[Tensor, "k dim"]
-    b: Shaped[Tensor, "l dim"]
+    a: Vectors
+    b: Vectors
     name: str = "null"
 
 
@@ -155,19 +155,19 @@ class Consistency:
 
 
 def consistency(
-    a: Shaped[Tensor, "k dim"],
-    b: Shaped[Tensor, "l dim"],
+    a: Vectors,
+    b: Vectors,
     *,
-    null: Null | tuple[Tensor, Tensor] | None = None,
+    null: Null | tuple[Vectors, Vectors] | None = None,
     metric: Literal["raw", "whitened"] = "raw",
-    whitening: Shaped[Tensor, "dim dim_whitened"] | None = None,
+    whitening: Vectors | None = None,
 ) -> Consistency:
     """Largest cosine of each direction of one run with the directions of an independent run, beside a null's.
 
     Signed cosines are used for the MCS, since features are not negative; the matching (PW-MCC) uses |cos|, as published.
 
     Args:
-        a: directions of the first run, any scale [k, dim]; k may be 0.
+        a: directions of the first run, any scale [k, dim], tensor, ndarray or list; k may be 0.
         b: directions of the second run [l, dim].
         null: the two replicas of a null that went through the same pipeline; required. A largest cosine grows with the
             number of directions it is taken over, so give the null as many as the runs have.
@@ -189,7 +189,8 @@ def consistency(
     if len(null.a) == 0 or len(null.b) == 0:
         raise EvidenceError("a null with directions", "an empty one", "run the null through the same pipeline as the data")
     named = {"a": a, "b": b, "null.a": null.a, "null.b": null.b}
-    units = {name: unit_rows(rows, name).to(a.device) for name, rows in named.items()}
+    units = {name: unit_rows(rows, name) for name, rows in named.items()}
+    units = {name: rows.to(units["a"].device) for name, rows in units.items()}
     if len({rows.shape[1] for rows in units.values()}) > 1:
         found = ", ".join(f"{name} {list(rows.shape)}" for name, rows in units.items())
         raise EvidenceError("directions of one dimension", found, "compare runs on the same site")
@@ -200,7 +201,8 @@ def consistency(
     return Consistency(mcs, null_mcs, metric, null.name, real, surrogate)
 
 
-def _mapped(rows: Tensor, whitening: Tensor, name: str) -> Tensor:
+def _mapped(rows: Tensor, whitening: Vectors, name: str) -> Tensor:
+    whitening = torch.as_tensor(whitening)
     if whitening.ndim != 2 or len(whitening) != rows.shape[1]:
         found = f"shape {list(whitening.shape)}"
         raise EvidenceError(f"a map of shape [{rows.shape[1]}, …]", found, "use the whitening of this site")

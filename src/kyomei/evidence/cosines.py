@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
@@ -12,13 +14,17 @@ from torch.nn.functional import normalize
 from kyomei.dictionary.cosines import cosine_blocks
 from kyomei.errors import EvidenceError
 
+Vectors = Shaped[Tensor, "rows dim"] | Shaped[np.ndarray, "rows dim"] | Sequence[Sequence[float]]
+"""One vector a row: a tensor, an ndarray or a list of lists."""
 
-def unit_rows(vectors: Shaped[Tensor, "rows dim"], name: str) -> Float[Tensor, "rows dim"]:
+
+def unit_rows(vectors: Vectors, name: str) -> Float[Tensor, "rows dim"]:
     """Rows scaled to norm 1 in float32; a zero row stays zero, so that its cosine with anything is 0.
 
     Raises:
         EvidenceError: unless the tensor is [rows, dim] and finite; `name` says which one it was.
     """
+    vectors = torch.as_tensor(vectors)
     if vectors.ndim != 2 or vectors.shape[1] == 0:
         raise EvidenceError(f"{name} of shape [rows, dim]", f"shape {list(vectors.shape)}", "pass one vector a row")
     vectors = vectors.detach().float()

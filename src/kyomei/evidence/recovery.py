@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kyomei.dictionary import cosines
 from kyomei.errors import DataError, EvidenceError
-from kyomei.evidence.cosines import matched_cosine, unit_rows
+from kyomei.evidence.cosines import Vectors, matched_cosine, unit_rows
 
 CODE_ENTRIES_PER_BLOCK = 2**23
 
@@ -113,11 +113,11 @@ class Recovery:
         return f"Recovery({', '.join(f'{key}={value:.4g}' for key, value in self.to_dict().items())})"
 
 
-def recovery(vectors: Shaped[Tensor, "k dim"], features: Shaped[Tensor, "n dim"]) -> Recovery:
+def recovery(vectors: Vectors, features: Vectors) -> Recovery:
     """Compare learnt vectors with true features.
 
     Args:
-        vectors: learnt directions, any scale [k, dim]; k may be 0.
+        vectors: learnt directions, any scale [k, dim], tensor, ndarray or list; k may be 0.
         features: true directions, any scale [n, dim]; their sign matters, since coefficients are not negative.
 
     Returns:
@@ -128,7 +128,8 @@ def recovery(vectors: Shaped[Tensor, "k dim"], features: Shaped[Tensor, "n dim"]
 
     Source: arXiv:2506.14002 (FRR); `sae_lens.synthetic` (MCC, uniqueness, precision, recall, F1).
     """
-    a, b = unit_rows(vectors, "vectors"), unit_rows(features, "features").to(vectors.device)
+    a = unit_rows(vectors, "vectors")
+    b = unit_rows(features, "features").to(a.device)
     if len(b) == 0 or a.shape[1] != b.shape[1]:
         expected, found = "at least one feature, of the vectors' dimension", f"{list(a.shape)} against {list(b.shape)}"
         raise EvidenceError(expected, found, "compare with the features that made these data")
