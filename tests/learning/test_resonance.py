@@ -218,6 +218,14 @@ def test_a_search_says_whether_it_ended_by_itself(planted: kyomei.Planted, tmp_p
     assert Directions.load(tmp_path / "older.safetensors").converged is None
 
 
+def test_a_batch_that_asks_for_all_rows_has_each_once(planted: kyomei.Planted) -> None:
+    x, _ = planted.sample(1000, seed=4)
+    data = _Halves(TensorRows(x), Whitening.fit(TensorRows(x)), "cpu", Mesh())
+    rng = np.random.default_rng(0)
+    assert data.batch(rng, 5000).tolist() == list(range(900))
+    assert len(data.batch(rng, 500)) == 500
+
+
 def test_starts_at_known_directions_are_not_refined_again(planted: kyomei.Planted) -> None:
     """A round that begins where an earlier one ended finds nothing new, and says so without an error."""
     data = _Halves(TensorRows(x := planted.sample(20_000, seed=4)[0]), Whitening.fit(TensorRows(x)), "cpu", Mesh())

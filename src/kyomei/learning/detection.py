@@ -118,7 +118,7 @@ def _logistic(u: Tensor, present: Tensor, seed: int) -> Tensor:
     optimiser = torch.optim.Adam([weight, intercept], lr=RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / STEPS)
     for _ in range(STEPS):
-        index = torch.from_numpy(rng.integers(0, len(u), size=min(BATCH_ROWS, len(u))))
+        index = torch.from_numpy(rng.integers(0, len(u), size=BATCH_ROWS) if len(u) > BATCH_ROWS else np.arange(len(u)))
         logits = u[index] @ weight.T + intercept
         loss = binary_cross_entropy_with_logits(logits, present[index], reduction="sum") / len(index)
         optimiser.zero_grad()

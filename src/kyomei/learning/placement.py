@@ -288,8 +288,9 @@ def spectrum_targets(
 
 def _drawn(rows: Rows, seed: int) -> Int64[np.ndarray, " taken"]:
     """Rows from which first biases are taken."""
-    rng = np.random.default_rng([seed, 1])
-    return np.sort(rng.integers(0, rows.num_rows, size=min(rows.num_rows, CALIBRATION_ROWS)))
+    if rows.num_rows <= CALIBRATION_ROWS:
+        return np.arange(rows.num_rows)
+    return np.sort(np.random.default_rng([seed, 1]).integers(0, rows.num_rows, size=CALIBRATION_ROWS))
 
 
 def _first_biases(

@@ -216,7 +216,10 @@ class _Halves:
         return self.whitening.whiten(self.rows.read(index).to(self.device))
 
     def batch(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        return np.sort(rng.integers(0, self.num_finding, size=min(count, self.num_finding)))
+        """Rows to find in; all of them where so many are asked for, which drawn ones would not be."""
+        if count >= self.num_finding:
+            return np.arange(self.num_finding)
+        return np.sort(rng.integers(0, self.num_finding, size=count))
 
     def half(self, which: int, rng: np.random.Generator, count: int) -> np.ndarray:
         first, last = self.borders[which], self.borders[which + 1]
