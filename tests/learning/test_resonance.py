@@ -145,6 +145,11 @@ def test_richness_has_chaos_closed_form() -> None:
     assert estimate_richness(torch.tensor([5, 7, 9])) == (3, (3, 3))
 
 
+def test_directions_that_no_start_fell_to_are_seen_but_not_drawn_once() -> None:
+    drawn, added = torch.tensor([4, 7, 2, 3]), torch.zeros(6, dtype=torch.long)
+    assert estimate_richness(torch.cat([drawn, added])) == (10, (10, 10))
+
+
 def test_occurrence_of_a_known_mixture() -> None:
     generator = torch.Generator().manual_seed(0)
     present = torch.rand(20_000, 1, generator=generator) < 0.05

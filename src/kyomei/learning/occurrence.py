@@ -131,9 +131,9 @@ def estimate_richness(support: Int[Tensor, "k"]) -> tuple[int, tuple[int, int]]:
     Chao's bias-corrected estimator from those drawn once and twice, with its log-normal interval (Chao 1984, 1987).
 
     Args:
-        support: starts that ended in each direction, all at least 1.
+        support: starts that ended in each direction; 0 for one that was found otherwise: it is seen, but was never drawn.
     """
-    seen = int((support > 0).sum())
+    seen = len(support)
     once, twice = int((support == 1).sum()), int((support == 2).sum())
     unseen = once * (once - 1) / (2 * (twice + 1))
     if unseen == 0:

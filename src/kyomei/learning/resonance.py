@@ -143,7 +143,7 @@ def resonate(
     # The stable ones stand first, so that none of them gives way to a sharper but unstable neighbour.
     candidates = torch.cat([found.w, everything.w])
     candidates = candidates[distinct(candidates, recipe.merge_cosine, data.mesh)]
-    n_features, interval = estimate_richness(support.clamp_min(1))
+    n_features, interval = estimate_richness(support)
     frequency = estimate_occurrence(data.held_out, found.w)
     return Directions(
         vectors=normalize(found.w @ whitening.backward, dim=1).cpu(),
