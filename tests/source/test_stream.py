@@ -11,6 +11,7 @@ import torch
 import kyomei
 from kyomei.config import SourceRecipe
 from kyomei.errors import DataError, Interrupted, RecipeError
+from kyomei.learning.workplace import Workplace
 from kyomei.source.harvest import harvest
 from kyomei.source.model import LanguageModel
 from kyomei.source.stream import StreamedRows
@@ -72,10 +73,30 @@ def test_a_stopped_training_on_a_stream_is_resumed_to_the_same_bytes(
     asked = iter([False] * 17 + [True])
     again = StreamedRows(llama, tokens, SITE, RECIPE, windows_per_buffer=4)
     with pytest.raises(Interrupted):
-        kyomei.fit(again, recipe, folder=tmp_path, stop=lambda: next(asked))
-    resumed = kyomei.fit(StreamedRows(llama, tokens, SITE, RECIPE, windows_per_buffer=4), recipe, folder=tmp_path, resume=True)
+        kyomei.fit(again, recipe, workplace=Workplace(tmp_path, stop=lambda: next(asked)))
+    fresh = StreamedRows(llama, tokens, SITE, RECIPE, windows_per_buffer=4)
+    resumed = kyomei.fit(fresh, recipe, workplace=Workplace(tmp_path, resume=True))
     for name in ("encoder", "decoder", "threshold", "center"):
         assert torch.equal(getattr(whole, name), getattr(resumed, name)), name
+
+
+def test_blocks_give_all_rows_and_a_sample_those_of_a_buffer(rows: StreamedRows) -> None:
+    assert torch.equal(torch.cat(list(rows.blocks(50))), rows.read(np.arange(rows.num_rows)))
+    assert rows.sample().num_rows < rows.num_rows
+
+
+def test_massive_rows_are_told_by_the_median_that_is_given(llama: LanguageModel, tokens: Tokens, rows: StreamedRows) -> None:
+    norms = rows.sample().read(np.arange(rows.sample().num_rows)).norm(dim=1)
+    bound = float(norms.sort().values[len(norms) // 2])
+    fewer = StreamedRows(llama, tokens, SITE, RECIPE, windows_per_buffer=4, median_norm=bound / RECIPE.norm_bound)
+    assert fewer.sample().num_rows == int((norms <= bound).sum()) < len(norms)
+
+
+def test_a_stream_is_normalised_as_the_rows_that_latents_are_placed_by(rows: StreamedRows) -> None:
+    stored = rows.sample().read(np.arange(rows.sample().num_rows)) * 2 + 3
+    values = {"mechanism.name": "topk", "mechanism.k": 4, "dictionary.width": 64, "train.steps": 0}
+    given = kyomei.fit(stored, kyomei.Recipe().with_values(values), stream=rows)
+    torch.testing.assert_close(given.center, stored.mean(dim=0), rtol=1e-4, atol=1e-4)
 
 
 def test_what_a_stream_cannot_do_is_said(llama: LanguageModel, tokens: Tokens, rows: StreamedRows) -> None:

@@ -87,18 +87,24 @@ def fit(
     recipe, rows = recipe or Recipe(), open_rows(x)
     seed = recipe.seed if seed is None else seed
     work = replace(workplace or Workplace(), device=choose_device(recipe.device))
-    learn = functools.partial(train, rows=rows if stream is None else stream, seed=seed, dtype=getattr(torch, recipe.dtype))
     if isinstance(rows, StreamedRows) and (starts_from_resonance(recipe) or recipe.mechanism.detects):
         do = "harvest the rows first, or set mechanism.start to random and mechanism.detectors to false"
         raise RecipeError("stored rows for a resonant start or detectors, which visit them many times", "a stream", do)
+    # What steps read is normalised as what latents are placed by.
+    normalisation = Normalisation.measure(rows.sample() if isinstance(rows, StreamedRows) else rows)
+    learn = functools.partial(
+        train,
+        rows=rows if stream is None else stream,
+        seed=seed,
+        dtype=getattr(torch, recipe.dtype),
+        normalisation=normalisation,
+    )
     if not starts_from_resonance(recipe):
         plan = random_plan(rows, recipe, seed)
         sae = learn(plan.latents, plan.mechanism, recipe=recipe.train, workplace=work)
         return detectors(sae, rows, seed) if recipe.mechanism.detects else sae
     if directions is None:
         directions = resonate(rows, seed=seed, recipe=recipe.search, device=str(work.device), mesh=work.mesh)
-    normalisation = Normalisation.measure(rows)
-    learn = functools.partial(learn, normalisation=normalisation if stream is None else None)
     warm, warm_steps = None, 0
     if _leaves_much(rows, recipe, directions, normalisation):
         warm_steps = round(recipe.mechanism.placing.first_share * recipe.train.steps)

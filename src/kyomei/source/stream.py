@@ -17,6 +17,7 @@ from kyomei.errors import DataError
 from kyomei.source.guards import require_finite, require_inside
 from kyomei.source.model import LanguageModel
 from kyomei.source.order import BatchOrder
+from kyomei.source.rows import TensorRows
 from kyomei.source.text import Tokens
 
 KEPT_SHARE = 0.9
@@ -39,6 +40,7 @@ class StreamedRows:
         site: module path.
         recipe: side, windows in a pass, and which rows are dropped.
         windows_per_buffer: windows whose rows are shuffled together.
+        median_norm: of the site's rows, by which massive ones are told; none: that of the first buffer.
 
     Raises:
         ModelError: the site is unknown.
@@ -46,7 +48,13 @@ class StreamedRows:
     """
 
     def __init__(
-        self, model: LanguageModel, tokens: Tokens, site: str, recipe: SourceRecipe, windows_per_buffer: int = 256
+        self,
+        model: LanguageModel,
+        tokens: Tokens,
+        site: str,
+        recipe: SourceRecipe,
+        windows_per_buffer: int = 256,
+        median_norm: float | None = None,
     ) -> None:
         model.require_sites([site])
         self.model, self.tokens, self.site, self.recipe = model, tokens, site, recipe
@@ -60,10 +68,11 @@ class StreamedRows:
         self._special = torch.tensor(sorted(model.special_ids), dtype=torch.int64)
         self._held: OrderedDict[int, Future[Tensor]] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="stream")
-        self._median_norm = float("inf")
+        self._median_norm = float("inf") if median_norm is None else median_norm
         first = self._made(0)
         self.dim = int(first.shape[1])
-        self._median_norm = float(first.norm(dim=1).median())
+        if median_norm is None:
+            self._median_norm = float(first.norm(dim=1).median())
 
     def read(self, index: Int64[np.ndarray, " batch"]) -> Float32[Tensor, "batch dim"]:
         """The rows at `index`, in its order."""
@@ -78,8 +87,13 @@ class StreamedRows:
         return out
 
     def blocks(self, rows_per_block: int = 8192) -> Iterator[Float32[Tensor, "block dim"]]:
-        """The rows of the first buffer: what is measured on all stored rows is measured on these."""
-        yield from torch.split(self._buffer(0), rows_per_block)
+        """All rows in order, `rows_per_block` at a time; every window is run for them."""
+        for first in range(0, self.num_rows, rows_per_block):
+            yield self.read(np.arange(first, min(first + rows_per_block, self.num_rows)))
+
+    def sample(self) -> TensorRows:
+        """The rows of the first buffer, for what need not be measured on all."""
+        return TensorRows(self._buffer(0))
 
     def order(self, batch_rows: int, seed: int) -> BatchOrder:
         """Which rows make which batch."""

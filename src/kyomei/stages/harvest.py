@@ -144,7 +144,9 @@ def streamed(run: Run, replica: int) -> StreamedRows | None:
         return None
     tokens = Tokens.load(run.path(f"tokens/{_stream_names(run.recipe)[replica]}"))
     buffer = min(source.windows_per_shard, len(tokens.ids))
-    return StreamedRows(load_model(run.recipe), tokens, site_of(run), source, windows_per_buffer=buffer)
+    # A massive row is one for the stream where it is one for what was stored.
+    median_norm = activations(run, f"replica-{replica}", verify=False).meta["median_norm"]
+    return StreamedRows(load_model(run.recipe), tokens, site_of(run), source, buffer, median_norm)
 
 
 def _stream_names(recipe: Recipe) -> list[str]:
