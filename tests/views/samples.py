@@ -61,10 +61,18 @@ def premises(words: str = "") -> dict[str, Any]:
         "status": words or "not met",
         "estimate": 0.31,
         "interval": [0.28, 0.4],
+        "interval_of": "features",
         "meaning": words or "near",
         "advice": words or "read them together",
     }
-    met = {**poor, "name": words or "sparse structure", "status": "met", "estimate": 0.98, "interval": [0.9, 1.0]}
+    met = {
+        **poor,
+        "name": words or "sparse structure",
+        "status": "met",
+        "estimate": 0.98,
+        "interval": None,
+        "interval_of": None,
+    }
     unknown = {**poor, "name": words or "hierarchy", "status": "unknown", "estimate": None, "interval": [None, None]}
     return {
         "verdict": words or "partly",

@@ -254,7 +254,7 @@ def test_the_verdict_comes_first_and_every_figure_of_the_certificate_has_a_legen
         "TopK, baseline",
     ):
         assert words in shown
-    assert "→ read them together" in page.text_of["premises"] and "0.31 (0.28" in page.text_of["premises"]
+    assert "→ read them together" in page.text_of["premises"] and "0.31 (8 in 10: 0.28–0.4)" in page.text_of["premises"]
 
 
 def test_cards_say_what_is_certified_and_mark_what_is_not() -> None:

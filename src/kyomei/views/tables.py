@@ -232,12 +232,14 @@ def premises_table(premises: Facts) -> Table:
 
 
 def premise_figures(premise: Facts) -> str:
-    """Estimate and interval in short."""
-    if not finite(premise.get("estimate")):
-        return "–"
-    interval = premise.get("interval")
-    between = "({:.3g}–{:.3g})".format(*interval) if interval and all(map(finite, interval)) else ""
-    return f"{premise['estimate']:.3g} {between}".rstrip()
+    """Estimate in short, and where there is an interval what it is of."""
+    from kyomei.evidence.check.premises import SHORT  # it imports torch, which help does without
+
+    interval, of = premise.get("interval"), premise.get("interval_of")
+    if not interval or of not in SHORT or not all(map(finite, interval)):
+        return format_number(premise.get("estimate"))
+    low, high = map(format_number, interval)
+    return f"{format_number(premise['estimate'])} ({SHORT[of]}: {low}–{high})"
 
 
 def expected_recovery(premises: Facts) -> str:
@@ -246,7 +248,9 @@ def expected_recovery(premises: Facts) -> str:
     if not finite(expected):
         why = (premises.get("statistics") or {}).get("why_unknown")
         return f"unknown ({why})" if why else "unknown"
-    return f"{expected:.2f}" + (f" ({interval[0]:.2f}–{interval[1]:.2f})" if interval else "")
+    from kyomei.evidence.check.calibration import COVERAGE
+
+    return f"{expected:.2f}" + (f" ({COVERAGE:.0%}: {interval[0]:.2f}–{interval[1]:.2f})" if interval else "")
 
 
 # ── Evidence ──
