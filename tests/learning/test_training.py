@@ -316,6 +316,15 @@ def test_resuming_what_is_finished_gives_it_again_without_a_step(tmp_path: Path)
     assert steps == []
 
 
+@pytest.mark.parametrize("others", [(4, 0.2, 0.05), (3, 0.3, 0.05)])
+def test_resuming_with_other_targets_or_groups_is_refused(others: tuple[int, float, float], tmp_path: Path) -> None:
+    rows = TensorRows(data())
+    train(start(), gba(), rows, recipe(), seed=0, workplace=Workplace(folder=tmp_path))
+    other = GBA(*geometric_targets(WIDTH, *others), adaptation=Adaptation(gamma_down=0.05, adapt_every=3))
+    with pytest.raises(RunError, match=r"mechanism\.targets = "):
+        train(start(), other, rows, recipe(), seed=0, workplace=Workplace(folder=tmp_path, resume=True))
+
+
 class NoisyRows(TensorRows):  # type: ignore[misc]  # final for users; a test may extend it
     """Rows that draw from every process-wide generator when they are read."""
 

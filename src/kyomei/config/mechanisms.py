@@ -157,8 +157,8 @@ class BASettings(AdaptingSettings):
 class SelectionSettings(MechanismSettings):
     """What codes of the largest scores have in common."""
 
-    k: int = Field(32, gt=0)
-    """Active latents per row."""
+    k: int | None = Field(None, gt=0)
+    """Active latents per row; none: `dictionary.l0`."""
     auxk: float = Field(1 / 32, ge=0)
     """Weight of the loss that trains dead latents on what the others leave; 0: none."""
     dead_after: int = Field(100_000, gt=0)
@@ -211,8 +211,8 @@ class L1Settings(MechanismSettings):
     title: ClassVar[str] = "ℓ1"
 
     name: Literal["l1"] = "l1"
-    penalty: float = Field(0.01, ge=0)
-    """Weight of the penalty on the sum of values, on normalised input."""
+    penalty: float | None = Field(None, ge=0)
+    """Weight of the penalty on the sum of values, on normalised input; none: steered to `dictionary.l0`."""
 
 
 class JumpReLUSettings(MechanismSettings):
@@ -221,8 +221,8 @@ class JumpReLUSettings(MechanismSettings):
     title: ClassVar[str] = "JumpReLU"
 
     name: Literal["jumprelu"] = "jumprelu"
-    penalty: float = Field(1e-3, ge=0)
-    """Weight of the penalty on the number of active latents, on normalised input."""
+    penalty: float | None = Field(None, ge=0)
+    """Weight of the penalty on the number of active latents, on normalised input; none: steered to `dictionary.l0`."""
     bandwidth: float = Field(1e-3, gt=0)
     """Width of the straight-through estimate of the threshold's gradient."""
 
@@ -233,8 +233,8 @@ class GatedSettings(MechanismSettings):
     title: ClassVar[str] = "Gated"
 
     name: Literal["gated"] = "gated"
-    penalty: float = Field(0.01, ge=0)
-    """Weight of the penalty on the sum of gates, on normalised input."""
+    penalty: float | None = Field(None, ge=0)
+    """Weight of the penalty on the sum of gates, on normalised input; none: steered to `dictionary.l0`."""
 
 
 AnyMechanism = Annotated[

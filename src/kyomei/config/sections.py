@@ -92,8 +92,8 @@ class DictionaryRecipe(Section):
     width: int | None = Field(None, gt=0)
     """Number of latents; none: from the estimated number of features."""
     l0: float | None = Field(None, gt=0)
-    """Active latents per row to aim at (gba from resonance); none: width / 64 or √(width / 2), the smaller, or less where
-    resonance explains the rows."""
+    """Active latents per row to aim at; none: width / 64 or √(width / 2), the smaller, or what suits gba: less where resonance
+    explains the rows, and from a random start what its frequencies sum to."""
     tied: bool | None = None
     """Whether encoder and decoder share their rows; none: tied for gba and ba from a random start, untied otherwise."""
     activation: Literal["jumprelu", "relu"] = "jumprelu"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from kyomei.config import AdaptingSettings, BASettings, GBASettings
@@ -50,6 +51,19 @@ def geometric_targets(
     frequencies = torch.logspace(0, 1, groups, base=lowest / highest, dtype=torch.float64) * highest
     group = torch.arange(width) * groups // width
     return frequencies.float()[group], group
+
+
+def scaled_to(targets: Float[Tensor, " width"], l0: float) -> Float[Tensor, " width"]:
+    """Targets times one factor, none above 0.5, that sum to an L0, or come as near to it as that bound allows."""
+    scaled = targets.double()
+    for _ in range(len(targets)):
+        at_bound = scaled >= LARGEST_TARGET
+        left = l0 - LARGEST_TARGET * float(at_bound.sum())
+        free = float(scaled[~at_bound].sum())
+        if bool(at_bound.all()) or left <= 0 or abs(left / free - 1) < 1e-9:
+            break
+        scaled = torch.where(at_bound, LARGEST_TARGET, (scaled * left / free).clamp_max(LARGEST_TARGET))
+    return scaled.clamp_max(LARGEST_TARGET).float()
 
 
 @dataclass(frozen=True)
@@ -133,6 +147,7 @@ class BiasAdaptation(Mechanism):
         # Of all latents: a rank without any of these must take part in the sums of those that have them.
         self.any_shared = bool(self.shared.any())
         self.num_groups = int(self.groups.max()) + 1
+        self.aims = _digest(self.targets, self.groups)
         self.counts = torch.zeros(self.width, dtype=torch.int64)
         self.maxima = torch.full((self.width,), -torch.inf)
         self.rows = torch.zeros((), dtype=torch.int64)
@@ -225,7 +240,13 @@ class BiasAdaptation(Mechanism):
         return super().state() | own | {"counts": self.counts, "maxima": self.maxima, "rows": self.rows}
 
     def settings(self) -> dict[str, float | int | str]:
-        return {"name": self.name, "activation": self.activation, **asdict(self.adaptation)}
+        return {"name": self.name, "activation": self.activation, "targets": self.aims, **asdict(self.adaptation)}
+
+
+def _digest(targets: Float[Tensor, " width"], groups: Int64[Tensor, " width"]) -> str:
+    """What tells targets and groups from others; targets to about 2 %, so that rounding on another machine is no difference."""
+    rounded = (targets.double().log10() * 100).round().to(torch.int64)
+    return hashlib.sha256(torch.stack([rounded, groups]).cpu().numpy().tobytes()).hexdigest()[:12]
 
 
 @final
@@ -235,8 +256,9 @@ class GBA(BiasAdaptation):
 
     @classmethod
     def from_settings(cls, settings: GBASettings, width: int, l0: float | None, activation: Activation) -> GBA:
-        """The paper's form: groups from the highest to the lowest target frequency."""
+        """The paper's form: groups from the highest to the lowest target frequency; a wish for L0 scales all of them."""
         targets, groups = geometric_targets(width, settings.groups, settings.highest_frequency, settings.lowest_frequency)
+        targets = targets if l0 is None else scaled_to(targets, l0)
         return cls(targets, groups, activation=activation, adaptation=Adaptation.of(settings))
 
     @classmethod

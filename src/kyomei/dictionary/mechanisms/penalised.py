@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, final
 
 import torch
@@ -10,39 +11,126 @@ from torch import Tensor
 
 from kyomei.config import GatedSettings, JumpReLUSettings, L1Settings
 from kyomei.dictionary.kernels import Active
-from kyomei.dictionary.mechanisms.base import Finish, Mechanism, mechanism
+from kyomei.dictionary.mechanisms.base import Finish, Mechanism, aimed_l0, mechanism
 from kyomei.dictionary.products import Products
 from kyomei.dictionary.sae import Activation
 from kyomei.errors import RecipeError
 
+BEGIN = {"l1": 0.01, "jumprelu": 1e-3, "gated": 0.01}
+SMOOTHING = 0.9
+"""Share of the running L0 that a step keeps."""
+GAIN = 0.02
+"""Step of log λ where the running L0 is e times the wish."""
 
-def _checked(weight: float) -> float:
-    if not weight >= 0:
-        raise RecipeError("a penalty weight ≥ 0", f"{weight}", "correct mechanism.penalty")
-    return weight
+
+SMALLEST_THRESHOLD = 1e-3
+FIRST, FIRST_OF_COUNTS = 0.1, 1e-3
+"""λ where steering begins, of penalties on values and on their number."""
+
+
+def steered(penalty: float | None, first: float, l0: float | None, width: int) -> tuple[float, float | None]:
+    """Weight and L0 to steer to: a penalty that is given stays."""
+    return (first, min(aimed_l0(l0, width), 0.9 * width)) if penalty is None else (penalty, None)
+
+
+class Penalised(Mechanism):
+    """A code that a penalty of weight λ makes sparse. λ stays, or is steered until rows have as many active latents as wished.
+
+    With L the wish and L̄ the running mean over batches of active latents per row, each step adds γ·log(L̄ / L) to log λ,
+    γ = 0.02 and the logarithm within ±1. Thresholds begin where every latent is active in a share L / width of the first batch:
+    there is no dense phase first.
+
+    Args:
+        width: number of latents.
+        weight: λ on normalised input; where it is steered, its first value.
+        l0: active latents per row to steer to; none: λ stays.
+    """
+
+    def __init__(self, width: int, weight: float, l0: float | None = None) -> None:
+        super().__init__(width)
+        if not weight >= 0 or (l0 is not None and not (0 < l0 < width and weight > 0)):
+            found = f"a weight of {weight} and an L0 of {l0}"
+            raise RecipeError(
+                f"a penalty weight ≥ 0, and an L0 between 0 and width ({width})", found, "correct mechanism.penalty"
+            )
+        self.first_weight, self.l0, self.whole_width = weight, l0, width
+        self.log_weight = torch.tensor(weight, dtype=torch.float64).log()
+        self.running_l0 = torch.tensor(0.0 if l0 is None else l0, dtype=torch.float64)
+        self.batches = torch.zeros((), dtype=torch.int64)
+
+    @property
+    def weight(self) -> float:
+        """λ."""
+        if self.l0 is None:
+            return self.first_weight
+        return float(self.log_weight.exp())
+
+    def steer(self, excess: float) -> None:
+        """Answer log(L̄ / L), within ±1."""
+        self.log_weight += GAIN * excess
+
+    @abstractmethod
+    def start_at(self, threshold: Float[Tensor, " width"]) -> None:
+        """Make latents active above these scores."""
+
+    def scored(self, products: Products) -> tuple[Active, Float[Tensor, " active"]]:
+        if self.l0 is not None and not self.batches:
+            with torch.no_grad():
+                self.start_at(self._first_thresholds(products.scores, self.l0 / self.whole_width))
+        return super().scored(products)
+
+    def _first_thresholds(self, scores: Float[Tensor, "rows width"], share: float) -> Float[Tensor, " width"]:
+        """Scores that each latent exceeds in a share of a batch, the mean over ranks with other rows."""
+        place = min(len(scores), max(1, round(share * len(scores))))
+        own = torch.cat([part.topk(place, dim=0).values[-1] for part in torch.split(scores, 256, dim=1)]).clamp_min(
+            SMALLEST_THRESHOLD
+        )
+        return self.reduce.sum_over_rows(own) / float(self.reduce.sum_over_rows(torch.ones(())))
+
+    @torch.no_grad()
+    def observe(self, active: Active, scores: Float[Tensor, " active"], values: Float[Tensor, " active"]) -> None:
+        super().observe(active, scores, values)
+        if self.l0 is None:
+            return
+        entries = self.reduce.sum_over_rows(torch.tensor(float((values > 0).sum()), dtype=torch.float64))
+        rows = self.reduce.sum_over_rows(torch.tensor(float(active.num_rows), dtype=torch.float64))
+        l0 = self.reduce.sum_over_latents(entries) / rows
+        self.running_l0 += (1 - SMOOTHING) * (l0.to(self.running_l0) - self.running_l0)
+        self.steer(float((self.running_l0 / self.l0).clamp_min(1e-9).log().clamp(-1, 1)))
+        self.batches += 1
+
+    def state(self) -> dict[str, Tensor]:
+        steering = {"log_weight": self.log_weight, "running_l0": self.running_l0, "batches": self.batches}
+        return super().state() | (steering if self.l0 is not None else {})
+
+    def settings(self) -> dict[str, float | int | str]:
+        wish = {} if self.l0 is None else {"l0": self.l0}
+        return {"name": self.name, "penalty": self.first_weight, **wish}
 
 
 @final
 @mechanism(L1Settings)
-class L1(Mechanism):
+class L1(Penalised):
     """ReLU with a trained bias and the penalty λ mean‖z‖₁ (decoder rows have unit norm).
 
     Args:
         width: number of latents.
-        weight: λ of the penalty, on normalised input.
+        weight, l0: as in `Penalised`.
     """
 
-    def __init__(self, width: int, weight: float) -> None:
-        super().__init__(width)
-        self.weight = _checked(weight)
+    def __init__(self, width: int, weight: float, l0: float | None = None) -> None:
+        super().__init__(width, weight, l0)
         self.bias = torch.zeros(width, requires_grad=True)
 
     @classmethod
     def from_settings(cls, settings: L1Settings, width: int, l0: float | None, activation: Activation) -> L1:
-        return cls(width, settings.penalty)
+        return cls(width, *steered(settings.penalty, FIRST, l0, width))
 
     def parameters(self) -> list[Tensor]:
         return [self.bias]
+
+    def start_at(self, threshold: Float[Tensor, " width"]) -> None:
+        self.bias.copy_(-threshold)
 
     def thresholds(self) -> Float[Tensor, " width"]:
         return -self.bias.detach()
@@ -60,41 +148,49 @@ class L1(Mechanism):
     def state(self) -> dict[str, Tensor]:
         return super().state() | {"bias": self.bias}
 
-    def settings(self) -> dict[str, float | int | str]:
-        return {"name": self.name, "penalty": self.weight}
-
 
 @final
 @mechanism(JumpReLUSettings)
-class JumpReLU(Mechanism):
+class JumpReLU(Penalised):
     """z = π H(π − θ) with π = s + b, and the penalty λ mean‖z‖₀; θ is trained by straight-through estimates.
 
     With the rectangle K of bandwidth ε, ∂z/∂θ = −(θ/ε) K((π − θ)/ε) and ∂‖z‖₀/∂θ = −(1/ε) K((π − θ)/ε); log θ is the parameter.
 
     Args:
         width: number of latents.
-        weight: λ of the penalty, on normalised input.
+        weight, l0: as in `Penalised`.
         bandwidth: ε, on normalised input.
         threshold: θ at the start.
 
     Source: arXiv:2407.14435, §3.
     """
 
-    def __init__(self, width: int, weight: float, bandwidth: float = 1e-3, threshold: float = 1e-3) -> None:
-        super().__init__(width)
+    def __init__(
+        self, width: int, weight: float, l0: float | None = None, *, bandwidth: float = 1e-3, threshold: float = 1e-3
+    ) -> None:
+        super().__init__(width, weight, l0)
         if not (bandwidth > 0 and threshold > 0):
             found = f"{bandwidth} and {threshold}"
             raise RecipeError("a bandwidth and a first threshold above 0", found, "correct mechanism.bandwidth")
-        self.weight, self.bandwidth, self.first = _checked(weight), bandwidth, threshold
+        self.bandwidth, self.first = bandwidth, threshold
         self.bias = torch.zeros(width, requires_grad=True)
         self.log_threshold = torch.full((width,), threshold).log().requires_grad_()
 
     @classmethod
     def from_settings(cls, settings: JumpReLUSettings, width: int, l0: float | None, activation: Activation) -> JumpReLU:
-        return cls(width, settings.penalty, settings.bandwidth)
+        return cls(width, *steered(settings.penalty, FIRST_OF_COUNTS, l0, width), bandwidth=settings.bandwidth)
 
     def parameters(self) -> list[Tensor]:
         return [self.bias, self.log_threshold]
+
+    def start_at(self, threshold: Float[Tensor, " width"]) -> None:
+        self.log_threshold.copy_(threshold.log())
+
+    def steer(self, excess: float) -> None:
+        # Straight-through gradients move θ by no more than the learning rate a step, and only from scores near it: the level
+        # that all θ share is steered itself, and the penalty says how they differ.
+        super().steer(excess)
+        self.log_threshold += GAIN * excess
 
     def thresholds(self) -> Float[Tensor, " width"]:
         # Entries just below θ are silent, but θ's gradient needs them.
@@ -121,7 +217,7 @@ class JumpReLU(Mechanism):
         return super().state() | {"bias": self.bias, "log_threshold": self.log_threshold}
 
     def settings(self) -> dict[str, float | int | str]:
-        return {"name": self.name, "penalty": self.weight, "bandwidth": self.bandwidth, "threshold": self.first}
+        return super().settings() | {"bandwidth": self.bandwidth, "threshold": self.first}
 
 
 class _Jump(torch.autograd.Function):
@@ -158,7 +254,7 @@ class _Step(torch.autograd.Function):
 
 @final
 @mechanism(GatedSettings)
-class Gated(Mechanism):
+class Gated(Penalised):
     """A gate says whether a latent is active, a magnitude how much: z = H(s + b_gate) relu(e^r s + b_mag).
 
     The gate is trained by the penalty λ mean‖relu(s + b_gate)‖₁ and by what relu(s + b_gate) reconstructs through a decoder
@@ -166,24 +262,26 @@ class Gated(Mechanism):
 
     Args:
         width: number of latents.
-        weight: λ of the penalty, on normalised input.
+        weight, l0: as in `Penalised`.
 
     Source: arXiv:2404.16014, §3.
     """
 
-    def __init__(self, width: int, weight: float) -> None:
-        super().__init__(width)
-        self.weight = _checked(weight)
+    def __init__(self, width: int, weight: float, l0: float | None = None) -> None:
+        super().__init__(width, weight, l0)
         self.gate_bias = torch.zeros(width, requires_grad=True)
         self.magnitude_bias = torch.zeros(width, requires_grad=True)
         self.log_scale = torch.zeros(width, requires_grad=True)
 
     @classmethod
     def from_settings(cls, settings: GatedSettings, width: int, l0: float | None, activation: Activation) -> Gated:
-        return cls(width, settings.penalty)
+        return cls(width, *steered(settings.penalty, FIRST, l0, width))
 
     def parameters(self) -> list[Tensor]:
         return [self.gate_bias, self.magnitude_bias, self.log_scale]
+
+    def start_at(self, threshold: Float[Tensor, " width"]) -> None:
+        self.gate_bias.copy_(-threshold)
 
     def thresholds(self) -> Float[Tensor, " width"]:
         return -self.gate_bias.detach()
@@ -209,6 +307,3 @@ class Gated(Mechanism):
     def state(self) -> dict[str, Tensor]:
         own = {"gate_bias": self.gate_bias, "magnitude_bias": self.magnitude_bias, "log_scale": self.log_scale}
         return super().state() | own
-
-    def settings(self) -> dict[str, float | int | str]:
-        return {"name": self.name, "penalty": self.weight}

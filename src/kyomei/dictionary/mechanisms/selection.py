@@ -10,9 +10,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kyomei.config import BatchTopKSettings, MatryoshkaSettings, TopKSettings
+from kyomei.config import BatchTopKSettings, MatryoshkaSettings, SelectionSettings, TopKSettings
 from kyomei.dictionary.kernels import Active, nonzero
-from kyomei.dictionary.mechanisms.base import Finish, Mechanism, counts_of, mechanism
+from kyomei.dictionary.mechanisms.base import Finish, Mechanism, aimed_l0, counts_of, mechanism
 from kyomei.dictionary.products import Products
 from kyomei.dictionary.sae import Activation
 from kyomei.errors import RecipeError
@@ -75,6 +75,11 @@ class Selection(Mechanism):
         return {"name": self.name, "k": self.k, "auxk": self.auxk, "dead_after": self.dead_after}
 
 
+def _k_of(settings: SelectionSettings, width: int, l0: float | None) -> int:
+    """The k that is given, or the nearest to the L0 aimed at."""
+    return settings.k or min(width, max(1, round(aimed_l0(l0, width))))
+
+
 def _top_rows(scores: Float[Tensor, "rows width"], k: int, gather: Callable[[Tensor], Tensor]) -> Active:
     """The k largest positive scores of each row, over all ranks that hold latents of it."""
     few, values = _candidates(scores, k)
@@ -100,7 +105,7 @@ def _candidates(scores: Float[Tensor, "rows width"], k: int) -> tuple[Active, Fl
     num_rows, width = scores.shape
     by_latent = scores.T.contiguous()
     maxima = _maxima(by_latent, k)
-    least = maxima.T.contiguous().topk(k, dim=1).values[:, -1] if len(maxima) >= k else torch.zeros_like(maxima[0])
+    least = maxima.T.contiguous().topk(k, dim=1).values[:, -1] if len(maxima) >= k else scores.new_zeros(num_rows)
     index = _at_least(by_latent, least)
     return Active(index // num_rows, index % num_rows, num_rows, width), by_latent.view(-1)[index]
 
@@ -112,7 +117,8 @@ def _maxima(by_latent: Float[Tensor, "width rows"], k: int) -> Float[Tensor, "bl
     """
     width, num_rows = by_latent.shape
     block = max(1, width // (BLOCKS_PER_ACTIVE * k))
-    return by_latent[: width // block * block].view(-1, block, num_rows).amax(dim=1)
+    # The number of blocks is said: a rank without latents has none.
+    return by_latent[: width // block * block].view(width // block, block, num_rows).amax(dim=1)
 
 
 def _at_least(by_latent: Float[Tensor, "width rows"], least: Tensor) -> Int64[Tensor, " candidates"]:
@@ -133,7 +139,7 @@ class TopK(Selection):
 
     @classmethod
     def from_settings(cls, settings: TopKSettings, width: int, l0: float | None, activation: Activation) -> TopK:
-        return cls(width, settings.k, settings.auxk, settings.dead_after)
+        return cls(width, _k_of(settings, width, l0), settings.auxk, settings.dead_after)
 
     def select(self, scores: Float[Tensor, "rows width"]) -> Active:
         return _top_rows(scores, self.k, self.reduce.gather_latents)
@@ -164,7 +170,7 @@ class BatchTopK(Selection):
 
     @classmethod
     def from_settings(cls, settings: Any, width: int, l0: float | None, activation: Activation) -> BatchTopK:
-        return cls(width, settings.k, auxk=settings.auxk, dead_after=settings.dead_after)
+        return cls(width, _k_of(settings, width, l0), auxk=settings.auxk, dead_after=settings.dead_after)
 
     def select(self, scores: Float[Tensor, "rows width"]) -> Active:
         rows = int(self.reduce.sum_over_rows(torch.tensor(len(scores), device=scores.device)))
@@ -239,7 +245,7 @@ class MatryoshkaBatchTopK(BatchTopK):
         cls, settings: MatryoshkaSettings, width: int, l0: float | None, activation: Activation
     ) -> MatryoshkaBatchTopK:
         options = settings.model_dump(include={"auxk", "dead_after", "prefixes"})
-        return cls(width, settings.k, **options)
+        return cls(width, _k_of(settings, width, l0), **options)
 
     def reconstruction(self, products: Products, active: Active, values: Tensor) -> tuple[Tensor, Tensor]:
         # Nested partial sums: each part of the latents is decoded once and added to those before it.
