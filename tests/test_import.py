@@ -12,7 +12,7 @@ import pytest
 
 import kyomei
 
-WITHOUT_TORCH = ["kyomei", "kyomei.errors", "kyomei.config", "kyomei.runs", "kyomei.sinks", "kyomei.cli"]
+WITHOUT_TORCH = ["kyomei", "kyomei.errors", "kyomei.config", "kyomei.runs", "kyomei.signals", "kyomei.sinks", "kyomei.cli"]
 
 
 def run_python(code: str) -> str:

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ import kyomei
 from kyomei import runs
 from kyomei.config import Recipe
 from kyomei.errors import RunError
-from kyomei.runs import Run, interruptible, plain, sha256_of, write_atomic
+from kyomei.runs import Run, plain, sha256_of, write_atomic
 
 HOLD_LOCK = """
 import sys
@@ -465,51 +464,3 @@ def test_only_one_of_many_takes_a_stale_lock_over(run: Run) -> None:
     for racer in racers:
         racer.communicate("end\n")
     assert sorted(answers) == ["got", "refused", "refused"]
-
-
-# Signals
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_forces(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with interruptible() as stop:
-        assert not stop()
-        os.kill(os.getpid(), number)
-        assert stop()
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
-    assert signal.getsignal(number) is before
-
-
-def test_handlers_are_put_back_after_an_error() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ValueError, match="boom"), interruptible():
-        raise ValueError("boom")
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_a_thread_is_never_asked_to_stop() -> None:
-    answers: list[bool] = []
-
-    def work() -> None:
-        with interruptible() as stop:
-            answers.append(stop())
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert answers == [False]
-
-
-def test_a_process_that_is_asked_to_stop_finishes_what_is_in_hand(tmp_path: Path) -> None:
-    code = "import sys, time; from kyomei.runs import interruptible, write_atomic\n"
-    code += "with interruptible() as stop:\n    print('on', flush=True)\n    while not stop(): time.sleep(0.01)\n"
-    code += "    write_atomic(sys.argv[1], b'saved')"
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "x")], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "on\n"
-    process.terminate()
-    process.communicate(timeout=30)
-    assert process.returncode == 0
-    assert (tmp_path / "x").read_bytes() == b"saved"

@@ -375,31 +375,30 @@ def reproduce_command(
 
 
 def main() -> None:
-    """Entry point: user errors become one message and exit code 2, a stop by signal 130."""
+    """Run a verb: user errors become one message and exit code 2. Signals are its caller's, `kyomei.__main__`."""
     speak_plainly()
     app()
 
 
 @contextlib.contextmanager
 def _verb(threads: int | None) -> Iterator[Reporter]:
-    """Threads, signals, progress and errors of one verb."""
+    """Threads, progress and errors of one verb."""
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     try:
-        from kyomei.stages.progress import reporting
+        import torch
 
-        with reporting() as reporter:
-            import torch
+        from kyomei.stages.progress import Reporter
 
-            if threads is not None:
-                torch.set_num_threads(threads)
-            reporter.note(f"kyomei {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-            began = time.monotonic()
-            yield reporter
-            reporter.note(f"{time.monotonic() - began:.1f} seconds")
-    except Interrupted as error:
-        typer.echo(f"kyomei: {error}", err=True)
-        raise typer.Exit(130) from error
+        if threads is not None:
+            torch.set_num_threads(threads)
+        reporter = Reporter()
+        reporter.note(f"kyomei {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+        began = time.monotonic()
+        yield reporter
+        reporter.note(f"{time.monotonic() - began:.1f} seconds")
+    except Interrupted:
+        raise
     except KyomeiError as error:
         typer.echo(f"kyomei: {error}", err=True)
         raise typer.Exit(2) from error

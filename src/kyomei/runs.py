@@ -12,17 +12,14 @@ import platform
 import re
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from kyomei import __version__
@@ -461,29 +458,3 @@ def _started(pid: int) -> str | None:
     shown = subprocess.run(["ps", "-o", "state=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
     state, _, start = shown.stdout.strip().partition(" ")
     return None if not state or state.startswith("Z") else " ".join(start.split())
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Let the first SIGINT or SIGTERM ask for a stop instead of forcing one.
-
-    Yields:
-        A function that says whether to stop. A second signal raises KeyboardInterrupt. Outside the main thread, where Python
-        takes no signals, the answer is always no.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    asked = threading.Event()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

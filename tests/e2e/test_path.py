@@ -14,7 +14,7 @@ import pytest
 
 from kyomei.runs import sha256_of
 
-KYOMEI = [sys.executable, "-c", "from kyomei.cli import main; main()"]
+KYOMEI = [sys.executable, "-m", "kyomei"]
 SMALL = {
     "source.num_tokens": 12_000,
     "source.context": 64,

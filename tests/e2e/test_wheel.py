@@ -23,7 +23,7 @@ for name in kyomei.__all__:
     assert getattr(kyomei, name) is not None, name
 x, h = kyomei.Planted(n_features=16, dim=8, active=2).sample(100, seed=0)
 assert x.shape == (100, 8)
-from kyomei.cli import main
+from kyomei.__main__ import main
 """
 
 
@@ -77,4 +77,4 @@ def test_it_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     code = f"import sys; sys.path.insert(0, sys.argv[1])\n{SCRIPT}"
     run(sys.executable, "-c", code, str(target), cwd=tmp_path)
     entry_points = next(target.glob("kyomei-*.dist-info")) / "entry_points.txt"
-    assert "kyomei = kyomei.cli:main" in entry_points.read_text()
+    assert "kyomei = kyomei.__main__:main" in entry_points.read_text()

@@ -45,7 +45,6 @@ from kyomei.learning import checkpoint
 from kyomei.learning.latents import random_start
 from kyomei.learning.training import train
 from kyomei.learning.workplace import Workplace
-from kyomei.runs import interruptible
 from kyomei.source.rows import TensorRows
 
 WIDTH, DIM, STEPS = 64, 16, 120
@@ -76,16 +75,17 @@ def training(folder: Path, name: str, full_at: int, pause: float) -> int:
         (folder / "step").write_text(str(done))
         time.sleep(pause)
 
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
     try:
-        with interruptible() as stop:
-            sae = train(
-                random_start(WIDTH, DIM, 0, tied=False),
-                MAKERS[name](),
-                TensorRows(x),
-                settings,
-                seed=0,
-                workplace=Workplace(folder=folder, stop=stop, progress=progress, resume=True),
-            )
+        sae = train(
+            random_start(WIDTH, DIM, 0, tied=False),
+            MAKERS[name](),
+            TensorRows(x),
+            settings,
+            seed=0,
+            workplace=Workplace(folder=folder, stop=lambda: bool(asked), progress=progress, resume=True),
+        )
         sae.save(folder)
     except Interrupted as error:
         print(error, file=sys.stderr)

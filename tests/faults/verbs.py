@@ -192,7 +192,8 @@ def _tells_time(name: str) -> bool:
 def differences(found: dict[str, str], expected: dict[str, str]) -> str:
     """Files that differ, lack or are too many; empty: none."""
     names = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-    return ", ".join(f"{name} ({'lacks' if name not in found else 'extra' if name not in expected else 'differs'})" for name in names)
+    kinds = {name: "lacks" if name not in found else "extra" if name not in expected else "differs" for name in names}
+    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
 
 
 def hears(process: subprocess.Popen[str]) -> bool:
@@ -283,10 +284,9 @@ Counts = collections.Counter[tuple[str, ...]]
 def campaign(count: int, seed: int, mechanisms: list[str], verbs: list[str], into: Path) -> tuple[Counts, list[str], float]:
     """So many cases, verbs and mechanisms in turn; returns faults of each kind, what went wrong, and the slowest leave."""
     chance = random.Random(seed)
-    references: dict[str, Reference] = {}
-    for name in mechanisms:
-        shared = references[mechanisms[0]] if references else None
-        references[name] = Reference(into, name, None if shared is None else lambda: shared.after("harvest"))
+    first = Reference(into, mechanisms[0], None)
+    references = {name: Reference(into, name, lambda: first.after("harvest")) for name in mechanisms[1:]}
+    references[first.mechanism] = first
     counts, wrong = Counts(), []
     # Verbs, kinds and mechanisms go round at their own pace, so that all pairs meet.
     for number in range(count):
@@ -301,7 +301,8 @@ def campaign(count: int, seed: int, mechanisms: list[str], verbs: list[str], int
         counts[verb, kind] += times
         counts["", name] += times
         wrong += [f"{number} {kind}, {verb} of {name}: {text}" for text in found]
-        print(f"{number} {kind} × {times}, {verb} of {name}: {'; '.join(found) or 'as undisturbed'}", file=sys.stderr, flush=True)
+        result = "; ".join(found) or "as undisturbed"
+        print(f"{number} {kind} × {times}, {verb} of {name}: {result}", file=sys.stderr, flush=True)
         shutil.rmtree(place)
     return counts, wrong, max(r.seconds.get("leaving", 0.0) for r in references.values())
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from kyomei.config import SourceRecipe
-from kyomei.errors import DataError, Interrupted, ModelError, RunError
+from kyomei.errors import DataError, ModelError, RunError
+from kyomei.signals import Stop
 from kyomei.source.harvest import harvest
 from kyomei.source.model import LanguageModel
 from kyomei.source.shards import ShardFolder
@@ -150,14 +151,21 @@ def test_rows_are_stored_as_asked(llama: LanguageModel, tokens: Tokens, tmp_path
     assert torch.allclose(folder.read(np.arange(folder.num_rows)), rows, rtol=1e-2, atol=1e-5)
 
 
-def test_stopping_leaves_a_harvest_that_goes_on(llama: LanguageModel, tokens: Tokens, tmp_path: Path) -> None:
+def test_a_signal_leaves_a_harvest_that_goes_on(llama: LanguageModel, tokens: Tokens, tmp_path: Path) -> None:
+    """What was being written when the signal came is written."""
     harvest(llama, tokens, tmp_path / "undisturbed", RECIPE)
     disturbed = tmp_path / "disturbed"
-    for done in range(1, NUM_SHARDS):
-        with pytest.raises(Interrupted, match=rf"a signal to stop after {done} of 4 shards in .* --resume"):
-            harvest(llama, tokens, disturbed, RECIPE, stop=lambda: True)
+    for shards in range(1, NUM_SHARDS):
+
+        def progress(done: int, total: int, shards: int = shards) -> None:
+            if done * NUM_SHARDS >= shards * total:
+                raise Stop
+
+        with pytest.raises(Stop):
+            harvest(llama, tokens, disturbed, RECIPE, progress=progress)
         assert not (disturbed / SITES[0] / "index.json").exists()
-    harvest(llama, tokens, disturbed, RECIPE, stop=lambda: True)
+        assert len(list((disturbed / SITES[0]).glob("shard-*"))) == shards
+    harvest(llama, tokens, disturbed, RECIPE)
     assert contents(disturbed) == contents(tmp_path / "undisturbed")
 
 
@@ -270,6 +278,8 @@ from kyomei.config import SourceRecipe
 from kyomei.source import shards
 from kyomei.source.harvest import harvest
 from kyomei.source.model import LanguageModel
+from kyomei.source.order import BatchOrder
+from kyomei.source.rows import open_rows
 from kyomei.source.text import Document, Tokens
 
 torch.set_num_threads(1)
@@ -285,9 +295,9 @@ spans = torch.zeros_like(ids, dtype=torch.int32)
 tokens = Tokens(ids, spans, spans, spans, [Document("a", "a")])
 recipe = SourceRecipe(sites=("embed_tokens",), context=128, windows_per_batch=8, windows_per_shard=32)
 harvest(model, tokens, Path(sys.argv[1]), recipe)
-rows = shards.open_rows(Path(sys.argv[1]) / "embed_tokens")
+rows = open_rows(Path(sys.argv[1]) / "embed_tokens")
 total = sum(float(block.sum()) for block in rows.blocks(1024))
-order = shards.BatchOrder(rows.num_rows, 1024, seed=0)
+order = BatchOrder(rows.num_rows, 1024, seed=0)
 total += sum(float(rows.read(order.indices(step)).sum()) for step in range(rows.num_rows // 1024))
 print(rows.num_rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -15,10 +15,12 @@ from torch.nn.functional import normalize
 from typer.testing import CliRunner
 
 from kyomei.cli import app
-from kyomei.errors import Interrupted, RecipeError
+from kyomei.errors import RecipeError
 from kyomei.evidence.recovery import recovery
+from kyomei.signals import Stop
 from kyomei.stages.progress import Reporter
 from kyomei.stages.reproduce import EXPERIMENTS, experiment_named, resonance_map, robustness, trials, tuning, width
+from kyomei.stages.reproduce import experiment as experiments
 from kyomei.stages.reproduce import imbalanced as imbalanced_set
 from kyomei.stages.reproduce.experiment import CELLS, FIGURE, RESULT, TABLE, Cell, Experiment, Summary, reproduce
 from kyomei.stages.reproduce.resonance_map import MeasuredBand, measured_band, width_test
@@ -30,10 +32,8 @@ TINY = {"n": 16, "d": 12, "rows": 3000, "neurons": 64, "search_steps": 3, "batch
 TINY_TRAINING = {"width": 24, "steps": 30, "train_batch": 128}
 
 
-def reporter(stop_after: int | None = None) -> Reporter:
-    """A reporter that asks for a stop once it was asked so many times."""
-    asked = iter(range(10**9))
-    return Reporter(lambda: stop_after is not None and next(asked) >= stop_after, Console(quiet=True))
+def reporter() -> Reporter:
+    return Reporter(Console(quiet=True))
 
 
 def small(cell: Cell) -> Cell:
@@ -85,7 +85,7 @@ def test_an_experiment_on_tiny_data(name: str, tmp_path: Path) -> None:
     assert (tmp_path / FIGURE).read_bytes().startswith(b"<?xml")
     # Everything follows from the finished cells: the same bytes without a new measurement.
     before = {file: (tmp_path / file).read_bytes() for file in (CELLS, TABLE, RESULT, FIGURE)}
-    reproduce(experiment, tmp_path, cells, reporter(stop_after=0), command=f"kyomei reproduce {name}")
+    reproduce(experiment, tmp_path, cells, reporter(), command=f"kyomei reproduce {name}")
     assert {file: (tmp_path / file).read_bytes() for file in before} == before
 
 
@@ -124,16 +124,28 @@ def counting(folder: Path, number: int) -> tuple[Experiment, list[Cell]]:
 
 # A spawned worker takes seconds to import torch.
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_stop_keeps_finished_cells_and_the_next_call_goes_on(tmp_path: Path, workers: int) -> None:
+def test_a_signal_keeps_finished_cells_and_the_next_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
     experiment, cells = counting(tmp_path, 5)
-    with pytest.raises(Interrupted, match="finished cells are kept"):
-        reproduce(experiment, tmp_path / "run", cells, reporter(stop_after=2), workers=workers)
-    kept = len((tmp_path / "run" / CELLS).read_text().splitlines())
-    assert 2 <= kept < 5
+    append, appended = experiments._append, list[dict[str, Any]]()
+
+    def struck(path: Path, entry: dict[str, Any]) -> None:
+        append(path, entry)
+        appended.append(entry)
+        if len(appended) == 2:
+            raise Stop
+
+    monkeypatch.setattr(experiments, "_append", struck)
+    with pytest.raises(Stop):
+        reproduce(experiment, tmp_path / "run", cells, reporter(), workers=workers)
+    monkeypatch.undo()
+    kept = (tmp_path / "run" / CELLS).read_text().splitlines()
+    assert len(kept) == 2
     assert not (tmp_path / "run" / TABLE).exists()
     _, result = reproduce(experiment, tmp_path / "run", cells, reporter(), workers=workers)
     assert [run["square"] for run in result["runs"]] == [0, 1, 4, 9, 16]
-    assert [Path(cell["log"]).read_text() for cell in cells] == ["x"] * 5
+    assert all(Path(json.loads(line)["cell"]["log"]).read_text() == "x" for line in kept)
 
 
 def test_a_cut_line_is_measured_again_and_overwrite_measures_all(tmp_path: Path) -> None:

@@ -126,25 +126,26 @@ def train(
     order = order_of(rows, recipe.batch_rows, seed)
     log = None if work.sink is None else _Log(work.sink, recipe.batch_rows, first)
     ahead, asked = _Ahead(rows, order, mesh.rows(recipe.batch_rows), recipe.steps), mesh.size == 1 and work.stop()
-    for step in range(first, recipe.steps):
-        if asked:
-            if folder is not None and saved_step != step:
-                checkpoint.save(folder, training.at(step, identity), mesh)
-            raise _interrupted(step, recipe.steps, folder)
-        index, x = ahead.batch(step)
-        values = training.step(x, step, index, work.stop() if mesh.size > 1 else False)
-        done = step + 1
-        if done % recipe.log_every == 0 or done == recipe.steps:
-            dead = training.dead_share
-            if log is not None:
-                log.event(done, values, dead, learning_rate(recipe, step))
-            mechanism.fired.zero_()
-        if folder is not None and (done % recipe.checkpoint_every == 0 or done == recipe.steps):
-            checkpoint.save(folder, training.at(done, identity), mesh)
-            saved_step = done
-        work.progress(done, recipe.steps)
-        # Ranks have to leave before the same step: what one was asked reaches all of them with the values of a step.
-        asked = values.stop if mesh.size > 1 else work.stop()
+    with work.saving():
+        for step in range(first, recipe.steps):
+            if asked:
+                if folder is not None and saved_step != step:
+                    checkpoint.save(folder, training.at(step, identity), mesh)
+                raise _interrupted(step, recipe.steps, folder)
+            index, x = ahead.batch(step)
+            values = training.step(x, step, index, work.stop() if mesh.size > 1 else False)
+            done = step + 1
+            if done % recipe.log_every == 0 or done == recipe.steps:
+                dead = training.dead_share
+                if log is not None:
+                    log.event(done, values, dead, learning_rate(recipe, step))
+                mechanism.fired.zero_()
+            if folder is not None and (done % recipe.checkpoint_every == 0 or done == recipe.steps):
+                checkpoint.save(folder, training.at(done, identity), mesh)
+                saved_step = done
+            work.progress(done, recipe.steps)
+            # Ranks have to leave before the same step: what one was asked reaches all of them with the values of a step.
+            asked = values.stop if mesh.size > 1 else work.stop()
     return training.finish()
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from kyomei import signals
 from kyomei.learning.mesh import Mesh
 
 
@@ -27,7 +29,7 @@ class Workplace:
         resume: go on from the newest whole checkpoint in the folder, if there is one.
         sink: takes an event every `log_every` steps with loss, fvu, l0, dead (share of latents silent since the last event),
             lr and rows_per_second; none: nobody does.
-        stop: asked before every step; once true, training is saved and `Interrupted` raised.
+        stop: asked before every step; once true, training is saved and `Interrupted` raised. Signals are, if none is given.
         progress: called with (steps done, steps in all).
         mesh: the ranks that train one dictionary together, each calling with the same arguments. The batch of a step is the
             same on any mesh, and so is the result, up to rounding.
@@ -37,7 +39,7 @@ class Workplace:
     folder: Path | None = None
     resume: bool = False
     sink: EventSink | None = None
-    stop: Callable[[], bool] = lambda: False
+    stop: Callable[[], bool] = signals.asked
     progress: Callable[[int, int], None] = lambda done, total: None
     mesh: Mesh = field(default_factory=Mesh)
     device: torch.device | str = "cpu"
@@ -46,6 +48,10 @@ class Workplace:
         """The same for a part of a training, whose steps follow the first ones."""
         sink = None if self.sink is None else _Later(self.sink, first)
         return replace(self, sink=sink, progress=lambda done, _: self.progress(first + done, total))
+
+    def saving(self) -> AbstractContextManager[None]:
+        """Around steps: a signal waits for their checkpoint, unless there is no folder to save it in."""
+        return nullcontext() if self.folder is None else signals.saving()
 
     def within(self, name: str) -> Workplace:
         """The same in a folder of the folder."""

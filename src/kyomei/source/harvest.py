@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from kyomei.config import SourceRecipe
-from kyomei.errors import DataError, Interrupted
+from kyomei.errors import DataError
 from kyomei.source.guards import require_finite
 from kyomei.source.model import LanguageModel
 from kyomei.source.shards import INDEX, ShardFolder, ShardWriter, read_journal
@@ -29,7 +29,6 @@ def harvest(
     folder: Path,
     recipe: SourceRecipe,
     *,
-    stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, ShardFolder]:
     """Capture every site over all tokens and store the rows; what an earlier attempt completed is kept.
@@ -42,7 +41,6 @@ def harvest(
         tokens: windows to run.
         folder: one folder a site is made below it.
         recipe: sites, side, batch and shard sizes, what to drop, how to store.
-        stop: asked after each shard; true ends the harvest there.
         progress: called with (tokens done, tokens in all) after each shard.
 
     Returns:
@@ -52,7 +50,6 @@ def harvest(
         ModelError: a site is unknown or unusable.
         DataError: an activation is not finite; shard and row are named.
         RunError: the disk is full, or `folder` holds another harvest.
-        Interrupted: `stop` was true before the last shard; harvest again to go on.
     """
     sites = tuple(dict.fromkeys(recipe.sites)) or (model.default_site(),)
     model.require_sites(sites)
@@ -67,11 +64,6 @@ def harvest(
                 disk.write(shards)
             if progress is not None:
                 progress(plan.windows_of(number).stop * tokens.context, tokens.num_tokens)
-            if todo and number + 1 < plan.num_shards and stop():
-                disk.finish()
-                done = min(writers[site].complete for site in sites)
-                found = f"a signal to stop after {done} of {plan.num_shards} shards in {folder}"
-                raise Interrupted("time to finish the harvest", found, "run again with --resume")
     return {site: _finish(writers[site]) for site in sites}
 
 

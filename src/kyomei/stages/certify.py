@@ -26,7 +26,7 @@ from kyomei.source.text import Tokens
 from kyomei.stages.arms import Pair, made_from, own_pair, random_weights_run, replica_seed, trained_pairs
 from kyomei.stages.check import FILE as PREMISES
 from kyomei.stages.harvest import activations, site_of
-from kyomei.stages.progress import Reporter, reporting
+from kyomei.stages.progress import Reporter
 from kyomei.stages.train import train_baseline, train_run
 
 FILE = "certificate.json"
@@ -53,8 +53,8 @@ def certify(run: Run | Path | str) -> Certificate:
     run = run if isinstance(run, Run) else Run.open(Path(run))
     certificate = standing(run, own_pair(run))  # to read one, no lock is needed
     if certificate is None:
-        with run.lock(), reporting() as reporter:
-            certificate = certify_pair(run, own_pair(run), reporter)
+        with run.lock():
+            certificate = certify_pair(run, own_pair(run), Reporter())
     return replace(certificate, answer=verdict_of(run))
 
 

@@ -46,12 +46,6 @@ def check_rows(rows: Rows, reporter: Reporter, *, seed: int, device: str) -> Pre
 
     Raises:
         DataError: too few rows, constant columns.
-        Interrupted: the user asked for a stop.
     """
     with reporter.progress("check") as progress:
-
-        def searched(done: int, total: int) -> None:
-            progress(done, total)
-            reporter.leave_if_asked("the check")
-
-        return check(rows, seed=seed, device=choose_device(device), progress=searched)
+        return check(rows, seed=seed, device=choose_device(device), progress=progress)

@@ -108,7 +108,7 @@ def harvest_run(run: Run, reporter: Reporter, source: Source | None = None) -> d
         for part, packed in tokens.items():
             with reporter.progress(f"harvest {part}") as progress:
                 folder = run.path(f"activations/{part}")
-                harvest(source.model, packed, folder, recipe.source, stop=reporter.stop, progress=progress)
+                harvest(source.model, packed, folder, recipe.source, progress=progress)
             run.record(f"activations/{part}")
         run.record("tokens")
         split = {part: [d.name for d in packed.documents] for part, packed in tokens.items()}

@@ -61,7 +61,6 @@ def measure_run(run: Run, reporter: Reporter, nulls: Sequence[str] = ()) -> dict
         evidence["mechanisms"][pair.name] = {"title": pair.title, **_measure_pair(run, pair, found, rows, metric)}
         if nulls:
             evidence["mechanisms"][pair.name]["against"] = _against(run, pair, nulls, metric, reporter)
-        reporter.leave_if_asked("measuring")
     evidence["cross_entropy"] = _cross_entropy(run, pairs)
     evidence["directions"] = _measure_directions(run, pairs[0], metric)
     run.write_json("evidence.json", evidence)

@@ -47,11 +47,10 @@ def recover_planted(
         with reporter.progress("resonance") as progress:
             device = choose_device(recipe.device)
             directions = resonate(x, seed=recipe.seed, recipe=recipe.search, device=device, progress=progress)
-        reporter.leave_if_asked("resonance")
         found["resonance"] = directions.vectors
         facts = {"n_features": directions.n_features, "interval": list(directions.interval)}
     with reporter.progress("train") as progress:
-        sae = fit(x, recipe, directions=directions, workplace=Workplace(stop=reporter.stop, progress=progress))
+        sae = fit(x, recipe, directions=directions, workplace=Workplace(progress=progress))
     found[f"{recipe.mechanism.name} decoder"] = sae.decoder.cpu()
     generator = torch.Generator().manual_seed(recipe.seed)
     found["random directions (null)"] = torch.randn(sae.width, dim, generator=generator)

@@ -1,4 +1,4 @@
-"""What a stage needs of its surroundings: whether to stop, and where to show progress."""
+"""What a stage needs of its surroundings: where to show progress, and the ranks that work together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from kyomei.errors import Interrupted
 from kyomei.learning.mesh import Mesh
-from kyomei.runs import interruptible
+from kyomei.signals import asked
 
 
 class _Rate(TextColumn):
@@ -29,21 +29,19 @@ class _Rate(TextColumn):
 
 @dataclass(frozen=True)
 class Reporter:
-    """Progress on the terminal and the wish to stop.
+    """Progress on the terminal.
 
     Attributes:
-        stop: true once the user asked for a stop.
         console: where progress and notes go; never standard output, which belongs to results.
         mesh: the ranks that do this work together; only the leading one says and writes anything.
     """
 
-    stop: Callable[[], bool]
-    console: Console
+    console: Console = field(default_factory=lambda: Console(stderr=True))
     mesh: Mesh = field(default_factory=Mesh)
 
     def on(self, mesh: Mesh) -> Reporter:
         """The reporter of one rank of a mesh."""
-        return Reporter(self.stop, self.console if mesh.leads else Console(quiet=True), mesh)
+        return Reporter(self.console if mesh.leads else Console(quiet=True), mesh)
 
     def note(self, message: str) -> None:
         """Say what is going on."""
@@ -65,18 +63,10 @@ class Reporter:
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
     def leave_if_asked(self, what: str) -> None:
-        """Raise between two steps of work that has no checkpoints of its own.
+        """Let the ranks of a mesh leave together between two steps of work, or those that stay would wait for the others.
 
         Raises:
-            Interrupted: the user asked for a stop.
+            Interrupted: a signal to stop came to one of them.
         """
-        # Ranks leave together, or those that stay would wait for the others.
-        if any(self.mesh.tell(self.stop())):
+        if any(self.mesh.tell(asked())):
             raise Interrupted(f"{what} to finish", "a signal to stop", "run again with --resume: finished stages are kept")
-
-
-@contextlib.contextmanager
-def reporting() -> Iterator[Reporter]:
-    """A reporter on standard error that takes SIGINT and SIGTERM as a wish to stop."""
-    with interruptible() as stop:
-        yield Reporter(stop, Console(stderr=True))

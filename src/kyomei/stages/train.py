@@ -15,6 +15,7 @@ from kyomei.learning.mesh import Mesh
 from kyomei.learning.resonance import resonate
 from kyomei.learning.workplace import Workplace
 from kyomei.runs import Run
+from kyomei.signals import saving
 from kyomei.sinks import JsonlSink
 from kyomei.source.rows import Rows
 from kyomei.stages.arms import Arm, Pair, baseline_pair, control_arm, main_arm, null_arm, random_weights_run, replica_seed
@@ -90,7 +91,8 @@ def train_on_mesh(run: Run, data: int, features: int, reporter: Reporter) -> dic
         RunError: if the run is not harvested, or a rank is lost.
     """
     mesh = Mesh.join(data, features, choose_device(run.recipe.device))
-    with run.lock() if mesh.leads else contextlib.nullcontext():
+    # Ranks tell each other of a signal and leave together.
+    with saving(), run.lock() if mesh.leads else contextlib.nullcontext():
         mesh.wait()
         facts = train_run(run, reporter.on(mesh))
     mesh.leave()
@@ -117,7 +119,7 @@ def _train_replica(run: Run, arm: Arm, replica: int, reporter: Reporter) -> None
     try:
         with reporter.progress(f"train {arm.folder}/{replica}") as progress:
             stream = None if arm.control is not None and arm.control.gaussian else streamed(run, replica)
-            work = Workplace(folder, resume=True, sink=sink, stop=reporter.stop, progress=progress, mesh=mesh)
+            work = Workplace(folder, resume=True, sink=sink, progress=progress, mesh=mesh)
             sae = fit(rows, arm.recipe, seed=seed, directions=directions, stream=stream, workplace=work)
     finally:
         if sink is not None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from importlib import metadata
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kyomei import __version__
-from kyomei.errors import Interrupted, RecipeError
+from kyomei.errors import RecipeError
 from kyomei.runs import plain, write_atomic
 from kyomei.stages.progress import Reporter
 from kyomei.views.charts import drawn
@@ -88,7 +89,7 @@ def reproduce(
         experiment: what to measure.
         folder: where its files go; cells that are finished there are not measured again.
         cells: the cells asked for.
-        reporter: shows progress and says when to stop.
+        reporter: shows progress.
         command: the command line, for table.md.
         workers: processes, one cell each at a time.
         threads: CPU threads of each.
@@ -99,7 +100,6 @@ def reproduce(
 
     Raises:
         RecipeError: there are no workers or no threads.
-        Interrupted: stopped by a signal; finished cells are kept.
     """
     if workers < 1 or threads < 1:
         raise RecipeError("at least one worker and one thread", f"{workers} and {threads}", "correct them")
@@ -113,7 +113,7 @@ def reproduce(
         reporter.note(f"{len(cells) - len(missing)} of {len(cells)} cells are there")
     with reporter.progress(experiment.name) as progress:
         progress(len(cells) - len(missing), len(cells))
-        for done, (cell, figures) in enumerate(_measured(experiment, missing, reporter, workers, threads), 1):
+        for done, (cell, figures) in enumerate(_measured(experiment, missing, workers, threads), 1):
             finished[_key(cell)] = {**cell, **figures}
             _append(folder / CELLS, {"cell": cell, "figures": figures})
             progress(len(cells) - len(missing) + done, len(cells))
@@ -124,40 +124,42 @@ def reproduce(
     return summary, result
 
 
-def _measured(
-    experiment: Experiment, cells: list[Cell], reporter: Reporter, workers: int, threads: int
-) -> Iterator[tuple[Cell, dict[str, Any]]]:
+def _measured(experiment: Experiment, cells: list[Cell], workers: int, threads: int) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Each cell and its figures as they finish."""
     if workers == 1 or len(cells) < 2:
         torch.set_num_threads(threads)
         for cell in cells:
-            _leave_if_asked(reporter)
             yield cell, plain(experiment.measure(cell))
         return
     # Spawned, not forked: a fork of a process whose torch has started threads may hang.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (threads,)) as pool:
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (threads,))
+    try:
         waiting = iter(cells)
         running = {pool.submit(experiment.measure, cell): cell for _, cell in zip(range(workers), waiting, strict=False)}
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 cell = running.pop(future)
                 yield cell, plain(future.result())
-                following = None if reporter.stop() else next(waiting, None)
+                following = next(waiting, None)
                 if following is not None:
                     running[pool.submit(experiment.measure, following)] = following
-    if next(waiting, None) is not None:
-        _leave_if_asked(reporter)
+    finally:
+        # Cells may take an hour: who leaves early does not wait for those in hand.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _begin_worker(threads: int) -> None:
-    # Ctrl-C reaches the whole process group: a worker finishes its cell, the parent keeps it and leaves.
+    # Ctrl-C reaches the whole process group, but a worker's end is that of its parent, however that comes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
 
 
-def _leave_if_asked(reporter: Reporter) -> None:
-    if reporter.stop():
-        raise Interrupted("all cells", "a signal to stop", "run the same command again: finished cells are kept")
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _key(cell: Cell) -> str:
