@@ -291,7 +291,7 @@ def test_a_stopped_training_resumes_to_the_same_bytes(tmp_path: Path, name: str,
     done: list[int] = []
     cut = Workplace(tmp_path, resume=True, sink=events)
     stopped = dataclasses.replace(cut, stop=lambda: len(done) >= stop_after, progress=lambda step, steps: done.append(step))
-    with pytest.raises(Interrupted, match=rf"12 training steps.*after {stop_after}, saved in .*kyomei train --resume"):
+    with pytest.raises(Interrupted, match=rf"12 training steps.*after {stop_after}, saved in .*the same command.*--resume"):
         train(start(tied, 3), make_all()[name], rows, settings, seed=0, dtype=dtype, workplace=stopped)
     assert list_checkpoints(tmp_path)[-1].name == f"step-{stop_after:08d}"
     resumed = train(start(tied, 3), make_all()[name], rows, settings, seed=0, dtype=dtype, workplace=cut)

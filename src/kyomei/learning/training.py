@@ -216,5 +216,5 @@ def _of_checkpoint(saved: Checkpoint | None) -> Normalisation | None:
 def _interrupted(step: int, steps: int, folder: Path | None) -> Interrupted:
     if folder is None:
         return Interrupted(f"{steps} training steps", f"a stop after {step}, and no folder for checkpoints", "train again")
-    do = "go on with `kyomei train --resume`"
+    do = "run the same command again, with --resume where it has that"
     return Interrupted(f"{steps} training steps", f"a stop after {step}, saved in {folder}", do)
