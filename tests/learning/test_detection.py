@@ -109,5 +109,5 @@ def test_a_recipe_asks_for_detectors() -> None:
     plain = kyomei.fit(X, kyomei.Recipe().with_values(values))
     detecting = kyomei.fit(X, kyomei.Recipe().with_values(values | {"mechanism.detectors": True}))
     assert torch.equal(plain.decoder, detecting.decoder) and not torch.equal(plain.encoder, detecting.encoder)
-    with pytest.raises(RecipeError, match="detectors are for topk"):
+    with pytest.raises(RecipeError, match="a setting of topk, batchtopk, matryoshka"):
         kyomei.Recipe().with_values({"mechanism.detectors": True})
