@@ -269,7 +269,7 @@ def certify_command(
     folder: RunFolder,
     baseline: Annotated[
         list[str] | None,
-        typer.Option("--baseline", help="Also train and certify topk, batchtopk, l1 or ba; repeatable.", show_default=False),
+        typer.Option("--baseline", help="Mechanism to train and certify beside it; repeatable.", show_default=False),
     ] = None,
     random_weights: Annotated[
         bool,

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from kyomei.config import Recipe
+from kyomei.config import SETTINGS, Recipe
+from kyomei.dictionary.mechanisms import mechanism_from
 from kyomei.errors import RunError
 from kyomei.evidence.certificate import Certificate
 from kyomei.runs import Run
 from kyomei.stages import certify as certify_stage
-from kyomei.stages.arms import made_from, trained_pairs
+from kyomei.stages.arms import BASELINES, baseline_pair, made_from, own_pair, trained_pairs
 from kyomei.stages.check import checked
 from kyomei.stages.measure import STAGE, measured
 
@@ -42,8 +43,8 @@ def test_figures_hold_as_long_as_nothing_changes(run: Run) -> None:
 
 
 def test_a_new_baseline_is_measured(run: Run) -> None:
-    run.write_json("baselines/matched.json", {"k": 8, "l0": 8.0, "width": 96})
-    for folder in (*(f"baselines/topk/{i}" for i in range(3)), "controls/gaussian/topk/0", "controls/gaussian/topk/1"):
+    run.write_json("baselines/matched.json", {"l0": 8.0, "width": 96})
+    for folder in (*(f"baselines/topk/{i}" for i in range(3)), *(f"controls/gaussian/baseline-topk/{i}" for i in range(2))):
         stand_in(run, folder)
     assert not measured(run)
     run.finish(STAGE, made_from(run, *trained_pairs(run)))
@@ -70,3 +71,14 @@ def test_a_certificate_that_holds_is_read_while_another_process_works(run: Run, 
         monkeypatch.setattr(certify_stage, "standing", lambda run, pair: None)
         with pytest.raises(RunError, match="a run that no process works on"):
             certify_stage.certify(run.folder)
+
+
+def test_a_baseline_of_the_runs_own_mechanism_shares_neither_name_nor_folders(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", Recipe.parse({"mechanism": {"name": "topk", "k": 3}}))
+    run.write_json("baselines/matched.json", {"l0": 8.0, "width": 96})
+    pairs = [own_pair(run), *(baseline_pair(run, name) for name in BASELINES)]
+    assert set(BASELINES) == set(SETTINGS)
+    assert len({pair.name for pair in pairs}) == len({pair.title for pair in pairs}) == len(pairs)
+    assert len({folder for pair in pairs for folder in (pair.arm.folder, pair.null.folder)}) == 2 * len(pairs)
+    baseline = pairs[1 + BASELINES.index("topk")].arm.recipe
+    assert mechanism_from(baseline, 96).settings()["k"] == 8 and not baseline.mechanism.from_resonance

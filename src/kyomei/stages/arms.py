@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from kyomei.config import Recipe
+from kyomei.config import SETTINGS, Recipe
 from kyomei.dictionary.formats import load
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import RecipeError
 from kyomei.evidence.controls import GAUSSIAN, RANDOM_WEIGHTS, Control
 from kyomei.evidence.fidelity import fidelity
 from kyomei.learning.directions import Directions
-from kyomei.learning.fit import fit
 from kyomei.runs import Run
 from kyomei.stages.harvest import activations, part_names, site_of
 
@@ -77,7 +76,9 @@ def control_arm(arm: Arm, name: str, control: Control) -> Arm:
         return replace(arm, recipe=recipe)
     # A frozen dictionary has other rows and learns none first: targets come from the same directions, and L0 is the same.
     shared = None if control.gaussian else arm.directions_from or arm.folder
-    return Arm(f"controls/{control.name}/{name}", recipe, 2, control, shared, arm.directions_from or arm.folder)
+    return Arm(
+        f"controls/{control.name}/{name.replace(' ', '-')}", recipe, 2, control, shared, arm.directions_from or arm.folder
+    )
 
 
 def null_arm(arm: Arm, name: str) -> Arm:
@@ -90,7 +91,8 @@ def replica_seed(seed: int, replica: int, *, null: bool = False) -> int:
     return int(np.random.SeedSequence([seed, replica, int(null)]).generate_state(1)[0])
 
 
-BASELINES = ("topk", "batchtopk", "l1", "ba")
+BASELINES = tuple(name for name, settings in SETTINGS.items() if "random" in settings.starts)
+"""Every mechanism that can start at random."""
 
 
 @dataclass(frozen=True)
@@ -119,15 +121,18 @@ def baseline_pair(run: Run, name: str) -> Pair:
 
     Args:
         run: its own dictionaries are trained.
-        name: topk, batchtopk, l1 (its penalty is searched for) or ba (one group, random start).
+        name: of a mechanism; it starts at random, with its usual settings.
 
     Raises:
         RecipeError: no such baseline.
     """
     if name not in BASELINES:
         raise RecipeError(f"a baseline among {', '.join(BASELINES)}", f"'{name}'", "choose one of them")
-    arm = Arm(f"baselines/{name}", run.recipe.with_values(_settings(run, name)), run.recipe.source.replicas)
-    return Pair(name, arm.recipe.mechanism.full_title, arm, null_arm(arm, name))
+    shape = {f"dictionary.{key}": value for key, value in _matched(run).items()}
+    recipe = run.recipe.with_values({"mechanism": {"name": name, "start": "random"}, **shape})
+    arm = Arm(f"baselines/{name}", recipe, run.recipe.source.replicas)
+    # The run's own mechanism may be a baseline too: name, null and figures of that are its own.
+    return Pair(f"baseline {name}", f"{recipe.mechanism.title}, baseline", arm, null_arm(arm, f"baseline-{name}"))
 
 
 def trained_pairs(run: Run) -> list[Pair]:
@@ -143,7 +148,7 @@ def made_from(run: Run, *pairs: Pair) -> dict[str, str]:
 
 
 def _is_trained(run: Run, name: str) -> bool:
-    folders = (f"baselines/{name}/0", f"controls/gaussian/{name}/1")
+    folders = (f"baselines/{name}/0", f"controls/gaussian/baseline-{name}/1")
     return all(run.done(f"train {folder}") for folder in folders)
 
 
@@ -153,26 +158,6 @@ def random_weights_run(run: Run) -> Run:
     return Run.create(run.path(f"controls/{RANDOM_WEIGHTS.name}"), recipe, resume=True)
 
 
-PENALTY_STEPS = 300
-"""Steps of each short training in the search for the ℓ1 penalty that gives the run's L0."""
-PENALTY_TRIALS = 7
-
-
-def _settings(run: Run, name: str) -> dict[str, Any]:
-    matched = _matched(run)
-    settings: dict[str, Any] = {
-        "mechanism.name": name,
-        "mechanism.start": "random",
-        "dictionary.width": matched["width"],
-    }
-    if name in ("topk", "batchtopk"):
-        return settings | {"mechanism.k": matched["k"]}
-    if name == "ba":
-        frequency = min(0.5, matched["l0"] / matched["width"])
-        return settings | {"mechanism.frequency": frequency}
-    return settings | {"mechanism.penalty": _penalty(run, matched)}
-
-
 def _matched(run: Run) -> dict[str, Any]:
     """Width and L0 of the run's first dictionary on unseen documents, measured once."""
     file = "baselines/matched.json"
@@ -180,31 +165,6 @@ def _matched(run: Run) -> dict[str, Any]:
         shipped = main_arm(run).dictionary(run, 0)
         l0 = fidelity(shipped, activations(run, "evidence")).l0_mean
         run.path("baselines").mkdir(exist_ok=True)
-        run.write_json(file, {"k": max(1, round(l0)), "l0": l0, "width": shipped.width})
+        run.write_json(file, {"l0": max(1.0, l0), "width": shipped.width})
     values: dict[str, Any] = run.read_json(file)
     return values
-
-
-def _penalty(run: Run, matched: dict[str, Any]) -> float:
-    """The ℓ1 penalty whose L0 on unseen documents comes nearest to the run's, by bisection of its logarithm."""
-    file = "baselines/l1-penalty.json"
-    if not run.path(file).exists():
-        settings = {"mechanism.name": "l1", "mechanism.start": "random", "dictionary.width": matched["width"]}
-        steps = min(PENALTY_STEPS, run.recipe.train.steps)
-        recipe = run.recipe.with_values({**settings, "train.steps": steps})
-        run.write_json(file, _bisect_penalty(run, recipe, matched["l0"]))
-    return float(run.read_json(file)["penalty"])
-
-
-def _bisect_penalty(run: Run, recipe: Recipe, l0: float) -> dict[str, Any]:
-    rows, unseen = activations(run, "replica-0"), activations(run, "evidence")
-    low, high = 1e-4, 1.0
-    trials = []
-    for _ in range(PENALTY_TRIALS):
-        penalty = float((low * high) ** 0.5)
-        trial = recipe.with_values({"mechanism.penalty": penalty})
-        found = fidelity(fit(rows, trial, seed=recipe.seed), unseen).l0_mean
-        trials.append({"penalty": penalty, "l0": found})
-        low, high = (penalty, high) if found > l0 else (low, penalty)
-    best = min(trials, key=lambda trial: abs(trial["l0"] - l0))
-    return {**best, "trials": trials}

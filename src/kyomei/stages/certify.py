@@ -75,7 +75,7 @@ def certificate_path(run: Run, pair: Pair) -> Path:
 def certificates_of(run: Run) -> dict[str, Certificate]:
     """Every certificate that still holds, by name: the run's own first, baselines', and that of random weights."""
     own, *baselines = trained_pairs(run)
-    found = {own.name: standing(run, own), **{f"baseline {pair.name}": standing(run, pair) for pair in baselines}}
+    found = {own.name: standing(run, own), **{pair.name: standing(run, pair) for pair in baselines}}
     folder = run.path(f"controls/{RANDOM_WEIGHTS.name}")
     if (folder / FILE).exists():
         nested = Run.open(folder)
@@ -114,8 +114,8 @@ def certify_run(run: Run, reporter: Reporter, *, baselines: Sequence[str] = (), 
     certificates, files = {own.mechanism: own}, {own.mechanism: certificate_path(run, own_arm)}
     for name in baselines:
         pair = train_baseline(run, name, reporter)
-        certificates[f"baseline {name}"] = certify_pair(run, pair, reporter)
-        files[f"baseline {name}"] = certificate_path(run, pair)
+        certificates[pair.name] = certify_pair(run, pair, reporter)
+        files[pair.name] = certificate_path(run, pair)
     facts: dict[str, Any] = {}
     if random_weights:
         control = certificates[RANDOM] = certify_random_weights(run, reporter)
