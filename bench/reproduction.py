@@ -20,24 +20,28 @@ from kyomei.evidence.consistency import Null, consistency
 from kyomei.learning.directions import Directions
 from kyomei.learning.resonance import resonate
 from kyomei.learning.spaces import Whitening
+from kyomei.source.corpus import Corpus
 from kyomei.source.harvest import harvest
 from kyomei.source.model import LanguageModel
+from kyomei.source.parts import Split, split_tokens
 from kyomei.source.shards import ShardFolder
 from kyomei.source.surrogate import GaussianSurrogate
-from kyomei.source.text import pack, read_documents, split_documents
+from kyomei.source.text import Packer
 
 
 def harvested(args: argparse.Namespace, folder: Path) -> dict[str, ShardFolder]:
     model = LanguageModel.load(args.model)
     site = args.site or model.default_site()
     recipe = SourceRecipe(model=args.model, sites=(site,), context=args.context)
-    parts = split_documents(list(read_documents("stdlib")), 2, 0.2, args.seed)
-    share = {"replica-0": 0.4, "replica-1": 0.4, "evidence": 0.2}
+    corpus = Corpus("stdlib", seed=args.seed)
+    split = Split(2, 0.2, args.seed, corpus.marks_held_out)
+    asked = {part: round(args.tokens * split.share(part)) for part in split.names}
+    packer = Packer(model.tokenizer, args.context)
+    packed = split_tokens(corpus, packer, split, asked, {part: 8 * asked[part] for part in asked})
     shards = {}
-    for part, documents in parts.items():
-        asked = round(args.tokens * share[part])
-        tokens = pack(documents, model.tokenizer, args.context, 8 * asked).thinned(asked // args.context)
-        shards[part] = harvest(model, tokens, folder / part, recipe)[site]
+    for part, tokens in packed.items():
+        thinned = tokens.thinned(asked[part] // args.context)
+        shards[part] = harvest(model, thinned, folder / part, recipe)[site]
     print(f"{args.model} {site}: " + ", ".join(f"{part} {s.num_rows:,} rows" for part, s in shards.items()), flush=True)
     return shards
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from kyomei.source.text import is_held_out, stdlib_files
+from kyomei.source.stdlib import is_held_out, stdlib_files
 
 CONTEXT = 256
 VOCAB = 4096
@@ -35,6 +35,9 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         vocab_size=VOCAB, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
+    # Windows begin with BOS in training, so the tokenizer puts it before every text.
+    begin = (END, tokenizer.token_to_id(END))
+    tokenizer.post_processor = processors.TemplateProcessing(f"{END} $A", f"{END} $A {END}:1 $B:1", [begin])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=END, eos_token=END, model_max_length=CONTEXT, clean_up_tokenization_spaces=False
     )

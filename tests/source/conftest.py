@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from kyomei.source.model import LanguageModel
 from kyomei.source.text import Document
@@ -44,6 +44,7 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
     inner.train_from_iterator(["the quick brown fox jumps over the lazy dog and the cat sat on the mat"], trainer)
+    inner.post_processor = processors.TemplateProcessing(f"{END} $A", f"{END} $A {END} $B", [(END, inner.token_to_id(END))])
     return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=END, eos_token=END)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Frequency = float
 """A share of rows, strictly between 0 and 1."""
@@ -29,20 +30,31 @@ class SourceRecipe(Section):
     """Module paths to capture; empty: the MLP of the middle layer."""
     side: Literal["output", "input"] = "output"
     """Whether a site's output or its input is captured."""
-    text: str = "stdlib"
-    """A folder, a .txt, .jsonl or .parquet file, "stdlib", or "datasets:NAME"."""
+    text: str | dict[str, float] = "stdlib"
+    """Where the text is: a folder, a file (.jsonl, .ndjson, .json, .csv, .tsv, .parquet, else one document; also .gz, .bz2,
+    .xz, .zst), an address such as s3://bucket/folder or hf://datasets/NAME/file.parquet, "stdlib" (the interpreter's own
+    library), or "datasets:NAME:CONFIG:SPLIT@REVISION", streamed, of which the last three may be left out
+    (datasets:NAME::validation has no CONFIG). A mixture is a mapping from such addresses to weights."""
     keep_text: bool = True
     """Whether a run stores the text of the documents it reads. If not, it keeps the ids and character offsets of tokens and
     the names of documents, and reports show ids. Whoever has the tokenizer can turn ids back into text."""
     text_field: str = "text"
-    """Field of .jsonl, .parquet and datasets records that holds the text (or the chat messages)."""
+    """Field of records that holds the text (or the chat messages); "a.b" is the field b of the record in field a."""
+    group_field: str | None = None
+    """Field of records whose equal values keep documents in one part, such as a conversation or an author; none: only equal
+    texts stay together."""
+    skip_bad_records: bool = False
+    """Count records that cannot be read, and go on, instead of stopping at the first."""
+    force_bos: bool = False
+    """Begin every window with BOS, or CLS, even where the model's own tokenizer puts none before a text."""
     num_tokens: int = Field(300_000, gt=0)
     """Tokens to harvest, all parts together."""
     streamed_tokens: int = Field(0, ge=0)
     """Tokens, all replicas together, that training steps read straight from the model, storing nothing; stored rows then
     serve resonance and the last fit of the decoders. 0: steps read stored rows."""
     spread: int = Field(8, ge=1)
-    """Windows are taken evenly from this many times as many tokens, where there are so many: more documents are seen."""
+    """Windows are taken evenly from this many times as many tokens, where there are so many: more documents are seen.
+    Reading stops after that."""
     context: int = Field(256, gt=1)
     """Tokens in a window, a leading BOS included."""
     windows_per_batch: int = Field(16, gt=0)
@@ -59,6 +71,18 @@ class SourceRecipe(Section):
     """Drop rows whose norm exceeds this many times the median norm (massive activations)."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """How activations are stored."""
+
+    @field_validator("text")
+    @classmethod
+    def _weights(cls, text: str | dict[str, float]) -> str | dict[str, float]:
+        if isinstance(text, dict) and not (text and all(0 < weight < math.inf for weight in text.values())):
+            raise ValueError("a mixture has addresses with positive weights")
+        return text
+
+    @property
+    def address(self) -> str:
+        """Where the text is, in one line."""
+        return self.text if isinstance(self.text, str) else ", ".join(f"{w:g} × {a}" for a, w in self.text.items())
 
 
 class ResonanceRecipe(Section):

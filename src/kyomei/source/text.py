@@ -1,18 +1,14 @@
-"""Documents from wherever text lives, split by document and packed into windows whose tokens know where they come from."""
+"""Documents packed into windows whose tokens know where they come from."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import importlib
 import io
 import json
-import math
-import sysconfig
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +24,6 @@ from kyomei.source.spans import tiling_starts
 
 SCHEMA_VERSION = 1
 EMBEDDED = Path(__file__).parent / "embedded"
-_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
 _TOKENS, _DOCUMENTS, _INDEX = "tokens.safetensors", "documents.parquet", "index.json"
 _PIECE_CHARACTERS = 1 << 20
 _DOCUMENTS_PER_CALL = 32
@@ -42,205 +37,13 @@ class Document:
         name: path, or file and record number.
         text: the whole text.
         held_out: whether the embedded language model never saw it in training.
+        group: what it shares with documents that must stand in the same part; none: it stands alone. Not saved.
     """
 
     name: str
     text: str
     held_out: bool = False
-
-
-def stdlib_files() -> list[tuple[str, Path]]:
-    """(name relative to the library's folder, path) of every standard-library source used, in name order."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    found = []
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).parts
-        if _SKIPPED_FOLDERS.isdisjoint(parts) and not parts[-1].startswith("_sysconfigdata"):
-            found.append(("/".join(parts), path))
-    return sorted(found)
-
-
-def is_held_out(name: str) -> bool:
-    """Whether the embedded model is trained without this standard-library file: one in five, by the hash of its name."""
-    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 5 == 0
-
-
-def read_documents(text: str, field: str = "text", tokenizer: Any = None) -> Iterator[Document]:
-    """Every document that is not blank, in an order that does not change.
-
-    Args:
-        text: a folder (every text file below it), a .jsonl or .parquet file (one document a record), any other text file
-            (one document), "stdlib" (the interpreter's own library) or "datasets:NAME" (its train split, streamed).
-        field: where a record keeps its text, or its chat messages: a list of {role, content}.
-        tokenizer: its chat template turns messages into text.
-
-    Raises:
-        DataError: nothing is there, it cannot be read, or a record lacks `field`.
-    """
-    if text == "stdlib":
-        documents = _read_stdlib()
-    elif text.startswith("datasets:"):
-        documents = _read_dataset(text.removeprefix("datasets:"), field, tokenizer)
-    elif Path(text).is_dir():
-        documents = _read_folder(Path(text), field, tokenizer)
-    elif Path(text).is_file():
-        documents = _read_file(Path(text), Path(text).name, field, tokenizer)
-    else:
-        do = 'check the path, or name "stdlib" or "datasets:NAME"'
-        raise DataError("a folder or a file of text", f"nothing at {text}", do)
-    return (document for document in documents if document.text.strip())
-
-
-def _read_stdlib() -> Iterator[Document]:
-    listed = EMBEDDED / "held_out.json"
-    held_out = set(json.loads(listed.read_text(encoding="utf-8"))) if listed.exists() else None
-    for name, path in stdlib_files():
-        held = is_held_out(name) if held_out is None else name in held_out
-        yield Document(name, path.read_text(encoding="utf-8", errors="replace"), held)
-
-
-def _read_dataset(name: str, field: str, tokenizer: Any) -> Iterator[Document]:
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError as error:
-        do = "install it with `pip install kyomei[datasets]`, or save the text as .jsonl"
-        raise DataError(f"the package `datasets` to read datasets:{name}", "it is not installed", do) from error
-    try:
-        records = datasets.load_dataset(name, split="train", streaming=True, trust_remote_code=False)
-        for number, record in enumerate(records):
-            yield _document(f"{name}:{number}", record, field, tokenizer)
-    except DataError:
-        raise
-    except Exception as error:  # the package raises many kinds: missing, gated, offline, of several configurations
-        raise DataError(f"the dataset {name}", f"{type(error).__name__}: {error}", "check its name and the network") from error
-
-
-def _read_folder(folder: Path, field: str, tokenizer: Any) -> Iterator[Document]:
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden and (path.suffix in {".jsonl", ".parquet"} or _is_text(path)):
-            yield from _read_file(path, name, field, tokenizer)
-
-
-def _is_text(path: Path) -> bool:
-    with path.open("rb") as file:
-        return b"\0" not in file.read(8192)
-
-
-def _read_file(path: Path, name: str, field: str, tokenizer: Any) -> Iterator[Document]:
-    if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _document(f"{name}:{number}", _record(line, f"{name}:{number}"), field, tokenizer)
-    elif path.suffix == ".parquet":
-        yield from _read_parquet(path, name, field, tokenizer)
-    else:
-        yield Document(name, path.read_text(encoding="utf-8", errors="replace"))
-
-
-def _record(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise DataError("one JSON object a line", f"{where}: {error}", "correct that line") from error
-
-
-def _read_parquet(path: Path, name: str, field: str, tokenizer: Any) -> Iterator[Document]:
-    try:
-        file = pq.ParquetFile(path)
-        if field not in file.schema_arrow.names:
-            raise _without_field(name, field, file.schema_arrow.names)
-        number = 0
-        for batch in file.iter_batches(batch_size=1024, columns=[field]):
-            for value in batch.column(0).to_pylist():
-                yield _document(f"{name}:{number}", {field: value}, field, tokenizer)
-                number += 1
-    except pa.ArrowException as error:
-        raise DataError("a parquet file", f"{path}: {error}", "write it again") from error
-
-
-def _without_field(name: str, field: str, fields: list[str]) -> DataError:
-    near = difflib.get_close_matches(field, fields, n=1)
-    do = f"did you mean source.text_field '{near[0]}'" if near else "set source.text_field to the one that holds the text"
-    return DataError(f"a field '{field}' in every record", f"{name} with {', '.join(fields) or 'no field'}", do)
-
-
-def _document(name: str, record: Any, field: str, tokenizer: Any) -> Document:
-    """The document of one record; a bare string is its own text."""
-    if isinstance(record, dict) and field not in record:
-        raise _without_field(name, field, list(record))
-    value = record[field] if isinstance(record, dict) else record
-    if isinstance(value, list):
-        return Document(name, _chat_text(name, value, tokenizer))
-    if value is not None and not isinstance(value, str):
-        found = f"{type(value).__name__} in {name}"
-        raise DataError(f"text or chat messages in '{field}'", found, "set source.text_field to the one that holds the text")
-    return Document(name, value or "")
-
-
-def _chat_text(name: str, messages: list[Any], tokenizer: Any) -> str:
-    if not all(isinstance(message, dict) and {"role", "content"} <= set(message) for message in messages):
-        raise DataError("chat messages {role, content}", f"others in {name}", "correct that record")
-    if getattr(tokenizer, "chat_template", None) is None:
-        do = "use an instruction-tuned model, or records of plain text"
-        raise DataError(f"a chat template for the messages of {name}", "a tokenizer without one", do)
-    return str(tokenizer.apply_chat_template(messages, tokenize=False))
-
-
-def split_documents(
-    documents: Iterable[Document], replicas: int, evidence_share: float, seed: int
-) -> dict[str, list[Document]]:
-    """Share out whole documents, balanced by length, so that no text stands in two parts.
-
-    Held-out documents, if there are any, make the evidence alone (without those whose text a seen document repeats) and
-    the others make the replicas.
-
-    Args:
-        documents: what to share out.
-        replicas: number of parts that find and train.
-        evidence_share: share of all characters that goes to evidence, where nothing is held out.
-        seed: seed of the order; every part is in random order, so that its first tokens stand for the whole.
-
-    Returns:
-        "replica-0", "replica-1" … and "evidence", each with at least one document.
-
-    Raises:
-        DataError: there are fewer distinct texts than parts.
-    """
-    groups: dict[str, list[Document]] = {}
-    for document in documents:
-        groups.setdefault(document.text, []).append(document)
-    seen = [[d for d in group if not d.held_out] for group in groups.values()]
-    held = [group for group in groups.values() if all(d.held_out for d in group)]
-    seen = [group for group in seen if group]
-    names = [f"replica-{number}" for number in range(replicas)]
-    if held:
-        return {**_share_out(seen, dict.fromkeys(names, 1 / replicas), seed), **_share_out(held, {"evidence": 1.0}, seed)}
-    return _share_out(seen, {**dict.fromkeys(names, (1 - evidence_share) / replicas), "evidence": evidence_share}, seed)
-
-
-def _share_out(groups: list[list[Document]], shares: dict[str, float], seed: int) -> dict[str, list[Document]]:
-    if len(groups) < len(shares):
-        do = "give more documents (a .txt file is one, a .jsonl record is one), or fewer replicas"
-        raise DataError(f"at least {len(shares)} distinct documents", f"{len(groups)}", do)
-    sizes = [sum(len(d.text) for d in group) for group in groups]
-    order = np.random.default_rng([seed, 0]).permutation(len(groups)).tolist()
-    # Long documents first keep the parts balanced; equal octaves stay in random order.
-    by_length = sorted(order, key=lambda i: -int(math.log2(1 + sizes[i])))
-    wanted = {name: share * sum(sizes) for name, share in shares.items()}
-    chosen: dict[str, list[int]] = {name: [] for name in shares}
-    for i in by_length:
-        name = max(wanted, key=lambda part: wanted[part])
-        chosen[name].append(i)
-        wanted[name] -= sizes[i]
-    for name in chosen:
-        if not chosen[name]:
-            fullest = max(chosen, key=lambda part: len(chosen[part]))
-            chosen[name].append(chosen[fullest].pop())
-    place = {i: k for k, i in enumerate(order)}
-    return {name: [d for i in sorted(members, key=lambda i: place[i]) for d in groups[i]] for name, members in chosen.items()}
+    group: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,9 +76,12 @@ class Tokens:
         return self.ids.numel()
 
     def thinned(self, windows: int) -> Tokens:
-        """The same tokens in at most so many windows, taken evenly from beginning to end."""
+        """The same tokens in at most so many windows, taken evenly from beginning to end, with the documents they are of."""
         taken = torch.linspace(0, len(self.ids) - 1, min(windows, len(self.ids)), dtype=torch.float64).round().long()
-        return Tokens(self.ids[taken], self.document[taken], self.start[taken], self.end[taken], self.documents)
+        used, document = torch.unique(self.document[taken], return_inverse=True)
+        document = document.int() - int((used < 0).sum())
+        documents = [self.documents[i] for i in used.tolist() if i >= 0]
+        return Tokens(self.ids[taken], document, self.start[taken], self.end[taken], documents, self.has_text)
 
     def is_special(self, windows: slice, special_ids: Int64[Tensor, " special"]) -> Bool[Tensor, "windows context"]:
         """Tokens of some windows that stand for no text: a model's special ones, and those put in between documents."""
@@ -353,13 +159,130 @@ class Tokens:
         return cls(**safetensors.torch.load_file(folder / _TOKENS), documents=documents, has_text="text" in table.column_names)
 
 
-def pack(documents: Iterable[Document], tokenizer: Any, context: int, num_tokens: int) -> Tokens:
-    """Concatenate documents and cut them into full windows, so that no token is padding.
-
-    A window begins with BOS, else with CLS, where the tokenizer has one; EOS, else SEP, stands between documents.
+@dataclass(frozen=True)
+class Encoded:
+    """A document and its tokens.
 
     Args:
-        documents: read in order, as far as needed.
+        document: the text.
+        ids: token ids.
+        starts: first character of each; together the tokens show every character once.
+    """
+
+    document: Document
+    ids: Int32[np.ndarray, " tokens"]
+    starts: Int32[np.ndarray, " tokens"]
+
+
+@final
+class Packer:
+    """Makes tokens of documents, and full windows of tokens, so that no token is padding.
+
+    A window begins with BOS or CLS where the model's own tokenizer puts it before a text; EOS, else SEP, stands between
+    documents.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        context: tokens in a window.
+        force_bos: begin windows with BOS, else CLS, where the tokenizer does not do so itself.
+
+    Raises:
+        DataError: the tokenizer cannot tell character spans.
+    """
+
+    def __init__(self, tokenizer: Any, context: int, force_bos: bool = False) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise DataError("a fast tokenizer, which tells character spans", f"{type(tokenizer).__name__}", "use another model")
+        self.tokenizer, self.context = tokenizer, context
+        begin = _first_id(tokenizer, "bos_token_id", "cls_token_id")
+        self.begin = begin if force_bos or tokenizer("a")["input_ids"][:1] == [begin] else None
+        self.between = _first_id(tokenizer, "eos_token_id", "sep_token_id")
+
+    @property
+    def begins_with_bos(self) -> bool:
+        """Whether windows begin with BOS, so that a chat template's own is one too many."""
+        return self.begin is not None and self.begin == getattr(self.tokenizer, "bos_token_id", None)
+
+    def length(self, encoded: Encoded) -> int:
+        """Tokens that a document takes in the windows."""
+        return len(encoded.ids) + (self.between is not None)
+
+    def windows(self, num_tokens: int) -> int:
+        """Full windows that so many tokens of documents make."""
+        return num_tokens // (self.context - (self.begin is not None))
+
+    def encode(self, documents: Iterable[Document]) -> Iterator[Encoded]:
+        """Each document with its tokens, a few at a time; blank ones are skipped."""
+        waiting: list[Document] = []
+        for document in documents:
+            if document.text.strip():
+                waiting.append(document)
+            if len(waiting) == _DOCUMENTS_PER_CALL or sum(len(d.text) for d in waiting) > _PIECE_CHARACTERS:
+                yield from self._encode_together(waiting)
+                waiting = []
+        yield from self._encode_together(waiting)
+
+    def _encode_together(self, documents: list[Document]) -> Iterator[Encoded]:
+        if not documents:
+            return
+        pieces = [(number, offset, piece) for number, d in enumerate(documents) for offset, piece in _pieces(d.text)]
+        texts = [piece for _, _, piece in pieces]
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        parts: list[list[Int32[np.ndarray, "2 tokens"]]] = [[] for _ in documents]
+        for (number, offset, piece), ids, spans in zip(pieces, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            start, end = np.array(spans, dtype=np.int64).reshape(-1, 2).T
+            parts[number].append(np.stack([np.array(ids, dtype=np.int32), offset + tiling_starts(piece, start, end)]))
+        for document, part in zip(documents, parts, strict=True):
+            ids, starts = np.concatenate(part, axis=1).astype(np.int32)
+            starts[:1] = 0  # a first piece of whitespace may have no token
+            yield Encoded(document, ids, starts)
+
+    def cut(self, encoded: Sequence[Encoded], num_tokens: int) -> Tokens:
+        """Full windows of documents one after the other.
+
+        Args:
+            encoded: in this order, as far as needed.
+            num_tokens: tokens wanted, all windows together; there may be fewer (see `Tokens.num_tokens`).
+
+        Raises:
+            DataError: there is no text, or less than one window of it or asked for.
+        """
+        self.require_window(num_tokens)
+        if not encoded:
+            raise DataError("some text", "an empty corpus", "check source.text: every document is missing or blank")
+        inner = self.context - (self.begin is not None)
+        have = sum(self.length(e) for e in encoded)
+        windows = min(num_tokens // self.context, have // inner)
+        if windows < 1:
+            do = f"give more text, or set source.context to at most {have + (self.begin is not None)}"
+            raise DataError(f"at least one window of {self.context} tokens", f"a corpus of {have} tokens", do)
+        chunks: list[Int32[np.ndarray, "4 chunk"]] = []
+        after = np.array([[self.between], [-1], [0], [0]], dtype=np.int32) if self.between is not None else None
+        for number, e in enumerate(encoded):
+            ends = np.append(e.starts[1:], np.int32(len(e.document.text)))[: len(e.ids)]
+            chunks.append(np.stack([e.ids, np.full_like(e.ids, number), e.starts, ends]))
+            if after is not None:
+                chunks.append(after)
+        stream = np.concatenate(chunks, axis=1)[:, : windows * inner].reshape(4, windows, inner)
+        if self.begin is not None:
+            lead = np.array([self.begin, -1, 0, 0], dtype=np.int32).reshape(4, 1, 1)
+            stream = np.concatenate([np.broadcast_to(lead, (4, windows, 1)), stream], axis=2)
+        ids, document_of, start, end = torch.from_numpy(stream)
+        documents = [e.document for e in encoded[: int(document_of.max()) + 1]]
+        return Tokens(ids.long(), document_of.clone(), start.clone(), end.clone(), documents)
+
+    def require_window(self, num_tokens: int) -> None:
+        """Raise DataError unless so many tokens make a window."""
+        if num_tokens < self.context:
+            expected = f"source.num_tokens of at least one window of {self.context}"
+            raise DataError(expected, f"{num_tokens}", "raise source.num_tokens")
+
+
+def pack(documents: Iterable[Document], tokenizer: Any, context: int, num_tokens: int) -> Tokens:
+    """Full windows of documents, read in order and as far as needed (see `Packer`).
+
+    Args:
+        documents: what to pack.
         tokenizer: a fast tokenizer.
         context: tokens in a window.
         num_tokens: tokens wanted, all windows together; the text may hold fewer (see `Tokens.num_tokens`).
@@ -367,69 +290,20 @@ def pack(documents: Iterable[Document], tokenizer: Any, context: int, num_tokens
     Raises:
         DataError: there is no text, less than one window of it, or the tokenizer cannot tell character spans.
     """
-    if not getattr(tokenizer, "is_fast", False):
-        raise DataError("a fast tokenizer, which tells character spans", f"{type(tokenizer).__name__}", "use another model")
-    begin = _first_id(tokenizer, "bos_token_id", "cls_token_id")
-    between = _first_id(tokenizer, "eos_token_id", "sep_token_id")
-    inner = context - (begin is not None)
-    windows = num_tokens // context
-    if windows < 1:
-        raise DataError(f"source.num_tokens of at least one window of {context}", f"{num_tokens}", "raise source.num_tokens")
-    used: list[Document] = []
-    chunks: list[Int64[np.ndarray, "4 chunk"]] = []
+    packer = Packer(tokenizer, context)
+    packer.require_window(num_tokens)
+    encoded: list[Encoded] = []
     have = 0
-    for document, encoded in _encode(documents, tokenizer):
-        number = np.full((1, encoded.shape[1]), len(used))
-        chunks.append(np.concatenate([encoded[:1], number, encoded[1:]]))
-        if between is not None:
-            chunks.append(np.array([[between], [-1], [0], [0]]))
-        used.append(document)
-        have += encoded.shape[1] + (between is not None)
-        if have >= windows * inner:
+    for e in packer.encode(documents):
+        encoded.append(e)
+        have += packer.length(e)
+        if packer.windows(have) >= num_tokens // context:
             break
-    if not used:
-        raise DataError("some text", "an empty corpus", "check source.text: every document is missing or blank")
-    windows = min(windows, have // inner)
-    if windows < 1:
-        do = f"give more text, or set source.context to at most {have + (begin is not None)}"
-        raise DataError(f"at least one window of {context} tokens", f"a corpus of {have} tokens", do)
-    stream = np.concatenate(chunks, axis=1)[:, : windows * inner].reshape(4, windows, inner)
-    if begin is not None:
-        lead = np.broadcast_to(np.array([begin, -1, 0, 0]).reshape(4, 1, 1), (4, windows, 1))
-        stream = np.concatenate([lead, stream], axis=2)
-    ids, document_of, start, end = torch.from_numpy(stream)
-    last = int(document_of.max())
-    return Tokens(ids.clone(), document_of.int(), start.int(), end.int(), used[: last + 1])
+    return packer.cut(encoded, num_tokens)
 
 
 def _first_id(tokenizer: Any, *names: str) -> int | None:
     return next((int(value) for name in names if (value := getattr(tokenizer, name, None)) is not None), None)
-
-
-def _encode(documents: Iterable[Document], tokenizer: Any) -> Iterator[tuple[Document, Int64[np.ndarray, "3 tokens"]]]:
-    """Each document with (id, start, end) of its tokens; blank ones are skipped."""
-    waiting: list[Document] = []
-    for document in documents:
-        if document.text.strip():
-            waiting.append(document)
-        if len(waiting) == _DOCUMENTS_PER_CALL or sum(len(d.text) for d in waiting) > _PIECE_CHARACTERS:
-            yield from _encode_together(waiting, tokenizer)
-            waiting = []
-    if waiting:
-        yield from _encode_together(waiting, tokenizer)
-
-
-def _encode_together(documents: list[Document], tokenizer: Any) -> Iterator[tuple[Document, Int64[np.ndarray, "3 tokens"]]]:
-    pieces = [(number, offset, piece) for number, d in enumerate(documents) for offset, piece in _pieces(d.text)]
-    encoded = tokenizer([piece for _, _, piece in pieces], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    parts: list[list[Int64[np.ndarray, "2 tokens"]]] = [[] for _ in documents]
-    for (number, offset, piece), ids, spans in zip(pieces, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        start, end = np.array(spans, dtype=np.int64).reshape(-1, 2).T
-        parts[number].append(np.stack([np.array(ids, dtype=np.int64), offset + tiling_starts(piece, start, end)]))
-    for document, part in zip(documents, parts, strict=True):
-        ids, starts = np.concatenate(part, axis=1)
-        starts[:1] = 0  # a first piece of whitespace may have no token
-        yield document, np.stack([ids, starts, np.append(starts[1:], len(document.text))[: len(ids)]])
 
 
 def _pieces(text: str) -> Iterator[tuple[int, str]]:

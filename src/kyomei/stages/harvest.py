@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from kyomei.config import Recipe
 from kyomei.errors import DataError
 from kyomei.learning.fit import choose_device
 from kyomei.runs import Run
+from kyomei.source.corpus import Corpus
 from kyomei.source.harvest import harvest
 from kyomei.source.model import LanguageModel
+from kyomei.source.parts import Split, split_tokens
+from kyomei.source.records import Fields
 from kyomei.source.shards import ShardFolder
 from kyomei.source.stream import StreamedRows
-from kyomei.source.text import Tokens, pack, read_documents, split_documents
+from kyomei.source.text import Document, Packer, Tokens
 from kyomei.stages.progress import Reporter
 
 STAGE = "harvest"
@@ -36,11 +40,13 @@ class Source:
         model: where activations come from.
         sites: its modules, the one that the run learns from first.
         tokens: packed windows by part, and by name those that training streams.
+        corpus: what was read and skipped for them; none where they were read back.
     """
 
     model: LanguageModel
     sites: tuple[str, ...]
     tokens: dict[str, Tokens]
+    corpus: dict[str, Any] | None = None
 
 
 def open_source(recipe: Recipe, reporter: Reporter, written: Path | None = None) -> Source:
@@ -62,7 +68,7 @@ def open_source(recipe: Recipe, reporter: Reporter, written: Path | None = None)
     names = [*_stream_names(recipe), *part_names(recipe)]
     if written is not None and all((written / name / "index.json").exists() for name in names):
         return Source(model, sites, {name: Tokens.load(written / name) for name in names})
-    return Source(model, sites, _packed(recipe, model))
+    return Source(model, sites, *_packed(recipe, model, reporter))
 
 
 def harvested_run(
@@ -103,6 +109,8 @@ def harvest_run(run: Run, reporter: Reporter, source: Source | None = None) -> d
         if recipe.source.keep_text:
             do = "source.keep_text=false keeps token ids instead"
             reporter.note(f"{run.path('tokens')} holds the text of whole documents, for you alone to read; {do}")
+        if source.corpus is not None:
+            run.note(corpus=source.corpus)
         _save_tokens(run, source.tokens)
         tokens = {part: source.tokens[part] for part in part_names(recipe)}
         for part, packed in tokens.items():
@@ -176,23 +184,33 @@ def _save_tokens(run: Run, tokens: dict[str, Tokens]) -> None:
             tokens[name].save(folder, keep_text=run.recipe.source.keep_text)
 
 
-def _packed(recipe: Recipe, model: LanguageModel) -> dict[str, Tokens]:
-    """Windows of every part, and of what training streams of it: both thinned from the same text."""
+def _packed(recipe: Recipe, model: LanguageModel, reporter: Reporter) -> tuple[dict[str, Tokens], dict[str, Any]]:
+    """Windows of every part, and of what training streams of it, thinned from the same text; and what was read and skipped."""
     source = recipe.source
-    names = part_names(recipe)
-    documents = list(read_documents(source.text, source.text_field, model.tokenizer))
-    parts = split_documents(documents, source.replicas, source.evidence_share, recipe.seed)
-    share = {part: (1 - source.evidence_share) / source.replicas for part in names} | {"evidence": source.evidence_share}
-    stream_of = dict(zip(names, _stream_names(recipe), strict=False))
-    packed: dict[str, Tokens] = {}
-    for part in names:
-        asked = {part: max(1, round(source.num_tokens * share[part]))}
-        if part in stream_of:
-            asked[stream_of[part]] = round(source.streamed_tokens / source.replicas)
-        try:
-            everything = pack(parts[part], model.tokenizer, source.context, max(source.spread * asked[part], *asked.values()))
-        except DataError as error:
-            found = f"{error.found}, in part '{part}' of {len(documents)} documents"
-            raise DataError(error.expected, found, error.do) from error
-        packed |= {name: everything.thinned(max(1, tokens // source.context)) for name, tokens in asked.items()}
-    return packed
+    packer = Packer(model.tokenizer, source.context, source.force_bos)
+    fields = Fields(source.text_field, source.group_field)
+    skip, begins = source.skip_bad_records, packer.begins_with_bos
+    corpus = Corpus(source.text, fields, model.tokenizer, recipe.seed, skip_bad_records=skip, strip_bos=begins)
+    split = Split(source.replicas, source.evidence_share, recipe.seed, corpus.marks_held_out)
+    stored = {part: max(1, round(source.num_tokens * split.share(part))) for part in split.names}
+    streamed_tokens = dict.fromkeys(split.names[: len(_stream_names(recipe))], round(source.streamed_tokens / source.replicas))
+    wanted = {part: max(source.spread * stored[part], streamed_tokens.get(part, 0)) for part in split.names}
+    try:
+        with reporter.progress("read text") as progress:
+            everything = split_tokens(_until_asked(corpus, reporter), packer, split, stored, wanted, progress)
+    except DataError as error:
+        if not corpus.log.documents:
+            raise
+        raise DataError(error.expected, f"{error.found}, in {corpus.log}", error.do) from error
+    reporter.note(f"text: {corpus.log}")
+    packed = {part: everything[part].thinned(max(1, tokens // source.context)) for part, tokens in stored.items()}
+    for name, (part, tokens) in zip(_stream_names(recipe), streamed_tokens.items(), strict=True):
+        packed[name] = everything[part].thinned(max(1, tokens // source.context))
+    return packed, corpus.log.to_dict()
+
+
+def _until_asked(corpus: Corpus, reporter: Reporter) -> Iterator[Document]:
+    """The documents, until the user asks for a stop."""
+    for document in corpus:
+        reporter.leave_if_asked("reading the text")
+        yield document

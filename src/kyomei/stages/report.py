@@ -66,7 +66,7 @@ def report_data(run: Run) -> ReportData:
             command=run.manifest.get("command", ""),
             model=source.model,
             site=f"{site} ({source.side})",
-            text=source.text if source.keep_text else f"{source.text}; not kept: tokens are shown by their ids",
+            text=source.address if source.keep_text else f"{source.address}; not kept: tokens are shown by their ids",
         ),
     )
 

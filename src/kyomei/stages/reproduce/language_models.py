@@ -19,10 +19,12 @@ from kyomei.evidence.fidelity import fidelity
 from kyomei.evidence.selectivity import selectivity
 from kyomei.learning.fit import fit
 from kyomei.learning.spaces import Whitening
+from kyomei.source.corpus import Corpus
 from kyomei.source.harvest import harvest
 from kyomei.source.model import LanguageModel
+from kyomei.source.parts import Split, split_tokens
 from kyomei.source.rows import Rows, TensorRows
-from kyomei.source.text import pack, read_documents, split_documents
+from kyomei.source.text import Packer
 from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary
 from kyomei.stages.reproduce.trials import values_of, where
 from kyomei.views.tables import Table
@@ -122,12 +124,14 @@ def harvested(model: str, site: str, context: int, tokens: int, seed: int) -> di
     """Rows of two replicas and of unseen documents, in memory: cells of one site follow one another and share them."""
     language_model = LanguageModel.load(model)
     recipe = SourceRecipe(model=model, sites=(site,), context=context)
-    documents = split_documents(list(read_documents("stdlib")), 2, 0.2, seed)
-    share = dict(zip(PARTS, (0.4, 0.4, 0.2), strict=True))
+    corpus = Corpus("stdlib", seed=seed)
+    split = Split(2, 0.2, seed, corpus.marks_held_out)
+    asked = {part: round(tokens * split.share(part)) for part in split.names}
+    packer = Packer(language_model.tokenizer, context)
+    packed = split_tokens(corpus, packer, split, asked, {part: 8 * asked[part] for part in asked})
     rows: dict[str, Rows] = {}
     for part in PARTS:
-        asked = round(tokens * share[part])
-        windows = pack(documents[part], language_model.tokenizer, context, 8 * asked).thinned(max(1, asked // context))
+        windows = packed[part].thinned(max(1, asked[part] // context))
         with tempfile.TemporaryDirectory() as folder:
             shards = harvest(language_model, windows, Path(folder), recipe)[site]
             rows[part] = TensorRows(shards.read(np.arange(shards.num_rows)).clone())
