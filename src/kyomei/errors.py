@@ -13,6 +13,8 @@ class KyomeiError(Exception):
     """
 
     def __init__(self, expected: str, found: str, do: str) -> None:
+        # What is quoted may hold lone surrogates, from bytes that are no text; no stream would print them.
+        expected, found, do = (said.encode("utf-8", "backslashreplace").decode() for said in (expected, found, do))
         super().__init__(f"Expected {expected}. Found {found}. {do[:1].upper()}{do[1:]}.")
         self.expected = expected
         self.found = found

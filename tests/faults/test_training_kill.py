@@ -22,7 +22,7 @@ from kyomei.dictionary.mechanisms import Adaptation, GBA, geometric_targets
 from kyomei.learning.latents import random_start
 from kyomei.learning.training import train
 from kyomei.learning.workplace import Workplace
-from kyomei.source.shards import TensorRows
+from kyomei.source.rows import TensorRows
 
 folder = Path(sys.argv[1])
 x = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))

@@ -225,10 +225,9 @@ def _dataset(address: str, seed: int) -> Records:
     place, _, revision = address.partition("@")
     name, config, split = (*place.split(":", 2), "", "")[:3]
     options = {"split": split or "train", "streaming": True, "trust_remote_code": False}
-    options |= {"name": config} if config else {}
     options |= {"revision": revision} if revision else {}
     try:
-        records = datasets.load_dataset(name, **options)
+        records = datasets.load_dataset(name, *([config] if config else []), **options)
     except Exception as error:  # the package raises many kinds: missing, gated, offline, of several configurations
         said = (str(error).strip().splitlines() or [""])[0]
         do = "check its name, CONFIG and SPLIT (datasets:NAME:CONFIG:SPLIT) and the network"

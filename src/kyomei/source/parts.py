@@ -15,7 +15,7 @@ SPARE_CHARACTERS = 1 << 25
 PATIENCE = 10_000
 """Documents in a row, all of parts that are full, after which a stream is taken to have none for the others."""
 LEAST_SHARE = 0.1
-"""Least share of its tokens that a part must reach, as a share of what the fullest part reaches."""
+"""A part must get this share, at least, of the tokens that were asked for it, or of its share of the text there is."""
 
 
 def unit_hash(seed: int, key: str) -> float:
@@ -195,17 +195,14 @@ class _Parts:
         return sorted(self.parts[part], key=lambda e: self.split.hash_of(e.document))
 
     def require_enough(self, asked: Mapping[str, int]) -> None:
-        """Raise DataError if a part has no window, or far less of its tokens than another has of its own."""
-        reached = {part: min(1.0, self.have[part] / asked[part]) for part in self.parts}
-        short = [
-            part
-            for part in self.parts
-            if self.packer.windows(self.have[part]) < 1 or reached[part] < LEAST_SHARE * max(reached.values())
-        ]
+        """Raise DataError if a part has no window, or far less than its share."""
+        whole = sum(self.have.values())
+        least = {part: LEAST_SHARE * min(asked[part], self.split.share(part) * whole) for part in self.parts}
+        short = [part for part, have in self.have.items() if self.packer.windows(have) < 1 or have < least[part]]
         if short:
             counts = ", ".join(
-                f"{part} {self.have[part]:,} of {asked[part]:,} tokens from {len(self.parts[part]):,} documents"
-                for part in self.parts
+                f"{part} {have:,} of {asked[part]:,} tokens from {(n := len(self.parts[part])):,} document{'s' * (n != 1)}"
+                for part, have in self.have.items()
             )
             expected = f"at least a window of {self.packer.context} tokens, and its share, in every part of the documents"
             do = "give more, or shorter, documents (a .jsonl record is one), fewer source.replicas or a smaller source.context"

@@ -81,7 +81,7 @@ def document_of(name: str, record: Any, fields: Fields, tokenizer: Any, strip_bo
 
 def without_field(name: str, field: str, fields: list[Any]) -> tuple[str, str, str]:
     """What to say where a record or a table lacks a field: what was expected, what is there, what to do."""
-    names = [str(key) for key in fields]
+    names = [" ".join(str(key).split())[:40] for key in fields[:100]]
     near = difflib.get_close_matches(field, names, n=1)
     do = f"did you mean source.text_field '{near[0]}'" if near else "set source.text_field to the one that holds the text"
     listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
@@ -113,7 +113,7 @@ def _text(name: str, value: Any, field: str, tokenizer: Any, strip_bos: bool) ->
         try:
             return chat_text(value, tokenizer, strip_bos)
         except ValueError as error:
-            raise RecordError(f"chat messages of {name} that the model's template takes", str(error)) from error
+            raise RecordError("chat messages that the model's template takes", f"{error}, in {name}") from error
     raise RecordError(expected, f"{type(value).__name__} in {name}", "set source.text_field to the one that holds the text")
 
 
