@@ -31,6 +31,7 @@ OPENINGS: dict[Level, str] = {
     "not tested": "This dictionary is not tested",
 }
 _LOWERED: dict[Level, Level] = {"trust": "partly", "partly": "do not trust", "do not trust": "do not trust"}
+"""Where a model that learnt nothing has as many certified features from context, theirs say nothing."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ def verdict(
 ) -> Verdict:
     """The one answer that every page and every table opens with.
 
-    The certificate sets the level: how much of the dictionary is certified, and how much of that chance would give. Premises
-    that are not met lower it by one step, and so does the same model with random weights if it has as many certified features
-    that neither token nor position explains. Where nobody has checked the premises or tried random weights it is at most
-    "partly".
+    The certificate sets the level: how much of the dictionary is certified, and how much of that chance would give. It is at
+    most "partly" where the premises are not met, for then features are missing or mixed, whatever is certified; and where
+    nobody has checked them or tried random weights. The same model with random weights lowers it by one step if it has as many
+    certified features that neither token nor position explains.
 
     Args:
         certificate: what `Certificate.to_dict` gives, or certificate.json holds; none: there is none that still holds.
@@ -98,13 +99,13 @@ def verdict(
         return Verdict(level, f"{OPENINGS[level]}: {clause}; read nothing off it.", (untested, premised))
     level, clause, reasons = _certified(certificate)
     control = _control(certificate, random_weights)
+    if level == "trust" and (premised.side != "for" or control.side == "unknown"):
+        level = "partly"
     lowered: list[str] = []
     if premised.side == "against":
-        level, lowered = _LOWERED[level], [*lowered, "the premises are not met"]
+        lowered.append("the premises are not met, so others are missing or mixed")
     if control.side == "against":
         level, lowered = _LOWERED[level], [*lowered, "a model with random weights has as many features from context"]
-    if level == "trust" and "unknown" in (premised.side, control.side):
-        level = "partly"
     headline = f"{OPENINGS[level]}: {'; '.join([clause, *lowered])}."
     return Verdict(level, headline, (*reasons, premised, control))
 
