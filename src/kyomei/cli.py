@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kyomei import __version__
 from kyomei.errors import Interrupted, KyomeiError, RecipeError, RunError
+from kyomei.options import Asked, recipe_options
 from kyomei.views import tables
 from kyomei.views.console import show, speak_plainly, verdict_words
 
@@ -34,23 +36,10 @@ app = typer.Typer(
 )
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of the run, such as runs/first.", show_default=False)]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML file with the recipe.", show_default=False)]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="One setting, such as train.steps=500; repeatable.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.", show_default="0")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.", show_default="auto")]
-Dtype = Annotated[str | None, typer.Option(help="float32, float64 or bfloat16.", show_default="float32")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.", show_default="all cores")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is there.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that is there and start anew.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-ModelName = Annotated[
-    str | None, typer.Option("--model", help="Hugging Face id or folder, or 'embedded'.", show_default="embedded")
-]
-Text = Annotated[str | None, typer.Option("--text", help="Folder, .txt, .jsonl, .parquet or 'stdlib'.", show_default="stdlib")]
-Sites = Annotated[list[str] | None, typer.Option("--site", help="Module path; repeatable.", show_default="middle layer's MLP")]
-NumTokens = Annotated[
-    int | None, typer.Option("--tokens", help="Tokens to harvest, all parts together.", show_default="300000")
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -65,7 +54,7 @@ def _version(
 @app.command("demo")
 def demo_command(
     folder: Annotated[Path, typer.Argument(help="Folder of the run.")] = Path("runs/demo"),
-    seed: int = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.", show_default="0")] = None,
     overwrite: Overwrite = False,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -75,10 +64,12 @@ def demo_command(
     A second call reuses what is there.
     """
     with _verb(threads) as reporter:
+        from kyomei.runs import Run
         from kyomei.stages.demo import demo, demo_recipe
         from kyomei.stages.harvest import harvested_run
 
-        asked = demo_recipe(seed)
+        there = Run.open(folder).recipe if not overwrite and (folder / "manifest.json").exists() else demo_recipe(seed or 0)
+        asked = there if seed is None else there.with_values({"seed": seed})
         run = harvested_run(folder, asked, reporter, resume=not overwrite, overwrite=overwrite, command=_command())
         with run.lock():
             path = demo(run, reporter)
@@ -87,44 +78,30 @@ def demo_command(
 
 
 @app.command("harvest")
+@recipe_options()
 def harvest_command(
     folder: RunFolder,
-    recipe: RecipeFile = None,
-    model: ModelName = None,
-    text: Text = None,
-    site: Sites = None,
-    tokens: NumTokens = None,
-    settings: Settings = None,
-    seed: Seed = None,
-    device: Device = None,
-    dtype: Dtype = None,
+    asked: Asked,
     threads: Threads = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Model and text to activation shards, split by document into replicas and evidence."""
-    source = {"source.model": model, "source.text": text, "source.sites": site, "source.num_tokens": tokens}
     with _verb(threads) as reporter:
         from kyomei.stages.harvest import harvested_run, summary
 
-        asked = _asked(folder, recipe, settings, {**source, "seed": seed, "device": device, "dtype": dtype}, resume)
-        run = harvested_run(folder, asked, reporter, resume=resume, overwrite=overwrite, command=_command())
+        recipe = _recipe_of(folder, asked, resume)
+        run = harvested_run(folder, recipe, reporter, resume=resume, overwrite=overwrite, command=_command())
         facts = summary(run)
         show(facts, as_json, tables.harvest_table(facts, str(folder)))
 
 
 @app.command("check")
+@recipe_options("dtype")
 def check_command(
     source: Annotated[Path, typer.Argument(help="Folder of shards, .npy or .safetensors file, or run.", show_default=False)],
-    recipe: RecipeFile = None,
-    model: ModelName = None,
-    text: Text = None,
-    site: Sites = None,
-    tokens: NumTokens = None,
-    settings: Settings = None,
-    seed: Seed = None,
-    device: Device = None,
+    asked: Asked,
     threads: Threads = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -134,19 +111,20 @@ def check_command(
 
     With --model, --text, --site, --tokens, --recipe or --set, SOURCE is a new run to harvest into.
     """
-    harvested = {"source.model": model, "source.text": text, "source.sites": site, "source.num_tokens": tokens}
     with _verb(threads) as reporter:
         from kyomei.source.rows import open_rows
         from kyomei.stages.check import check_rows, check_run
 
-        is_new = recipe is not None or settings or resume or any(value not in (None, []) for value in harvested.values())
+        seed, device = asked.options.get("seed"), asked.options.get("device")
+        # These two say how to check; anything else is of rows to harvest.
+        is_new = resume or not asked.says_at_most("seed", "device")
         if is_new or (source / "manifest.json").exists():
             from kyomei.runs import Run
             from kyomei.stages.harvest import harvested_run
 
             if is_new:
-                asked = _asked(source, recipe, settings, {**harvested, "seed": seed, "device": device}, resume)
-                run = harvested_run(source, asked, reporter, resume=resume, overwrite=overwrite, command=_command())
+                wanted = _recipe_of(source, asked, resume)
+                run = harvested_run(source, wanted, reporter, resume=resume, overwrite=overwrite, command=_command())
             else:
                 run = Run.open(source)
             with run.lock():
@@ -158,17 +136,10 @@ def check_command(
 
 
 @app.command("train")
+@recipe_options()
 def train_command(
     folder: RunFolder,
-    recipe: RecipeFile = None,
-    model: ModelName = None,
-    text: Text = None,
-    site: Sites = None,
-    tokens: NumTokens = None,
-    settings: Settings = None,
-    seed: Seed = None,
-    device: Device = None,
-    dtype: Dtype = None,
+    asked: Asked,
     mesh: Annotated[
         str | None,
         typer.Option(
@@ -184,58 +155,71 @@ def train_command(
 
     Under torchrun all processes train each dictionary together; the run has to be harvested, and --resume is implied.
     """
-    source = {"source.model": model, "source.text": text, "source.sites": site, "source.num_tokens": tokens}
     with _verb(threads) as reporter:
         from kyomei.runs import Run
         from kyomei.stages.harvest import harvested_run
         from kyomei.stages.train import train_on_mesh, train_run
 
-        options = {**source, "seed": seed, "device": device, "dtype": dtype}
         if mesh is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
             if overwrite:
                 raise RecipeError("--overwrite in one process only", "a mesh", "harvest anew with --overwrite, then train")
             if not (folder / "manifest.json").exists():
                 do = "run `kyomei harvest` first, in one process"
                 raise RunError("a harvested run on a mesh", f"none in {folder}", do)
-            run = Run.create(folder, _asked(folder, recipe, settings, options, resume=True), resume=True)
+            run = Run.create(folder, _recipe_of(folder, asked, resume=True), resume=True)
             facts = train_on_mesh(run, *_parts(mesh), reporter)
             if facts is None:
                 return
         else:
-            asked = _asked(folder, recipe, settings, options, resume)
-            run = harvested_run(folder, asked, reporter, resume=resume, overwrite=overwrite, command=_command())
+            recipe = _recipe_of(folder, asked, resume)
+            run = harvested_run(folder, recipe, reporter, resume=resume, overwrite=overwrite, command=_command())
             with run.lock():
                 facts = train_run(run, reporter)
         show(facts, as_json, tables.train_table(facts, str(folder)))
 
 
+@app.command("recipe")
+def recipe_command(
+    mechanism: Annotated[
+        str | None, typer.Option("--mechanism", help="Write a recipe with this mechanism, to edit.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Every setting with its default and its help; with --mechanism, a file for --recipe."""
+    with _plain_errors():
+        from kyomei.config import Recipe
+        from kyomei.config.listing import commented, settings_table
+
+        if mechanism is not None:
+            recipe = Recipe().with_values({"mechanism.name": mechanism})
+            typer.echo(json.dumps(recipe.model_dump(mode="json"), indent=2) if as_json else commented(recipe), nl=False)
+            return
+        rows = settings_table(Recipe)
+        facts = {key: {"default": default, "help": words} for key, default, words in rows}
+        show(facts, as_json, tables.settings_table(rows))
+
+
 @app.command("plan")
+@recipe_options()
 def plan_command(
-    recipe: RecipeFile = None,
-    model: ModelName = None,
-    site: Sites = None,
-    tokens: NumTokens = None,
-    width: Annotated[int | None, typer.Option(help="Number of latents.", show_default="4 x dimension")] = None,
+    asked: Asked,
     hardware: Annotated[str, typer.Option(help="'here' (probed), or a100, h100, h200, b200, l40s, rtx4090.")] = "here",
     gpus: Annotated[int, typer.Option(help="GPUs there are.")] = 1,
     price: Annotated[float | None, typer.Option(help="Dollars an hour of one.", show_default="of the table")] = None,
-    settings: Settings = None,
-    device: Device = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Time, memory, disk and money of a run before it is begun, and what is out of proportion."""
-    source = {"source.model": model, "source.sites": site, "source.num_tokens": tokens, "dictionary.width": width}
     with _verb(threads):
         from kyomei.stages.plan import plan
 
-        asked = _recipe(recipe, settings, {**source, "device": device})
-        found = plan(asked, hardware, price=price, gpus=gpus)
+        recipe = asked.recipe()
+        found = plan(recipe, hardware, price=price, gpus=gpus)
         title = (
             "measured on this machine" if hardware == "here" else f"{hardware}: reckoned from its maker's figures, not measured"
         )
         facts = found.to_dict()
-        show(facts, as_json, tables.plan_table(facts, title, asked.source.replicas), closing=found.advice)
+        show(facts, as_json, tables.plan_table(facts, title, recipe.source.replicas), closing=found.advice)
 
 
 @app.command("measure")
@@ -306,7 +290,9 @@ def report_command(folder: RunFolder, as_json: AsJson = False) -> None:
 
 
 @app.command("planted")
+@recipe_options("model", "text", "site", "tokens")
 def planted_command(
+    asked: Asked,
     features: Annotated[int, typer.Option(help="True features n.")] = 128,
     dim: Annotated[int, typer.Option(help="Dimensions d.")] = 42,
     active: Annotated[str, typer.Option(help="Active features in a row; '3,20' mixes both equally.")] = "3,20",
@@ -314,10 +300,6 @@ def planted_command(
     noise: Annotated[float, typer.Option(help="Mean noise norm over mean row norm.")] = 0.0,
     frequency: Annotated[str, typer.Option(help="uniform or zipf.")] = "uniform",
     coefficient: Annotated[str, typer.Option(help="constant or uniform.")] = "constant",
-    recipe: RecipeFile = None,
-    settings: Settings = None,
-    seed: Seed = None,
-    device: Device = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -325,7 +307,7 @@ def planted_command(
     with _verb(threads) as reporter:
         from kyomei.stages.planted import recover_planted
 
-        chosen = _recipe(recipe, settings, {"seed": seed, "device": device})
+        chosen = asked.recipe()
         options = {"noise": noise, "frequency": frequency, "coefficient": coefficient}
         facts = recover_planted(features, dim, _active(active), rows, options, chosen, reporter)
         show(facts, as_json, tables.planted_table(facts, features, dim))
@@ -385,7 +367,7 @@ def _verb(threads: int | None) -> Iterator[Reporter]:
     """Threads, progress and errors of one verb."""
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    try:
+    with _plain_errors():
         import torch
 
         from kyomei.stages.progress import Reporter
@@ -397,6 +379,13 @@ def _verb(threads: int | None) -> Iterator[Reporter]:
         began = time.monotonic()
         yield reporter
         reporter.note(f"{time.monotonic() - began:.1f} seconds")
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Errors of a user's making become one line."""
+    try:
+        yield
     except Interrupted:
         raise
     except KyomeiError as error:
@@ -404,30 +393,11 @@ def _verb(threads: int | None) -> Iterator[Reporter]:
         raise typer.Exit(2) from error
 
 
-def _recipe(path: Path | None, settings: list[str] | None, options: dict[str, Any]) -> Recipe:
-    """The file's recipe, then --set, then the named options."""
-    import yaml
-
-    from kyomei.config import Recipe
-
-    recipe = Recipe() if path is None else Recipe.read(path)
-    dotted: dict[str, Any] = {}
-    for setting in settings or ():
-        key, separator, value = setting.partition("=")
-        if not separator:
-            raise RecipeError("key=value after --set", f"'{setting}'", "write for instance --set train.steps=500")
-        dotted[key] = yaml.safe_load(value)
-    return recipe.with_values({**dotted, **{key: value for key, value in options.items() if value not in (None, [])}})
-
-
-def _asked(folder: Path, path: Path | None, settings: list[str] | None, options: dict[str, Any], resume: bool) -> Recipe:
-    """The recipe that is asked for: a run that is resumed without options keeps its own."""
+def _recipe_of(folder: Path, asked: Asked, resume: bool) -> Recipe:
+    """The recipe that is asked for: options build on that of a run that is resumed, so nothing needs to be said again."""
     from kyomei.runs import Run
 
-    restated = path is not None or settings or any(value not in (None, []) for value in options.values())
-    if resume and not restated and (folder / "manifest.json").exists():
-        return Run.open(folder).recipe
-    return _recipe(path, settings, options)
+    return asked.recipe(Run.open(folder).recipe if resume and (folder / "manifest.json").exists() else None)
 
 
 def _parts(mesh: str | None) -> tuple[int, int]:

@@ -60,9 +60,9 @@ class Recipe(Section):
     seed: int = Field(0, ge=0)
     """Seed from which every random draw derives."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where tensors live."""
+    """Where tensors live: auto, cpu, cuda or mps."""
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
-    """Precision of training."""
+    """Precision of training: float32, float64 or bfloat16."""
     source: SourceRecipe = SourceRecipe()
     resonance: ResonanceRecipe = ResonanceRecipe()
     dictionary: DictionaryRecipe = DictionaryRecipe()

@@ -45,8 +45,8 @@ class MechanismSettings(Section):
     ties_random: ClassVar[bool] = False
     """Whether encoder and decoder usually share their rows where training starts at random."""
 
-    name: str
-    """The mechanism."""
+    name: str = "gba"
+    """What makes the code sparse: gba, ba, topk, batchtopk, matryoshka, l1, jumprelu or gated."""
     start: Literal["resonance", "random"] | None = None
     """Start from resonant directions (gba, ba, topk, batchtopk) or at random; none: resonance for gba and ba, else random."""
 

@@ -348,6 +348,12 @@ def _share_row(label: str, shares: Sequence[Facts], measured: str) -> EvidenceRo
 # ── The verbs' ──
 
 
+def settings_table(settings: Sequence[tuple[str, str, str]]) -> Table:
+    """Key, default and help of every setting of a recipe."""
+    title = "settings of a recipe: --set KEY=VALUE, or a file that `kyomei recipe --mechanism NAME` begins"
+    return Table(title, ("setting", "default", "what it does"), tuple(settings), words=(0, 1, 2))
+
+
 def harvest_table(facts: Facts, folder: str) -> Table:
     """Rows of each part of the documents at each site, and what was dropped beside them."""
     rows = []
