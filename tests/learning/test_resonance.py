@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +19,14 @@ from kyomei.config import ResonanceRecipe
 from kyomei.errors import DataError
 from kyomei.evidence.controls import GAUSSIAN
 from kyomei.learning.directions import Directions
-from kyomei.learning.merging import distinct, merge
+from kyomei.learning.merging import distinct, merge, mixture_share
 from kyomei.learning.mesh import Mesh
-from kyomei.learning.occurrence import estimate_occurrence, estimate_richness, unseen_share
+from kyomei.learning.occurrence import Richness, estimate_occurrence, richness, unseen_share
 from kyomei.learning.resonance import _Halves, _round, default_frequencies, frequency_threshold, resonate
 from kyomei.learning.spaces import Whitening
 from kyomei.source.rows import TensorRows
 
+NUMBERS = Path(__file__).parents[2] / "bench" / "data" / "number.jsonl"
 SMALL = ResonanceRecipe(neurons=256, steps=12, batch_rows=8192, frequencies=(0.02,))
 
 
@@ -137,17 +140,62 @@ def test_merge_keeps_the_number_of_neurons() -> None:
     assert ((merged @ centres.T).amax(dim=1) > 0.99).all()
 
 
-def test_richness_has_chaos_closed_form() -> None:
-    support = torch.tensor([1] * 6 + [2] * 2 + [9] * 10)
-    estimate, (low, high) = estimate_richness(support)
-    assert estimate == round(18 + 6 * 5 / (2 * 3))
-    assert 18 <= low <= estimate <= high
-    assert estimate_richness(torch.tensor([5, 7, 9])) == (3, (3, 3))
+def test_mixtures_are_not_counted_as_features() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = normalize(torch.randn(40, 64, generator=generator), dim=1)
+    sums = normalize(features[:20] + features[20:], dim=1)
+    support = torch.tensor([9] * 40 + [2] * 20)
+    found = richness(torch.cat([features, sums]), support, torch.full((60,), 0.05), 60)
+    assert (found.own, found.found) == (40, 60)
+    assert found.interval[0] <= 40 <= found.interval[1]
+    assert richness(features[:0], support[:0], torch.zeros(0), 0) == Richness(0, 0, np.inf, 1.0)
 
 
-def test_directions_that_no_start_fell_to_are_seen_but_not_drawn_once() -> None:
-    drawn, added = torch.tensor([4, 7, 2, 3]), torch.zeros(6, dtype=torch.long)
-    assert estimate_richness(torch.cat([drawn, added])) == (10, (10, 10))
+def test_the_share_of_mixtures_of_many_is_that_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = normalize(torch.randn(60, 128, generator=generator), dim=1)
+    rows = torch.cat([features, normalize(features[:30] + features[30:], dim=1)])
+    support = torch.arange(len(rows), 0, -1)
+    assert mixture_share(rows, support) == pytest.approx(1 / 3, abs=0.01)
+    monkeypatch.setattr("kyomei.learning.merging.ALL_ASKED", 50)
+    monkeypatch.setattr("kyomei.learning.merging.SAMPLED", 45)
+    assert mixture_share(rows, support) == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_the_interval_is_wide_where_features_may_be_missing() -> None:
+    settled, uneven, unsettled = Richness(100, 100, 1.0, 2.0), Richness(100, 100, 1.0, 9.0), Richness(100, 100, 60.0, 2.0)
+    mixed = Richness(100, 400, 1.0, 2.0)
+    assert settled.interval == (95, 111)
+    assert uneven.interval[1] > 200 and unsettled.interval[1] > 1000 and mixed.interval[0] < 20
+
+
+def test_the_intervals_of_the_number_of_features_are_those_of_the_planted_sets() -> None:
+    """The sets of bench/number.py: of Chao's intervals, one in three held the truth."""
+    lines = [json.loads(line) for line in NUMBERS.read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line["richness"]["found"]]
+    inside = []
+    for line in lines:
+        low, high = Richness(**line["richness"]).interval
+        inside.append(low <= line["law"]["n_features"] <= high)
+    assert len(inside) >= 100 and np.mean(inside) >= 0.93
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "law",
+    [
+        {"n_features": 128, "dim": 42, "active": (3, 20)},
+        {"n_features": 96, "dim": 40, "active": 3, "coefficient": "uniform"},
+        {"n_features": 150, "dim": 48, "active": 3, "frequency": "zipf"},
+        {"n_features": 110, "dim": 36, "active": 12},
+        {"n_features": 120, "dim": 40, "active": 3, "noise": 0.4},
+    ],
+)
+def test_the_number_of_features_of_new_planted_sets_is_in_its_interval(law: dict[str, Any]) -> None:
+    """Of the first set 130 (130–130) was said."""
+    x, _ = kyomei.Planted(seed=3001, **law).sample(30_000, seed=3002)
+    low, high = kyomei.resonate(x, seed=0).interval
+    assert low <= law["n_features"] <= high
 
 
 def test_occurrence_of_a_known_mixture() -> None:

@@ -15,6 +15,8 @@ from kyomei.learning.mesh import Mesh
 
 MIXTURE_COSINE, MIXTURE_PARTS, LEAST_PART = 0.92, 3, 0.2
 """A direction this near to a positive sum of at most so many others, each with this weight or more, is their mixture."""
+ALL_ASKED, SAMPLED = 2048, 512
+"""Directions up to which each is asked whether it is a mixture, and how many are of more: the time grows with the square."""
 
 
 def distinct(vectors: Float[Tensor, "k dim"], cosine: float, mesh: Mesh | None = None) -> Int[Tensor, "kept"]:
@@ -92,6 +94,18 @@ def not_mixtures(vectors: Float[Tensor, "k dim"], support: Int[Tensor, " k"]) ->
         left[i] = False
         left[i] = not _is_mixture(rows[i], rows[left])
     return torch.from_numpy(left)
+
+
+def mixture_share(vectors: Float[Tensor, "k dim"], support: Int[Tensor, " k"]) -> float:
+    """Share of directions that are a positive sum of a few others; of very many, evenly taken ones are asked.
+
+    Those are compared with the directions that more starts fell to, mixtures among them or not: a sum has fewer than its parts.
+    """
+    if len(vectors) <= ALL_ASKED:
+        return 1 - float(not_mixtures(vectors, support).double().mean()) if len(vectors) else 0.0
+    rows = vectors[support.argsort(descending=True, stable=True)].numpy()
+    asked = np.linspace(0, len(rows) - 1, SAMPLED).astype(np.int64)
+    return float(np.mean([_is_mixture(rows[i], rows[:i]) for i in asked]))
 
 
 def _is_mixture(target: NDArray[np.float64], others: NDArray[np.float64]) -> bool:

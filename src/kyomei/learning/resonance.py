@@ -25,7 +25,7 @@ from kyomei.learning.anchoring import usual_scores
 from kyomei.learning.directions import Directions
 from kyomei.learning.merging import distinct, merge, nearest_of
 from kyomei.learning.mesh import Mesh
-from kyomei.learning.occurrence import estimate_occurrence, estimate_richness, unseen_share
+from kyomei.learning.occurrence import estimate_occurrence, richness, unseen_share
 from kyomei.learning.refinement import JOINT_ROWS, explained, refine_jointly, thinned
 from kyomei.learning.spaces import Whitening
 from kyomei.learning.undisturbed import undisturbed
@@ -143,10 +143,11 @@ def resonate(
     # The stable ones stand first, so that none of them gives way to a sharper but unstable neighbour.
     candidates = torch.cat([found.w, everything.w])
     candidates = candidates[distinct(candidates, recipe.merge_cosine, data.mesh)]
-    n_features, interval = estimate_richness(support)
     frequency = estimate_occurrence(data.held_out, found.w)
+    vectors = normalize(found.w @ whitening.backward, dim=1).cpu()
+    number = richness(vectors, support, frequency, len(candidates))
     return Directions(
-        vectors=normalize(found.w @ whitening.backward, dim=1).cpu(),
+        vectors=vectors,
         encoders=normalize(found.w @ whitening.forward, dim=1).cpu(),
         whitened=found.w.cpu(),
         found_at=found.p.cpu(),
@@ -154,8 +155,8 @@ def resonate(
         support=support.cpu(),
         stability=found.stability.cpu(),
         candidates=candidates.cpu(),
-        n_features=n_features,
-        interval=interval,
+        n_features=number.own,
+        interval=number.interval,
         whitening=whitening.to("cpu"),
         converged=ends.converged,
     )
