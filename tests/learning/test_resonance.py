@@ -170,7 +170,7 @@ def test_the_interval_is_wide_where_features_may_be_missing() -> None:
 
 
 def test_the_intervals_of_the_number_of_features_are_those_of_the_planted_sets() -> None:
-    """The sets of bench/number.py: of Chao's intervals, one in three held the truth."""
+    """The sets of bench/number.py: of Chao's intervals, one in four held the truth."""
     lines = [json.loads(line) for line in NUMBERS.read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if line["richness"]["found"]]
     inside = []

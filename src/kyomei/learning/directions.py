@@ -34,8 +34,8 @@ class Directions:
         candidates: float32 [c, dim], whitened unit rows: these directions and, after them, every distinct one that was found
             but is less stable; the union in which another replica's directions are looked up.
         n_features: estimated number of features: the directions that are no mixtures of others.
-        interval: how many there may be, those that were not found included; on planted data it held the truth in 96 % of the sets.
-            0 to 0 where nothing was found: then nothing is known.
+        interval: how many there may be, those that were not found included; on planted data it held the truth in 96 % of
+            the sets. 0 to 0 where nothing was found: then nothing is known.
         whitening: the map between the two spaces.
         converged: whether the search ended by itself: little was left to find, or what it found was stable no more, or it was
             enough. False: its rounds ran out. None: a file of an older Kyomei, which does not say.

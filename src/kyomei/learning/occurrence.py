@@ -21,8 +21,8 @@ EM_STEPS = 40
 BINS = 512
 """Bins of a direction's scores in which they are told apart."""
 OWN_SHARE, UNEVEN, PER_STABLE = 0.6, 4.5, (1.7, 6.0, 25.0)
-"""Kinds of searches: mixtures are many; some features occur much more often than others; else by how many directions were come to
-for each stable one."""
+"""Kinds of searches: mixtures are many; some features occur much more often than others; else by how many directions were come
+to for each stable one."""
 
 
 def estimate_occurrence(
