@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from pydantic import BaseModel
 
 from kyomei.config import SETTINGS, DictionaryRecipe, MechanismSettings, Recipe, ResonanceRecipe, SourceRecipe, TrainRecipe
+from kyomei.config.keys import settings_of
 from kyomei.errors import KyomeiError, RecipeError
 
 SECTIONS = [Recipe, SourceRecipe, ResonanceRecipe, DictionaryRecipe, TrainRecipe, *SETTINGS.values()]
@@ -227,3 +229,30 @@ def test_titles_and_labels_tell_mechanisms_and_their_starts_apart() -> None:
     made = [*(Recipe.parse({"mechanism": {"name": name}}).mechanism for name in SETTINGS), resonant]
     assert len({settings.label for settings in made}) == len({settings.full_title for settings in made}) == len(made)
     assert (resonant.full_title, resonant.label) == ("TopK from resonance", "topk-from-resonance")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"train": {"steps": 7}, "mechanism": {"name": "topk", "k": 3}, "seed": 2},
+        {"train.steps": 7, "mechanism.name": "topk", "mechanism.k": 3, "seed": 2},
+        {"mechanism": {"k": 3, "name": "topk"}, "train.steps": 7, "seed": 2},
+    ],
+)
+def test_a_dict_is_a_recipe_too(asked: dict[str, Any]) -> None:
+    nested = {"train": {"steps": 7}, "mechanism": {"name": "topk", "k": 3}, "seed": 2}
+    assert Recipe.of(asked) == Recipe.parse(nested) == Recipe.of(Recipe.parse(nested))
+    assert Recipe.of(None) == Recipe.of({}) == Recipe()
+
+
+def test_what_is_no_recipe_is_explained() -> None:
+    with pytest.raises(RecipeError, match=r"unknown key 'train\.stpes'"):
+        Recipe.of({"train": {"stpes": 7}})
+    with pytest.raises(RecipeError, match=r"a dict of settings.*Found int"):
+        Recipe.of(3)  # type: ignore[arg-type]
+
+
+def test_help_fits_a_screen_and_names_every_setting() -> None:
+    shown = pydoc.plain(pydoc.render_doc(Recipe))
+    assert len(shown.splitlines()) <= 70 and max(map(len, shown.splitlines())) <= 130
+    assert all(setting.key.rsplit(".", 1)[-1] in shown for setting in settings_of(Recipe))

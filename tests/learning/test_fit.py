@@ -236,3 +236,10 @@ def test_an_absent_device_is_named() -> None:
     with pytest.raises(RecipeError, match=f"'{absent}', which torch does not see"):
         choose_device(absent)
     assert choose_device("auto") in ("cpu", "cuda", "mps")
+
+
+def test_settings_may_be_a_dict(x: torch.Tensor) -> None:
+    asked = {"mechanism": {"name": "topk", "k": 3}, "dictionary.width": 32, "train.steps": 5}
+    sae = kyomei.fit(x, asked, seed=1)
+    assert sae.width == 32 and sae.k == 3
+    assert torch.equal(sae.encoder, kyomei.fit(x, kyomei.Recipe.of(asked), seed=1).encoder)

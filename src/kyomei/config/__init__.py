@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import textwrap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from kyomei.config.keys import explain, unknown_key
+from kyomei.config.keys import explain, settings_of, unknown_key
 from kyomei.config.mechanisms import (
     DEFAULT,
     SETTINGS,
@@ -53,8 +56,12 @@ __all__ = [
 class Recipe(Section):
     """One strict description of a run; without arguments it suits any data.
 
+        Recipe.of({"seed": 1, "train.steps": 5000, "mechanism": {"name": "topk", "k": 16}})
+
+    `kyomei recipe` says what each setting does and what its default is.
+
     Raises:
-        RecipeError: from `Recipe.parse` and `Recipe.read`, naming the key, what was expected and the nearest right key.
+        RecipeError: from `of`, `parse`, `read` and `with_values`, with the key, what was expected and the nearest right key.
     """
 
     seed: int = Field(0, ge=0)
@@ -87,6 +94,15 @@ class Recipe(Section):
     def search(self) -> ResonanceRecipe:
         """How directions are found for this recipe's dictionary: no more than it has room for, unless asked."""
         return self.resonance.model_copy(update={"enough": self.resonance.enough or self.dictionary.width})
+
+    @classmethod
+    def of(cls, asked: Recipe | Mapping[str, Any] | None) -> Recipe:
+        """A recipe as it is; the default one with some settings, nested or by dotted keys; or the default one."""
+        if isinstance(asked, Recipe):
+            return asked
+        if not isinstance(asked, Mapping | None):
+            raise RecipeError("a Recipe or a dict of settings", type(asked).__name__, 'pass for instance {"train.steps": 500}')
+        return cls().with_values(dict(_dotted(asked or {})))
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Recipe:
@@ -132,3 +148,30 @@ class Recipe(Section):
                 target = target[section]
             target[last] = value
         return Recipe.parse(values)
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _described() -> str:
+    """The recipe's docstring with the names of all settings, by section."""
+    by_section: dict[str, list[str]] = {}
+    for setting in settings_of(Recipe):
+        section, _, name = setting.key.rpartition(".")
+        by_section.setdefault(section, []).append(name)
+    lines = [
+        textwrap.fill(f"{section}: {', '.join(names)}" if section else ", ".join(names), 100, subsequent_indent="    ")
+        for section, names in by_section.items()
+    ]
+    return inspect.cleandoc(Recipe.__doc__ or "") + "\n\nSettings:\n" + textwrap.indent("\n".join(lines), "    ")
+
+
+Recipe.__doc__ = _described()
+Recipe.__signature__ = inspect.Signature(  # the whole of every default would fill the screen
+    [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in Recipe.model_fields]
+)

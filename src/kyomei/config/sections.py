@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -11,7 +11,21 @@ Frequency = float
 """A share of rows, strictly between 0 and 1."""
 
 
-class Section(BaseModel):
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
+
+
+class _Brief(ModelMetaclass):
+    """`help` and `dir` of a section show what is its own, not the two hundred names of pydantic."""
+
+    def __dir__(cls) -> list[str]:
+        ours = [vars(base) for base in cls.__mro__ if base.__module__.startswith("kyomei.")]
+        return sorted({name for names in ours for name in names if not name.startswith(("_", "model_"))})
+
+
+class Section(BaseModel, metaclass=_Brief):
     """A part of the recipe: immutable, and unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def choose_device(asked: str) -> str:
 @undisturbed
 def fit(
     x: Shaped[Tensor, "rows dim"] | Shaped[np.ndarray, "rows dim"] | str | Path | Rows,
-    recipe: Recipe | None = None,
+    recipe: Recipe | Mapping[str, Any] | None = None,
     *,
     seed: int | None = None,
     directions: Directions | None = None,
@@ -72,7 +72,8 @@ def fit(
 
     Args:
         x: activations [rows, dim], a folder of shards, or rows that a model makes while it is trained (`StreamedRows`).
-        recipe: how; the default finds directions by resonance and needs no knowledge of the data.
+        recipe: how, as a recipe or a dict of settings, nested or by dotted keys; the default finds directions by resonance and
+            needs no knowledge of the data.
         seed: overrides the recipe's.
         directions: resonant directions found before, if there are any; otherwise they are found here.
         stream: what training steps read in place of `x`, from which directions, thresholds and the last fit then come.
@@ -84,7 +85,7 @@ def fit(
     Raises:
         DataError, RecipeError, TrainingError, Interrupted: see `resonate` and `train`.
     """
-    recipe, rows = recipe or Recipe(), open_rows(x)
+    recipe, rows = Recipe.of(recipe), open_rows(x)
     seed = recipe.seed if seed is None else seed
     work = replace(workplace or Workplace(), device=choose_device(recipe.device))
     if isinstance(rows, StreamedRows) and (starts_from_resonance(recipe) or recipe.mechanism.detects):
