@@ -290,7 +290,7 @@ def report_command(folder: RunFolder, as_json: AsJson = False) -> None:
 
 
 @app.command("planted")
-@recipe_options("model", "text", "site", "tokens")
+@recipe_options("model", "text", "skip_bad_records", "site", "tokens")
 def planted_command(
     asked: Asked,
     features: Annotated[int, typer.Option(help="True features n.")] = 128,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 OPTIONS = {
     "model": "source.model",
     "text": "source.text",
+    "skip_bad_records": "source.skip_bad_records",
     "site": "source.sites",
     "tokens": "source.num_tokens",
     "width": "dictionary.width",
@@ -44,7 +45,7 @@ SECTIONS = {
     "": "Recipe",
 }
 """The class of each section; the recipe's own settings are in none."""
-TYPES = {"int": int, "float": float, "str": str, "tuple": list[str], "Literal": str}
+TYPES = {"bool": bool, "int": int, "float": float, "str": str, "tuple": list[str], "Literal": str}
 
 
 class Field(NamedTuple):
@@ -93,9 +94,9 @@ def _default(value: ast.expr | None) -> Any:
 def option(name: str) -> Any:
     """The annotation of a verb's parameter that is an option of the table."""
     field = declared()[OPTIONS[name]]
-    shown = field.default if field.default not in (None, ()) else False
+    shown = field.default if field.default not in (None, (), False) else False
     words = " ".join(field.help.split()) + (" Repeatable." if field.type == list[str] else "")
-    info = typer.Option(f"--{name}", help=words, show_default=shown if shown is False else str(shown))
+    info = typer.Option(f"--{name.replace('_', '-')}", help=words, show_default=shown if shown is False else str(shown))
     return Annotated[field.type | None, info]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import signal
@@ -83,6 +84,27 @@ def test_train_measure_report(run: Path) -> None:
     outputs = json.loads((run / "manifest.json").read_text())["outputs"]
     assert outputs["report.html"] == sha256_of(run / "report.html")
     assert outputs["replicas/0/sae.safetensors"] == sha256_of(run / "replicas/0/sae.safetensors")
+
+
+@pytest.mark.slow
+def test_harvest_tells_what_it_read_and_skipped(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.mkdir()
+    body = "def area(width, height):\n    return width * height\n" * 40
+    lines = [json.dumps({"text": f"# {n}\n{body}"}) for n in range(30)]
+    with gzip.open(text / "code.jsonl.gz", "wt") as file:
+        file.write("\n".join([*lines, '{"text": [1, 2, 3]}']))
+    (text / "plot.png").write_bytes(b"\x89PNG")
+    options = ["--text", text, *OPTIONS]
+    refused = kyomei("harvest", tmp_path / "run", *options)
+    assert refused.returncode == 2 and "token ids in code.jsonl.gz:31" in refused.stderr and not (tmp_path / "run").exists()
+    done = kyomei("harvest", tmp_path / "run", "--skip-bad-records", *options)
+    assert done.returncode == 0, done.stderr
+    assert "text: 30 documents from 1 .jsonl (decompressed from .gz); skipped 1 file (no text): plot.png; " in done.stderr
+    assert "left out 1 bad record, first token ids in code.jsonl.gz:31" in done.stderr
+    corpus = json.loads((tmp_path / "run" / "manifest.json").read_text())["corpus"]
+    assert corpus["documents"] == 30 and corpus["bad_records"]["count"] == 1
+    assert corpus["skipped"] == {"no text": {"files": 1, "first": ["plot.png"]}}
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 from kyomei.errors import DataError
-from kyomei.source.files import TextFile, local_file, local_files, naming, remote_files
+from kyomei.source.files import TextFile, in_one_line, local_file, local_files, naming, remote_files
 from kyomei.source.parts import unit_hash
 from kyomei.source.readers import Records, read_file
 from kyomei.source.records import Fields, RecordError, UnreadableFile, document_of
@@ -229,9 +229,8 @@ def _dataset(address: str, seed: int) -> Records:
     try:
         records = datasets.load_dataset(name, *([config] if config else []), **options)
     except Exception as error:  # the package raises many kinds: missing, gated, offline, of several configurations
-        said = (str(error).strip().splitlines() or [""])[0]
         do = "check its name, CONFIG and SPLIT (datasets:NAME:CONFIG:SPLIT) and the network"
-        raise DataError(f"the dataset {address}", f"{type(error).__name__}: {said}", do) from error
+        raise DataError(f"the dataset {address}", in_one_line(error), do) from error
     if hasattr(records, "shuffle"):
         records = records.shuffle(seed=seed, buffer_size=SHUFFLED_RECORDS)
     with naming(f"datasets:{address}"):

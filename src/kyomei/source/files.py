@@ -135,11 +135,10 @@ def remote_files(address: str) -> tuple[list[TextFile], bool]:
             return [TextFile(PurePosixPath(path).name, lambda: system.open(path, "rb"))], False
         found = sorted(system.find(path))
     except ImportError as error:
-        raise DataError(f"a driver for {address}", str(error), "install the package it names with pip") from error
+        raise DataError(f"a driver for {address}", in_one_line(error), "install the package it names with pip") from error
     except Exception as error:  # every driver raises kinds of its own: no such bucket, no credentials, no network
-        found_there = f"{type(error).__name__}: {error}"
         do = "check the address, the network and your credentials"
-        raise DataError(f"text at {address}", found_there.splitlines()[0], do) from error
+        raise DataError(f"text at {address}", in_one_line(error), do) from error
     root = path.rstrip("/") + "/"
 
     def opener(place: str) -> Callable[[], BinaryIO]:
@@ -194,6 +193,11 @@ def naming(name: str) -> Iterator[None]:
     except KyomeiError:
         raise
     except Exception as error:
-        said = (str(error).strip().splitlines() or [""])[0]
         do = "write it again, or check that it was copied whole"
-        raise DataError(f"{name} to be readable to its end", f"{type(error).__name__}: {said}", do) from error
+        raise DataError(f"{name} to be readable to its end", in_one_line(error), do) from error
+
+
+def in_one_line(error: Exception) -> str:
+    """The kind of a foreign error and the first line of what it says."""
+    said = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return f"{type(error).__name__}: {said}"
