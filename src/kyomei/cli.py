@@ -395,9 +395,13 @@ def _plain_errors() -> Iterator[None]:
 
 def _recipe_of(folder: Path, asked: Asked, resume: bool) -> Recipe:
     """The recipe that is asked for: options build on that of a run that is resumed, so nothing needs to be said again."""
-    from kyomei.runs import Run
+    from kyomei.config import Recipe
+    from kyomei.runs import MANIFEST, RECIPE, Run
 
-    return asked.recipe(Run.open(folder).recipe if resume and (folder / "manifest.json").exists() else None)
+    if resume and (folder / MANIFEST).exists():
+        return asked.recipe(Run.open(folder).recipe)
+    # A crash may have come between the two files of a new run.
+    return asked.recipe(Recipe.read(folder / RECIPE) if resume and (folder / RECIPE).exists() else None)
 
 
 def _parts(mesh: str | None) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from kyomei.cli import app
+from kyomei.config import Recipe
 
 SMALL = ["--tokens", "4000", "--set", "source.context=64", "--set", "source.spread=1", "--set", "source.replicas=2"]
 SITES = ("model.layers.0.mlp", "model.layers.1.mlp")
@@ -49,6 +50,14 @@ def test_a_refused_start_leaves_no_folder(
     done = kyomei(verb, "run", *SMALL, *options)
     assert done.exit_code == 2 and said in done.stderr
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("verb", ["harvest", "train", "check"])
+def test_a_run_whose_beginning_was_killed_is_resumed_as_it_was_asked(tmp_path: Path, verb: str) -> None:
+    """A kill between its recipe and its manifest must not turn it into a run of the default recipe."""
+    Recipe().with_values({"source.model": "./nothing-here"}).write(tmp_path / "recipe.yaml")
+    done = kyomei(verb, tmp_path, "--resume")
+    assert done.exit_code == 2 and "nothing at ./nothing-here" in done.stderr
 
 
 def test_a_refused_start_deletes_nothing(harvested: tuple[Path, Result]) -> None:
