@@ -130,8 +130,12 @@ def test_certify(tmp_path: Path) -> None:
     assert len(live["encoder_mcs"]) == 2 and live["tokens"] and set(live["origin"]["r2"]) == {"token", "position", "both"}
     control = json.loads((folder / "controls/random-weights/manifest.json").read_text())
     assert control["split"] == json.loads((folder / "manifest.json").read_text())["split"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    digest = manifest["outputs"].pop("certificate.json")
+    (folder / "manifest.json").write_text(json.dumps(manifest))  # as a kill leaves it after the certificate was written
     assert kyomei("certify", folder).returncode == 0
     assert json.loads((folder / "certificate.json").read_text()) == own  # one that still holds is read back
+    assert json.loads((folder / "manifest.json").read_text())["outputs"]["certificate.json"] == digest
     index = folder / "activations/evidence/model.layers.2.mlp/index.json"
     index.write_text(index.read_text() + "\n")
     again = kyomei("certify", folder, "--threads", "1")

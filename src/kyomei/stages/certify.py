@@ -164,6 +164,7 @@ def certify_pair(run: Run, pair: Pair, reporter: Reporter) -> Certificate:
         before = Certificate.read(path)
         changed = before.changed(data)
         if not changed:
+            run.record(path)  # a crash may have come after it was written
             return before
         reporter.note(f"the certificate of {before.created} has expired: {', '.join(changed)} changed")
         write_atomic(path.parent / EXPIRED / f"{before.created.replace(':', '')}.json", path.read_bytes())

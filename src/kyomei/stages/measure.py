@@ -63,8 +63,9 @@ def measure_run(run: Run, reporter: Reporter, nulls: Sequence[str] = ()) -> dict
             evidence["mechanisms"][pair.name]["against"] = _against(run, pair, nulls, metric, reporter)
     evidence["cross_entropy"] = _cross_entropy(run, pairs)
     evidence["directions"] = _measure_directions(run, pairs[0], metric)
+    examples = _examples(run, pairs[0], surveys[0], metric, reporter)
     run.write_json("evidence.json", evidence)
-    run.write_json("examples.json", _examples(run, pairs[0], surveys[0], metric, reporter))
+    run.write_json("examples.json", examples)
     run.record("evidence.json", "examples.json")
     run.finish(STAGE, made_from(run, *pairs))
     return evidence
