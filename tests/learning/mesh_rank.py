@@ -56,6 +56,8 @@ MAKERS: dict[str, Callable[[], Mechanism]] = {
     "matryoshka": lambda: MatryoshkaBatchTopK(WIDTH, 4, prefixes=(0.25, 0.6, 1.0)),
     "l1": lambda: L1(WIDTH, 0.02),
     "jumprelu": lambda: JumpReLU(WIDTH, 1e-3, bandwidth=0.05, threshold=0.05),
+    "jumprelu-steered": lambda: JumpReLU(WIDTH, 1e-3, 4, bandwidth=0.05),
+    "l1-steered": lambda: L1(WIDTH, 0.1, 4),
     "gated": lambda: Gated(WIDTH, 0.02),
 }
 

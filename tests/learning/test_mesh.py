@@ -73,7 +73,9 @@ def test_one_step_in_single_precision(mesh: str, tmp_path: Path, alone: dict) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka", "l1", "jumprelu", "gated"])
+@pytest.mark.parametrize(
+    "name", ["topk", "batchtopk", "matryoshka", "l1", "jumprelu", "gated", "l1-steered", "jumprelu-steered"]
+)
 def test_every_mechanism_is_exact_on_a_mesh(name: str, tmp_path: Path, alone: dict) -> None:  # type: ignore[type-arg]
     expected = by_one_rank(alone, tmp_path, name, "float64", 40)
     assert_close(run(tmp_path / "mesh.safetensors", 2, 2, name, "float64", 40), expected, 1e-8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +24,21 @@ def alone(x: Tensor) -> Tensor:
     return x
 
 
+@dataclass(frozen=True)
+class Others:
+    """What other ranks have of a batch.
+
+    Attributes:
+        num_rows: rows over which the loss is a mean, those of other ranks included; none: these.
+        over_latents: adds up what ranks with other latents reconstruct of the same rows; differentiable.
+        centre_share: share of b_pre that this rank adds to that sum, so that its gradient is a sum over ranks as well.
+    """
+
+    num_rows: int | None = None
+    over_latents: Callable[[Tensor], Tensor] = alone
+    centre_share: float = 1.0
+
+
 class Products(ABC):
     """What a mechanism's objective needs of one batch, whichever way it is computed.
 
@@ -31,9 +47,7 @@ class Products(ABC):
         encoder: W_enc [width, dim], a leaf whose gradient buffer is filled; so are those of decoder and centre.
         decoder: W_dec [width, dim]; the same tensor where tied.
         centre: b_pre [dim].
-        num_rows: rows over which the loss is a mean, those of other ranks included; none: these.
-        over_latents: adds up what ranks with other latents reconstruct of the same rows; differentiable.
-        centre_share: share of b_pre that this rank adds to that sum, so that its gradient is a sum over ranks as well.
+        others: what other ranks have of the batch.
         autocast: dtype of the scores' product; none: that of the weights.
     """
 
@@ -44,14 +58,12 @@ class Products(ABC):
         decoder: Float[Tensor, "width dim"],
         centre: Float[Tensor, " dim"],
         *,
-        num_rows: int | None = None,
-        over_latents: Callable[[Tensor], Tensor] = alone,
-        centre_share: float = 1.0,
+        others: Others = Others(),
         autocast: torch.dtype | None = None,
     ) -> None:
         self.x, self.encoder, self.decoder, self.centre = x, encoder, decoder, centre
-        self.num_rows = num_rows or len(x)
-        self.over_latents, self.centre_share, self.autocast = over_latents, centre_share, autocast
+        self.num_rows = others.num_rows or len(x)
+        self.over_latents, self.centre_share, self.autocast = others.over_latents, others.centre_share, autocast
 
     @property
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.nn.functional import normalize
 from kyomei.config import TrainRecipe
 from kyomei.dictionary.kernels import supported
 from kyomei.dictionary.mechanisms import Finish, Mechanism, Objective
-from kyomei.dictionary.products import DENSE_ABOVE, DenseProducts, SparseProducts
+from kyomei.dictionary.products import DENSE_ABOVE, DenseProducts, Others, SparseProducts
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import TrainingError
 from kyomei.learning import checkpoint
@@ -137,9 +138,10 @@ class Training:
     def _objective(self, xn: Tensor) -> Objective:
         """Loss and gradient on the active set, or on whole matrices where the code is dense."""
         mesh = self.mesh
-        options: dict[str, Any] = {"num_rows": len(xn) * mesh.data, "autocast": self.autocast}
+        others = Others(len(xn) * mesh.data)
         if mesh.features > 1:
-            options |= {"over_latents": mesh.sum_over_latents, "centre_share": 1 / mesh.features}
+            others = replace(others, over_latents=mesh.sum_over_latents, centre_share=1 / mesh.features)
+        options: dict[str, Any] = {"others": others, "autocast": self.autocast}
         weights = xn, self.encoder, self.decoder, self.centre
         if supported(self.encoder.device, self.encoder.dtype):
             products = SparseProducts(*weights, **options)

@@ -24,6 +24,8 @@ GAIN = 0.02
 
 
 SMALLEST_THRESHOLD = 1e-3
+HALVINGS = 20
+"""Halvings of the range in which a first threshold is looked for."""
 FIRST, FIRST_OF_COUNTS = 0.1, 1e-3
 """λ where steering begins, of penalties on values and on their number."""
 
@@ -80,12 +82,15 @@ class Penalised(Mechanism):
         return super().scored(products)
 
     def _first_thresholds(self, scores: Float[Tensor, "rows width"], share: float) -> Float[Tensor, " width"]:
-        """Scores that each latent exceeds in a share of a batch, the mean over ranks with other rows."""
-        place = min(len(scores), max(1, round(share * len(scores))))
-        own = torch.cat([part.topk(place, dim=0).values[-1] for part in torch.split(scores, 256, dim=1)]).clamp_min(
-            SMALLEST_THRESHOLD
-        )
-        return self.reduce.sum_over_rows(own) / float(self.reduce.sum_over_rows(torch.ones(())))
+        """Scores that each latent exceeds in a share of the whole batch, by halving: counts are the same on any mesh."""
+        wanted = share * float(self.reduce.sum_over_rows(torch.tensor(float(len(scores)))))
+        high = self.reduce.max_over_rows(scores.amax(dim=0)).clamp_min(SMALLEST_THRESHOLD)
+        low = torch.full_like(high, SMALLEST_THRESHOLD)
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            are_many = self.reduce.sum_over_rows((scores > middle).sum(dim=0)) > wanted
+            low, high = torch.where(are_many, middle, low), torch.where(are_many, high, middle)
+        return high
 
     @torch.no_grad()
     def observe(self, active: Active, scores: Float[Tensor, " active"], values: Float[Tensor, " active"]) -> None:
