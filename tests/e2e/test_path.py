@@ -111,7 +111,8 @@ def test_harvest_tells_what_it_read_and_skipped(tmp_path: Path) -> None:
 def test_certify(tmp_path: Path) -> None:
     """Own dictionary, a baseline and the random-weights control; the certificate expires when the data changes."""
     folder = tmp_path / "three"
-    options = [*OPTIONS, "--set", "source.replicas=3", "--set", "train.steps=20"]
+    # A certificate asks for several documents among those that no replica saw.
+    options = [*OPTIONS, "--set", "source.replicas=3", "--set", "source.spread=4", "--set", "train.steps=20"]
     assert kyomei("train", folder, *options).returncode == 0
     done = kyomei("certify", folder, "--baseline", "topk", "--random-weights", "--json", "--threads", "1")
     assert done.returncode == 0, done.stderr

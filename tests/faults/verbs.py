@@ -38,7 +38,7 @@ SMALL = {
     "source.windows_per_batch": 6,
     "source.windows_per_shard": 12,
     "source.replicas": 3,
-    "source.spread": 2,
+    "source.spread": 4,
     "resonance.neurons": 64,
     "resonance.steps": 3,
     "resonance.frequencies": [0.02],
