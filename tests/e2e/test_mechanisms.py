@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from kyomei.cli import app
 from kyomei.config import SETTINGS
 
 TINY = {
-    "source.num_tokens": 6000,
+    "source.num_tokens": 10_000,
     "source.context": 64,
     "source.windows_per_shard": 24,
     "source.spread": 1,
@@ -35,6 +36,16 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Short documents, so that few tokens still have several in every part."""
+    source = Path(argparse.__file__).read_text(encoding="utf-8")
+    path = tmp_path_factory.mktemp("text") / "text.jsonl"
+    parts = (source[at : at + 1000] for at in range(0, len(source), 1000))
+    path.write_text("\n".join(json.dumps({"text": part}) for part in parts), encoding="utf-8")
+    return path
+
+
 def verb(*arguments: object) -> str:
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.output
@@ -43,8 +54,8 @@ def verb(*arguments: object) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_every_mechanism_goes_all_the_way(case: str, tmp_path: Path) -> None:
-    run, options = tmp_path / "run", {**TINY, **CASES[case]}
+def test_every_mechanism_goes_all_the_way(case: str, text: Path, tmp_path: Path) -> None:
+    run, options = tmp_path / "run", {**TINY, "source.text": str(text), **CASES[case]}
     name = str(options.get("mechanism.name", "gba"))
     settings = [part for key, value in options.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     for tail in ((), ("--json",)):
