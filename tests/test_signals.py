@@ -68,6 +68,7 @@ def test_work_that_was_saved_before_it_asked_leaves_at_its_end() -> None:
 @pytest.mark.parametrize(
     "work",
     [
+        "with saving(patient=False):\n    ready(); time.sleep(60)",
         "ready()\nwhile True:\n    try: time.sleep(0.1)\n    except BaseException: pass",
         "ready(); hashlib.pbkdf2_hmac('sha256', b'one long call', b'', 10**9)",
     ],

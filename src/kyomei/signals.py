@@ -41,6 +41,7 @@ class _State:
     lost = False
     """Whether the exception came where none can be raised, as in what the collector of garbage calls."""
     saving = 0
+    patient = 0
 
 
 def asked() -> bool:
@@ -49,17 +50,22 @@ def asked() -> bool:
 
 
 @contextlib.contextmanager
-def saving() -> Iterator[None]:
+def saving(*, patient: bool = True) -> Iterator[None]:
     """Let a signal wait for work that asks for it with `asked`, and leaves once it has saved what it did.
+
+    Args:
+        patient: however long that takes; otherwise the process ends when its time is up, as it does everywhere else.
 
     Raises:
         Stop: at the end, if a signal came and the work did not ask for it any more.
     """
     _State.saving += 1
+    _State.patient += patient
     try:
         yield
     finally:
         _State.saving -= 1
+        _State.patient -= patient
     if _State.asked and not _State.saving:
         raise Stop
 
@@ -120,7 +126,7 @@ def _see_to_it(reader: int) -> None:
         if select.select([reader], [], [], _TICK)[0]:
             if os.read(reader, 1)[0] in SIGNALS and time.monotonic() - first > SECONDS_OF_ONE:
                 break
-        elif not _State.saving:
+        elif not _State.patient:
             left -= _TICK
             if _State.lost:
                 signal.raise_signal(signal.SIGTERM)

@@ -91,8 +91,8 @@ def train_on_mesh(run: Run, data: int, features: int, reporter: Reporter) -> dic
         RunError: if the run is not harvested, or a rank is lost.
     """
     mesh = Mesh.join(data, features, choose_device(run.recipe.device))
-    # Ranks tell each other of a signal and leave together.
-    with saving(), run.lock() if mesh.leads else contextlib.nullcontext():
+    # Ranks tell each other of a signal and leave together, where they ask in time.
+    with saving(patient=False), run.lock() if mesh.leads else contextlib.nullcontext():
         mesh.wait()
         facts = train_run(run, reporter.on(mesh))
     mesh.leave()
