@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from kyomei.errors import DataError
 from kyomei.source import parts as module
-from kyomei.source.parts import Split, split_tokens, unit_hash
+from kyomei.source.parts import LEAST_DOCUMENTS, Split, split_tokens, unit_hash
 from kyomei.source.text import Document, Packer, Tokens
 
 BODY = "the quick brown fox jumps over the lazy dog and the cat sat on the mat "
@@ -78,6 +78,13 @@ def test_an_endless_stream_is_read_until_every_part_is_full(tokenizer: PreTraine
         hashes = [split.hash_of(d) for d in tokens.documents]
         assert hashes == sorted(hashes)  # not the order of the stream
         assert [int(d.name) for d in tokens.documents] != sorted(int(d.name) for d in tokens.documents)
+
+
+def test_one_long_document_does_not_fill_a_part(tokenizer: PreTrainedTokenizerFast) -> None:
+    documents = [Document(str(i), f"{i} " + "the quick brown fox " * (400 if i % 2 else 20)) for i in range(200)]
+    parts = packed(documents, tokenizer, Split(2, 0.25, 0), tokens=600, spread=1)
+    for tokens in parts.values():
+        assert len(tokens.document[tokens.document >= 0].unique()) >= LEAST_DOCUMENTS - 1
 
 
 def test_a_part_does_not_change_when_the_corpus_grows(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -111,4 +111,7 @@ def _context(
     code = sae.encode(rows.read(row))[:, latent]
     present = place[row] == span  # dropped rows have no activation
     words = [tokens.text_at(t) for t in span.tolist()]
+    if not tokens.has_text:  # whoever has the document can look there
+        document, start = int(tokens.document.flatten()[at]), int(tokens.start.flatten()[span[0]])
+        words[0] = f"{tokens.documents[document].name}, character {start}: {words[0]}"
     return [(w, float(a) if p else 0.0) for w, a, p in zip(words, code.tolist(), present.tolist(), strict=True)]

@@ -14,6 +14,8 @@ SPARE_CHARACTERS = 1 << 25
 """Text beyond what the parts need that is kept in case the corpus turns out small."""
 PATIENCE = 10_000
 """Documents in a row, all of parts that are full, after which a stream is taken to have none for the others."""
+LEAST_DOCUMENTS = 8
+"""Documents in a part at least, where the corpus has them: one long text is no sample, and some figures compare documents."""
 LEAST_SHARE = 0.1
 """A part must get this share, at least, of the tokens that were asked for it, or of its share of the text there is."""
 
@@ -75,7 +77,8 @@ def split_tokens(
 ) -> dict[str, Tokens]:
     """Windows of every part, from no more of the documents than it takes.
 
-    Reading stops once every part has the tokens wanted. Inside a part documents stand in the order of their hash,
+    Reading stops once every part has the tokens wanted, from `LEAST_DOCUMENTS` documents or more. Inside a part documents
+    stand in the order of their hash,
     so that the first are no others than the last. A corpus that ends before gives what it has; where it is so small that
     its hashes leave a part short, its documents are shared out by length instead.
 
@@ -88,7 +91,8 @@ def split_tokens(
         progress: called with (tokens so far, tokens to read).
 
     Returns:
-        Windows by part, of the tokens wanted or fewer.
+        Windows by part, of the tokens wanted; of more where the first `LEAST_DOCUMENTS` have more, and of fewer where the
+        corpus ends before.
 
     Raises:
         DataError: a part comes out short, with the counts of all.
@@ -100,7 +104,7 @@ def split_tokens(
     if ended and not parts.lost and any(parts.have[part] < asked[part] for part in split.names):
         parts.share_out()
     parts.require_enough(asked)
-    return {part: packer.cut(parts.in_order(part), parts.wanted[part]) for part in split.names}
+    return {part: packer.cut(parts.in_order(part), parts.taken(part)) for part in split.names}
 
 
 @final
@@ -143,7 +147,8 @@ class _Parts:
         return ended
 
     def is_full(self, part: str) -> bool:
-        return self.packer.windows(self.have[part]) >= self.wanted[part] // self.packer.context
+        enough = self.packer.windows(self.have[part]) >= self.wanted[part] // self.packer.context
+        return enough and len(self.parts[part]) >= LEAST_DOCUMENTS
 
     def _add(self, part: str, encoded: Encoded) -> None:
         self.parts[part].append(encoded)
@@ -193,6 +198,11 @@ class _Parts:
     def in_order(self, part: str) -> list[Encoded]:
         """The documents of a part in the order of their hash."""
         return sorted(self.parts[part], key=lambda e: self.split.hash_of(e.document))
+
+    def taken(self, part: str) -> int:
+        """Tokens in the windows of a part: those wanted, or those of its first documents if that is more."""
+        first = sum(map(self.packer.length, self.in_order(part)[:LEAST_DOCUMENTS]))
+        return max(self.wanted[part], self.packer.windows(first) * self.packer.context)
 
     def require_enough(self, asked: Mapping[str, int]) -> None:
         """Raise DataError if a part has no window, or far less than its share."""
