@@ -15,10 +15,9 @@ from kyomei.stages.train import train_run
 
 BASELINE = "topk"
 DEMO = {
-    "source": {"num_tokens": 160_000, "spread": 4},
-    "dictionary": {"width": 512},
-    "resonance": {"neurons": 768, "rounds": 2, "steps": 10},
-    "train": {"steps": 700, "checkpoint_every": 100},
+    "dictionary": {"width": 768},
+    "resonance": {"neurons": 1024, "rounds": 2, "steps": 10},
+    "train": {"steps": 1000, "checkpoint_every": 100},
 }
 
 
