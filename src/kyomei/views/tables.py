@@ -305,11 +305,11 @@ def _direction_rows(directions: Facts) -> list[EvidenceRow]:
     rows = [
         EvidenceRow("Resonant directions", count[0], span(count), span(null_count), "stable between two halves of the rows"),
         EvidenceRow(
-            "Features there are, unseen included",
+            "Features behind them",
             directions["n_features"],
             "{}–{} (95 %)".format(*interval) if interval else None,
             None,
-            "estimated from how often each was found",
+            "directions that are no mixtures of others; interval from planted sets",
         ),
     ]
     for tau in ("0.7", "0.9"):
