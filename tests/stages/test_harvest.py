@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from kyomei.cli import app
 from kyomei.config import Recipe
+from kyomei.runs import Run
 
 SMALL = ["--tokens", "4000", "--set", "source.context=64", "--set", "source.spread=1", "--set", "source.replicas=2"]
 SITES = ("model.layers.0.mlp", "model.layers.1.mlp")
@@ -116,3 +117,11 @@ def test_a_run_without_text_holds_no_stretch_of_it(tmp_path: Path) -> None:
         return any(stretch in content for content in held for stretch in stretches)
 
     assert leaks(tmp_path / "kept") and not leaks(folder)
+
+
+@pytest.mark.parametrize("verb", ["report", "measure", "certify"])
+def test_a_run_whose_harvest_has_not_ended_is_named(tmp_path: Path, verb: str) -> None:
+    Run.create(tmp_path / "run", Recipe())
+    done = kyomei(verb, tmp_path / "run")
+    assert done.exit_code == 2 and isinstance(done.exception, SystemExit)
+    assert "Expected a" in done.stderr and "--resume" in done.stderr

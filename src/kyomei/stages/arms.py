@@ -16,7 +16,7 @@ from kyomei.evidence.controls import GAUSSIAN, RANDOM_WEIGHTS, Control
 from kyomei.evidence.fidelity import fidelity
 from kyomei.learning.directions import Directions
 from kyomei.runs import Run
-from kyomei.stages.harvest import activations, part_names, site_of
+from kyomei.stages.harvest import activations, part_names, site_of, sites_of
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _is_trained(run: Run, name: str) -> bool:
 
 def random_weights_run(run: Run) -> Run:
     """The run inside a run that repeats it with the model's weights drawn at random: same text, same site, same recipe."""
-    recipe = RANDOM_WEIGHTS.recipe(run.recipe.with_values({"source.sites": run.manifest["sites"][:1]}))
+    recipe = RANDOM_WEIGHTS.recipe(run.recipe.with_values({"source.sites": sites_of(run)[:1]}))
     return Run.create(run.path(f"controls/{RANDOM_WEIGHTS.name}"), recipe, resume=True)
 
 

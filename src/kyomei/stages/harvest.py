@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from kyomei.config import Recipe
-from kyomei.errors import DataError
+from kyomei.errors import DataError, RunError
 from kyomei.learning.fit import choose_device
 from kyomei.runs import Run
 from kyomei.source.corpus import Corpus
@@ -134,10 +134,22 @@ def load_model(recipe: Recipe) -> LanguageModel:
     return LanguageModel.load(source.model, revision=source.revision, device=device, dtype=dtype, random_weights_seed=seed)
 
 
+def sites_of(run: Run) -> list[str]:
+    """The sites that the run has harvested.
+
+    Raises:
+        RunError: its harvest has not ended.
+    """
+    sites: list[str] | None = run.manifest.get("sites")
+    if sites is None:
+        do = f"run `kyomei harvest {run.folder} --resume` first"
+        raise RunError("a harvested run", f"a harvest in {run.folder} that has not ended", do)
+    return sites
+
+
 def site_of(run: Run) -> str:
-    """The site whose activations the run learns from: the first one harvested."""
-    site: str = run.manifest["sites"][0]
-    return site
+    """The site whose activations the run learns from: the first one harvested; raises as `sites_of` does."""
+    return sites_of(run)[0]
 
 
 def activations(run: Run, part: str, *, site: str | None = None, verify: bool = True) -> ShardFolder:
@@ -165,7 +177,7 @@ def _stream_names(recipe: Recipe) -> list[str]:
 def summary(run: Run) -> dict[str, Any]:
     """Width of each site, and rows and dropped rows of each part there; "site" is the one that the run learns from."""
     sites: dict[str, Any] = {}
-    for site in run.manifest["sites"]:
+    for site in sites_of(run):
         parts = {}
         for part in part_names(run.recipe):
             shards = activations(run, part, site=site, verify=False)
