@@ -71,7 +71,8 @@ def fit(
     """Learn a sparse dictionary of rows.
 
     Args:
-        x: activations [rows, dim], a folder of shards, or rows that a model makes while it is trained (`StreamedRows`).
+        x: activations [rows, dim], a .npy or .safetensors file of them, a folder of shards, or rows that a model makes while it
+            is trained (`StreamedRows`).
         recipe: how, as a recipe or a dict of settings, nested or by dotted keys; the default finds directions by resonance and
             needs no knowledge of the data.
         seed: overrides the recipe's.

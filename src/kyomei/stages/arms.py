@@ -11,7 +11,7 @@ import numpy as np
 from kyomei.config import SETTINGS, Recipe
 from kyomei.dictionary.formats import load
 from kyomei.dictionary.sae import SparseAutoencoder
-from kyomei.errors import RecipeError
+from kyomei.errors import RecipeError, RunError
 from kyomei.evidence.controls import GAUSSIAN, RANDOM_WEIGHTS, Control
 from kyomei.evidence.fidelity import fidelity
 from kyomei.learning.directions import Directions
@@ -133,6 +133,14 @@ def baseline_pair(run: Run, name: str) -> Pair:
     arm = Arm(f"baselines/{name}", recipe, run.recipe.source.replicas)
     # The run's own mechanism may be a baseline too: name, null and figures of that are its own.
     return Pair(f"baseline {name}", f"{recipe.mechanism.title}, baseline", arm, null_arm(arm, f"baseline-{name}"))
+
+
+def require_trained(run: Run, *pairs: Pair) -> None:
+    """Raise RunError, with the first thing missing, unless all replicas of the pairs and of their nulls are trained."""
+    for arm in (arm for pair in pairs for arm in (pair.arm, pair.null)):
+        missing = [arm.stage(i) for i in range(arm.replicas) if not run.done(arm.stage(i))]
+        if missing:
+            raise RunError("a trained run", f"no '{missing[0]}' in {run.folder}", "run `kyomei train` with --resume first")
 
 
 def trained_pairs(run: Run) -> list[Pair]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from kyomei.errors import RunError
 from kyomei.evidence.certificate import Certificate, dense_part, describe, rule_in_force, tally
 from kyomei.evidence.codes import total
 from kyomei.evidence.controls import GAUSSIAN, RANDOM_WEIGHTS
@@ -23,7 +22,7 @@ from kyomei.learning.undisturbed import undisturbed
 from kyomei.runs import Run, write_atomic
 from kyomei.source.rows import Rows
 from kyomei.source.text import Tokens
-from kyomei.stages.arms import Pair, made_from, own_pair, random_weights_run, replica_seed, trained_pairs
+from kyomei.stages.arms import Pair, made_from, own_pair, random_weights_run, replica_seed, require_trained, trained_pairs
 from kyomei.stages.check import FILE as PREMISES
 from kyomei.stages.harvest import activations, site_of
 from kyomei.stages.progress import Reporter
@@ -158,7 +157,7 @@ def certify_pair(run: Run, pair: Pair, reporter: Reporter) -> Certificate:
         RunError: a replica or its null is not trained.
         EvidenceError: there are fewer than three replicas.
     """
-    _require_trained(run, pair)
+    require_trained(run, pair)
     path, data = certificate_path(run, pair), made_from(run, pair)
     if path.exists():
         before = Certificate.read(path)
@@ -173,13 +172,6 @@ def certify_pair(run: Run, pair: Pair, reporter: Reporter) -> Certificate:
     certificate.write(path)
     run.record(path)
     return certificate
-
-
-def _require_trained(run: Run, pair: Pair) -> None:
-    for arm in (pair.arm, pair.null):
-        missing = [arm.stage(i) for i in range(arm.replicas) if not run.done(arm.stage(i))]
-        if missing:
-            raise RunError("a trained run", f"no '{missing[0]}' in {run.folder}", "run `kyomei train` with --resume first")
 
 
 def _certificate(run: Run, pair: Pair, data: dict[str, str]) -> Certificate:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kyomei.errors import RunError
 from kyomei.evidence.consistency import Consistency, Null, consistency
 from kyomei.evidence.controls import GAUSSIAN, control_named
 from kyomei.evidence.examples import cards, choose, lowest_mcs
@@ -20,7 +19,7 @@ from kyomei.learning.spaces import Whitening
 from kyomei.runs import Run
 from kyomei.source.rows import Rows
 from kyomei.source.text import Tokens
-from kyomei.stages.arms import Arm, Pair, made_from, trained_pairs
+from kyomei.stages.arms import Arm, Pair, made_from, require_trained, trained_pairs
 from kyomei.stages.certify import evidence_null, standing
 from kyomei.stages.harvest import activations, load_model, site_of
 from kyomei.stages.progress import Reporter
@@ -45,11 +44,7 @@ def measure_run(run: Run, reporter: Reporter, nulls: Sequence[str] = ()) -> dict
         What evidence.json holds.
     """
     pairs = trained_pairs(run)
-    for pair in pairs:
-        for arm in (pair.arm, pair.null):
-            missing = [arm.stage(i) for i in range(arm.replicas) if not run.done(arm.stage(i))]
-            if missing:
-                raise RunError("a trained run", f"no '{missing[0]}' in {run.folder}", "run `kyomei train` with --resume first")
+    require_trained(run, *pairs)
     rows = activations(run, "evidence")
     metric = Whitening.fit(rows).forward
     evidence: dict[str, Any] = {"rows": rows.num_rows, "site": site_of(run), "mechanisms": {}}

@@ -16,14 +16,12 @@ from kyomei.dictionary.products import Products
 from kyomei.dictionary.sae import Activation
 from kyomei.errors import RecipeError
 
-BEGIN = {"l1": 0.01, "jumprelu": 1e-3, "gated": 0.01}
 SMOOTHING = 0.9
 """Share of the running L0 that a step keeps."""
 GAIN = 0.02
 """Step of log λ where the running L0 is e times the wish."""
-
-
 SMALLEST_THRESHOLD = 1e-3
+"""First thresholds are looked for above it."""
 HALVINGS = 20
 """Halvings of the range in which a first threshold is looked for."""
 FIRST, FIRST_OF_COUNTS = 0.1, 1e-3
