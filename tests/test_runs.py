@@ -7,8 +7,11 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +22,11 @@ import pytest
 import torch
 
 import kyomei
-from kyomei import runs
+from kyomei import locks, runs
+from kyomei.atomic import sha256_of, write_atomic
 from kyomei.config import Recipe
 from kyomei.errors import RunError
-from kyomei.runs import Run, plain, sha256_of, write_atomic
+from kyomei.runs import Run, plain
 
 HOLD_LOCK = """
 import sys
@@ -114,7 +118,7 @@ def test_another_failure_to_write_is_not_called_a_full_disk(tmp_path: Path, monk
 def test_a_write_that_is_killed_leaves_the_old_file_whole(tmp_path: Path) -> None:
     path = tmp_path / "b.bin"
     write_atomic(path, b"old")
-    code = "import os, sys, signal; from kyomei.runs import write_atomic\n"
+    code = "import os, sys, signal; from kyomei.atomic import write_atomic\n"
     code += "os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)\nwrite_atomic(sys.argv[1], b'new')"
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -signal.SIGKILL
     assert path.read_bytes() == b"old"
@@ -429,12 +433,65 @@ def test_a_process_number_used_again_is_not_taken_for_the_holder(run: Run) -> No
         pass
 
 
-def test_a_lock_from_another_machine_is_respected(run: Run) -> None:
+@pytest.fixture
+def lock_from_elsewhere(run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The lock file of a process on another machine; heartbeats and patience last moments."""
+    for name, seconds in {"HEARTBEAT_SECONDS": 0.05, "SILENT_SECONDS": 0.6, "_WATCH_SECONDS": 0.02}.items():
+        monkeypatch.setattr(locks, name, seconds)
     with run.lock():
         holder = json.loads(run.path("lock").read_bytes())
     run.path("lock").write_text(json.dumps({**holder, "host": "elsewhere"}))
-    with pytest.raises(RunError, match=r"on elsewhere\. .*or delete .*lock if that process is gone"), run.lock():
+    # Its clock is hours ahead: the age of the file says nothing.
+    os.utime(run.path("lock"), times=(2e9, 2e9))
+    return run.path("lock")
+
+
+def test_a_lock_from_another_machine_whose_heart_beats_is_respected(run: Run, lock_from_elsewhere: Path) -> None:
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.1):
+            os.utime(lock_from_elsewhere)
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        with pytest.raises(RunError, match=r"on elsewhere\. Wait for it to end"), run.lock():
+            pass
+        with pytest.raises(RunError, match="on elsewhere"):
+            Run.create(run.folder, run.recipe, overwrite=True)
+    finally:
+        ended.set()
+        beating.join()
+    assert json.loads(lock_from_elsewhere.read_bytes())["host"] == "elsewhere"
+
+
+def test_a_lock_from_another_machine_is_taken_over_once_its_heart_stands_still(
+    run: Run, lock_from_elsewhere: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with run.lock():
+        assert json.loads(lock_from_elsewhere.read_bytes())["host"] == socket.gethostname()
+    assert "on elsewhere: watching up to 1 seconds for a sign of life" in caplog.text
+    lock_from_elsewhere.write_text(json.dumps({"pid": 1, "started": "", "host": "elsewhere"}))
+    assert Run.create(run.folder, Recipe(seed=8), overwrite=True).manifest["seed"] == 8
+
+
+def test_a_lock_that_another_machine_lets_go_of_while_it_is_watched_is_free(run: Run, lock_from_elsewhere: Path) -> None:
+    threading.Timer(0.2, lock_from_elsewhere.unlink).start()
+    with run.lock():
         pass
+
+
+def test_a_holder_touches_its_lock_and_no_other(run: Run, lock_from_elsewhere: Path) -> None:
+    with pytest.raises(RunError, match=r"locked by process 1 on elsewhere\. See what it made of it"), run.lock():
+        touched = lock_from_elsewhere.stat().st_mtime_ns
+        time.sleep(0.3)
+        assert lock_from_elsewhere.stat().st_mtime_ns > touched
+        write_atomic(lock_from_elsewhere, json.dumps({"pid": 1, "started": "", "host": "elsewhere"}).encode())
+        touched = lock_from_elsewhere.stat().st_mtime_ns
+        time.sleep(0.3)
+        assert lock_from_elsewhere.stat().st_mtime_ns == touched
+    assert lock_from_elsewhere.exists(), "the other's lock stays"
 
 
 def test_the_lock_is_released_after_an_error_and_not_shared_with_itself(run: Run) -> None:

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import json
 import math
 import os
 import platform
-import re
 import shlex
-import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -23,77 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from kyomei import __version__
+from kyomei.atomic import TEMPORARY, disk_full_named, remove, remove_temporaries, sha256_of, write_atomic
 from kyomei.config import Recipe
 from kyomei.errors import RunError
+from kyomei.locks import LOCK, locked, refuse_if_locked
 
 SCHEMA_VERSION = 2
 """Version of the run folder's layout and manifest; a run of another one is refused. Dictionaries have their own version."""
 
-RECIPE, MANIFEST, LOCK = "recipe.yaml", "manifest.json", "lock"
+RECIPE, MANIFEST = "recipe.yaml", "manifest.json"
 PRIVATE = 0o700
 """Mode of a run's folder: it holds text that others may not be meant to read."""
-_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 _RECORDED_PACKAGES = ("torch", "numpy", "scipy", "transformers", "tokenizers", "safetensors")
-
-
-def write_atomic(path: Path | str, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees either all of it or what was there before.
-
-    Args:
-        path: the file; its folder is made when missing.
-        data: its whole content.
-
-    Raises:
-        RunError: the disk is full. What was there before is untouched and no temporary file is left.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_full_named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut; some file systems refuse, and then their own order has to do."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def disk_full_named(path: Path | str) -> Iterator[None]:
-    """Turn "no space left" (also an exhausted quota) inside the block into a RunError that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise RunError(
-            "space on the disk",
-            f"none left while writing {path}",
-            "free some space, then resume; what was complete is kept",
-        ) from error
-
-
-def sha256_of(path: Path | str) -> str:
-    """The SHA-256 of a file's content, in hexadecimal; memory stays flat."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def plain(value: Any) -> Any:
@@ -188,7 +122,7 @@ class Run:
             found = f"{folder}, which has files but no {MANIFEST}"
             raise RunError("the folder of a run", found, "choose another folder; nothing was deleted")
         if overwrite:
-            _refuse_if_held(folder)
+            refuse_if_locked(folder)
         if overwrite or not _is_run(folder):
             return None
         run = cls.open(folder)
@@ -256,7 +190,7 @@ class Run:
         if not at.exists():
             raise RunError("an output to record", f"nothing at {at}", "write it first")
         files = sorted(file for file in at.rglob("*") if file.is_file()) if at.is_dir() else [at]
-        return [file.relative_to(root).as_posix() for file in files if not _TEMPORARY.fullmatch(file.name)]
+        return [file.relative_to(root).as_posix() for file in files if not TEMPORARY.fullmatch(file.name)]
 
     def done(self, stage: str, made_from: dict[str, str] | None = None) -> bool:
         """Whether a stage has finished, and if `made_from` is given, from just that."""
@@ -283,18 +217,11 @@ class Run:
         """Hold the run for this process; left-over temporary files of a killed process are removed.
 
         Raises:
-            RunError: a live process holds it. The lock of a dead process is taken over.
+            RunError: a live process holds it. The lock of a dead one is taken over.
         """
-        path = self.path(LOCK)
-        holder = {"pid": os.getpid(), "started": _started(os.getpid()), "host": socket.gethostname()}
-        with _one_at_a_time(self.folder):
-            _refuse_if_held(self.folder)
-            write_atomic(path, json.dumps(holder).encode())
-        try:
+        with locked(self.folder):
             remove_temporaries(self.folder)
             yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def _is_run(folder: Path) -> bool:
@@ -303,27 +230,13 @@ def _is_run(folder: Path) -> bool:
 
 def _is_unborn(folder: Path) -> bool:
     """Whether a crash may have stopped `Run.create` here before it wrote the manifest, or the folder is empty."""
-    return all(path.name in (RECIPE, LOCK) or _TEMPORARY.fullmatch(path.name) for path in folder.iterdir())
+    return all(path.name in (RECIPE, LOCK) or TEMPORARY.fullmatch(path.name) for path in folder.iterdir())
 
 
 def _empty(folder: Path) -> None:
     """Delete a run's files, the manifest last: a crash on the way leaves what is still known to be a run."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST):
-        _remove(path)
-
-
-def remove_temporaries(folder: Path) -> None:
-    """Remove what killed processes were writing in a folder or below it: files, and whole folders such as checkpoints."""
-    for path in list(folder.rglob(".*.tmp")):
-        if _TEMPORARY.fullmatch(path.name):
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        remove(path)
 
 
 def _refuse_other_recipe(run: Run, recipe: Recipe) -> None:
@@ -410,51 +323,3 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"make it anew with: {command} --overwrite",
         )
     return dict(manifest)
-
-
-@contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let one process at a time look at the lock file and replace it, or two could both take over a stale one."""
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks: the lock file alone has to do
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _refuse_if_held(folder: Path) -> None:
-    try:
-        holder = json.loads((folder / LOCK).read_bytes())
-        pid, started, host = int(holder["pid"]), holder["started"], holder["host"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return  # no lock, or one that no Kyomei wrote: it is written atomically
-    if host != socket.gethostname():
-        do = f"wait for it, or delete {folder / LOCK} if that process is gone"
-    elif _started(pid) == started:
-        do = "wait for it to end, or stop it"
-    else:
-        return
-    raise RunError("a run that no process works on", f"{folder} locked by process {pid} on {host}", do)
-
-
-def _started(pid: int) -> str | None:
-    """When a live process started, in the words of the system; None without such a process.
-
-    A process number alone would not do: numbers are used again.
-    """
-    if sys.platform == "linux":
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text()
-            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        except OSError:
-            return None
-        fields = stat.rpartition(")")[2].split()  # the name in brackets may itself hold spaces
-        state, ticks_since_boot = fields[0], fields[19]
-        return None if state in "ZX" else f"{boot} {ticks_since_boot}"
-    shown = subprocess.run(["ps", "-o", "state=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    state, _, start = shown.stdout.strip().partition(" ")
-    return None if not state or state.startswith("Z") else " ".join(start.split())

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any, Protocol
 
+from kyomei.atomic import disk_full_named, write_atomic
 from kyomei.errors import RecipeError, RunError
-from kyomei.runs import disk_full_named, plain, write_atomic
+from kyomei.runs import plain
 
 
 class Sink(Protocol):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kyomei.runs import sha256_of
+from kyomei.atomic import sha256_of
 
 KYOMEI = [sys.executable, "-m", "kyomei"]
 SMALL = {

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from kyomei.atomic import write_atomic
 from kyomei.config import ResonanceRecipe, TrainRecipe
 from kyomei.dictionary.mechanisms import (
     GBA,
@@ -35,7 +36,6 @@ from kyomei.learning.mesh import Mesh
 from kyomei.learning.resonance import resonate
 from kyomei.learning.training import train
 from kyomei.learning.workplace import Workplace
-from kyomei.runs import write_atomic
 from kyomei.source.rows import TensorRows
 
 WIDTH, DIM, ROWS = 64, 16, 4000

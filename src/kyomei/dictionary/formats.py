@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
+from kyomei.atomic import write_atomic
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, KyomeiError
-from kyomei.runs import write_atomic
 
 SCHEMA_VERSION = 1
 TENSORS_FILE = "sae.safetensors"

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from kyomei.atomic import write_atomic
 from kyomei.errors import EvidenceError
 from kyomei.evidence import kinship, origin, reproduction
 from kyomei.evidence.origin import ORIGINS, Origin
 from kyomei.evidence.reproduction import DENSE_FREQUENCY, STATUSES, Status, Verdicts
 from kyomei.evidence.verdict import Verdict, verdict
-from kyomei.runs import plain, write_atomic
+from kyomei.runs import plain
 
 SCHEMA_VERSION = 2
 RULE_VERSION = 1

@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kyomei.atomic import sha256_of
 from kyomei.errors import RunError
 from kyomei.learning.mesh import Mesh
-from kyomei.runs import sha256_of
 
 SCHEMA_VERSION = 2
 KEPT = 2

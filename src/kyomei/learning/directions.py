@@ -10,9 +10,9 @@ import safetensors.torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kyomei.atomic import write_atomic
 from kyomei.errors import DataError
 from kyomei.learning.spaces import Whitening
-from kyomei.runs import write_atomic
 
 FORMAT = "kyomei-directions-1"
 _SAVED = ("vectors", "encoders", "whitened", "found_at", "frequency", "support", "stability", "candidates")

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 
+from kyomei.atomic import disk_full_named, remove_temporaries, sha256_of, write_atomic
 from kyomei.errors import DataError, RunError
-from kyomei.runs import disk_full_named, remove_temporaries, sha256_of, write_atomic
 from kyomei.source.guards import require_finite, require_inside
 
 SCHEMA_VERSION = 1

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
+from kyomei.atomic import sha256_of, write_atomic
 from kyomei.errors import DataError
-from kyomei.runs import sha256_of, write_atomic
 from kyomei.source.spans import tiling_starts
 
 SCHEMA_VERSION = 1

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kyomei.atomic import write_atomic
 from kyomei.evidence.certificate import Certificate, dense_part, describe, rule_in_force, tally
 from kyomei.evidence.codes import total
 from kyomei.evidence.controls import GAUSSIAN, RANDOM_WEIGHTS
@@ -19,7 +20,7 @@ from kyomei.evidence.survey import survey
 from kyomei.evidence.verdict import Verdict, verdict
 from kyomei.learning.spaces import Whitening
 from kyomei.learning.undisturbed import undisturbed
-from kyomei.runs import Run, write_atomic
+from kyomei.runs import Run
 from kyomei.source.rows import Rows
 from kyomei.source.text import Tokens
 from kyomei.stages.arms import Pair, made_from, own_pair, random_weights_run, replica_seed, require_trained, trained_pairs

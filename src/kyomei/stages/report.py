@@ -7,8 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from kyomei.atomic import write_atomic
 from kyomei.evidence.certificate import Certificate
-from kyomei.runs import Run, write_atomic
+from kyomei.runs import Run
 from kyomei.stages.arms import own_pair
 from kyomei.stages.certify import RANDOM, certificates_of, origin_difference, verdict_of
 from kyomei.stages.check import FILE as PREMISES

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kyomei import __version__
+from kyomei.atomic import write_atomic
 from kyomei.errors import RecipeError
-from kyomei.runs import plain, write_atomic
+from kyomei.runs import plain
 from kyomei.stages.progress import Reporter
 from kyomei.views.charts import drawn
 from kyomei.views.tables import Table

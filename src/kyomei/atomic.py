@@ -1,0 +1,92 @@
+"""Files that appear whole or not at all, and what is left of those that did not. The standard library alone."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from kyomei.errors import RunError
+
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+"""Name of what a process is writing, or was when it was killed."""
+
+
+def write_atomic(path: Path | str, data: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees either all of it or what was there before.
+
+    Args:
+        path: the file; its folder is made when missing.
+        data: its whole content.
+
+    Raises:
+        RunError: the disk is full. What was there before is untouched and no temporary file is left.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_full_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut; some file systems refuse, and then their own order has to do."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def disk_full_named(path: Path | str) -> Iterator[None]:
+    """Turn "no space left" (also an exhausted quota) inside the block into a RunError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(
+            "space on the disk",
+            f"none left while writing {path}",
+            "free some space, then resume; what was complete is kept",
+        ) from error
+
+
+def sha256_of(path: Path | str) -> str:
+    """The SHA-256 of a file's content, in hexadecimal; memory stays flat."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed processes were writing in a folder or below it: files, and whole folders such as checkpoints."""
+    for path in list(folder.rglob(".*.tmp")):
+        if TEMPORARY.fullmatch(path.name):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a whole folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
