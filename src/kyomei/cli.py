@@ -100,7 +100,7 @@ def harvest_command(
 @app.command("check")
 @recipe_options("dtype")
 def check_command(
-    source: Annotated[Path, typer.Argument(help="Folder of shards, .npy or .safetensors file, or run.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="File or folder of activations, or run.", show_default=False)],
     asked: Asked,
     threads: Threads = None,
     resume: Resume = False,

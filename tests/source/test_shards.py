@@ -105,12 +105,11 @@ def test_numbers_in_memory_are_rows(made: Any) -> None:
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (torch.zeros(3), r"\[rows, dim\]. Found shape \[3\]"),
-        (torch.zeros(2, 3, 4), r"\[rows, dim\]. Found shape \[2, 3, 4\]"),
+        (torch.zeros(3), r"\[rows, dim\], .* Found shape \[3\]"),
+        (torch.zeros(2, 3, 4, 5), r"\[rows, dim\], .* Found shape \[2, 3, 4, 5\]"),
         (torch.zeros(0, 4), r"at least one row and one column. Found shape \[0, 4\]"),
         (np.array([["a"]]), "real numbers. Found an ndarray of dtype <U1"),
         (torch.zeros(2, 2, dtype=torch.complex64), "real numbers. Found a tensor of dtype torch.complex64"),
-        ([[1.0]], "a tensor, an ndarray or a shard folder. Found list"),
     ],
 )
 def test_what_are_no_rows_is_refused(made: Any, message: str) -> None:
@@ -213,7 +212,7 @@ def test_a_damaged_index_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_shards_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a folder of activation shards. Found nothing at"):
+    with pytest.raises(DataError, match=r"activations. Found nothing at"):
         open_rows(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"a folder with index.json. Found .* without one"):
         open_rows(tmp_path)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kyomei.arrays import Numbers, tensor_of
 from kyomei.errors import DataError, RecipeError
 
 Activation = Literal["jumprelu", "relu", "topk"]
@@ -90,11 +90,11 @@ class SparseAutoencoder:
         k = "" if self.k is None else f", k={self.k}"
         return f"SparseAutoencoder(width={self.width}, dim={self.dim}, activation={self.activation!r}, tied={self.tied}{k})"
 
-    def pre_activations(self, x: Float[Tensor, "*rows dim"] | np.ndarray[Any, Any]) -> Float[Tensor, "*rows width"]:
+    def pre_activations(self, x: Numbers) -> Float[Tensor, "*rows width"]:
         """Scores of every latent, before the threshold.
 
         Args:
-            x: inputs [..., dim], tensor or ndarray.
+            x: inputs [..., dim]: a tensor, an ndarray, a list or whatever `kyomei.arrays` takes.
 
         Returns:
             (x − center) Eᵀ [..., width], in the autoencoder's dtype and on its device.
@@ -104,13 +104,11 @@ class SparseAutoencoder:
         """
         return (self._accept(x) - self.center) @ self.encoder.T
 
-    def encode(
-        self, x: Float[Tensor, "*rows dim"] | np.ndarray[Any, Any], sparse: bool = False
-    ) -> Float[Tensor, "*rows width"]:
+    def encode(self, x: Numbers, sparse: bool = False) -> Float[Tensor, "*rows width"]:
         """The code of inputs.
 
         Args:
-            x: inputs [..., dim], tensor or ndarray.
+            x: inputs [..., dim]: a tensor, an ndarray, a list or whatever `kyomei.arrays` takes.
             sparse: return a CSR tensor instead, scored in blocks so that no dense code of all rows exists; x is [rows, dim].
 
         Returns:
@@ -122,7 +120,7 @@ class SparseAutoencoder:
         x = self._accept(x)
         return self._encode_csr(x) if sparse else self._activate(self.pre_activations(x))
 
-    def decode(self, z: Float[Tensor, "*rows width"] | np.ndarray[Any, Any]) -> Float[Tensor, "*rows dim"]:
+    def decode(self, z: Numbers) -> Float[Tensor, "*rows dim"]:
         """The reconstruction a code stands for.
 
         Args:
@@ -134,13 +132,15 @@ class SparseAutoencoder:
         Raises:
             DataError: if the last dimension is not the autoencoder's width.
         """
-        z = torch.as_tensor(z).to(self.decoder.device, self.decoder.dtype)
+        # A sparse code is multiplied as it is.
+        code = z if isinstance(z, Tensor) and z.layout == torch.sparse_csr else tensor_of(z)
+        z = code.to(self.decoder.device, self.decoder.dtype)
         if z.ndim == 0 or z.shape[-1] != self.width:
             raise DataError(f"codes of width {self.width}", f"shape {list(z.shape)}", "decode what this autoencoder encoded")
         reconstruction: Tensor = z @ self.decoder
         return reconstruction + self.center
 
-    def __call__(self, x: Float[Tensor, "*rows dim"] | np.ndarray[Any, Any]) -> Float[Tensor, "*rows dim"]:
+    def __call__(self, x: Numbers) -> Float[Tensor, "*rows dim"]:
         """The reconstruction of inputs [..., dim]."""
         return self.decode(self.encode(x))
 
@@ -161,8 +161,8 @@ class SparseAutoencoder:
 
         formats.save(self, folder)
 
-    def _accept(self, x: Tensor | np.ndarray[Any, Any]) -> Tensor:
-        x = torch.as_tensor(x).to(self.encoder.device, self.encoder.dtype)
+    def _accept(self, x: Numbers) -> Tensor:
+        x = tensor_of(x).to(self.encoder.device, self.encoder.dtype)
         if x.ndim == 0 or x.shape[-1] != self.dim:
             raise DataError(f"inputs of dimension {self.dim}", f"shape {list(x.shape)}", "use the site this was trained on")
         return x

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from kyomei.arrays import tensor_of
 from kyomei.dictionary.cosines import nearest
 from kyomei.errors import EvidenceError
 from kyomei.evidence.cosines import Vectors, matched_cosine, unit_rows
@@ -186,11 +187,11 @@ def consistency(
     if metric not in ("raw", "whitened") or (metric == "whitened") != (whitening is not None):
         found = f"metric {metric!r} {'without' if whitening is None else 'with'} a map"
         raise EvidenceError('metric "raw" without a map, or "whitened" with one', found, "pass both or neither")
-    if len(null.a) == 0 or len(null.b) == 0:
-        raise EvidenceError("a null with directions", "an empty one", "run the null through the same pipeline as the data")
     named = {"a": a, "b": b, "null.a": null.a, "null.b": null.b}
     units = {name: unit_rows(rows, name) for name, rows in named.items()}
     units = {name: rows.to(units["a"].device) for name, rows in units.items()}
+    if not len(units["null.a"]) or not len(units["null.b"]):
+        raise EvidenceError("a null with directions", "an empty one", "run the null through the same pipeline as the data")
     if len({rows.shape[1] for rows in units.values()}) > 1:
         found = ", ".join(f"{name} {list(rows.shape)}" for name, rows in units.items())
         raise EvidenceError("directions of one dimension", found, "compare runs on the same site")
@@ -202,7 +203,7 @@ def consistency(
 
 
 def _mapped(rows: Tensor, whitening: Vectors, name: str) -> Tensor:
-    whitening = torch.as_tensor(whitening)
+    whitening = tensor_of(whitening)
     if whitening.ndim != 2 or len(whitening) != rows.shape[1]:
         found = f"shape {list(whitening.shape)}"
         raise EvidenceError(f"a map of shape [{rows.shape[1]}, …]", found, "use the whitening of this site")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from kyomei.arrays import Numbers, tensor_of
 from kyomei.dictionary.cosines import cosine_blocks
 from kyomei.errors import EvidenceError
 
-Vectors = Shaped[Tensor, "rows dim"] | Shaped[np.ndarray, "rows dim"] | Sequence[Sequence[float]]
-"""One vector a row: a tensor, an ndarray or a list of lists."""
+Vectors = Numbers
+"""One vector a row: a tensor, an ndarray, a list of lists or whatever else `kyomei.arrays` takes."""
 
 
 def unit_rows(vectors: Vectors, name: str) -> Float[Tensor, "rows dim"]:
@@ -24,7 +23,7 @@ def unit_rows(vectors: Vectors, name: str) -> Float[Tensor, "rows dim"]:
     Raises:
         EvidenceError: unless the tensor is [rows, dim] and finite; `name` says which one it was.
     """
-    vectors = torch.as_tensor(vectors)
+    vectors = tensor_of(vectors)
     if vectors.ndim != 2 or vectors.shape[1] == 0:
         raise EvidenceError(f"{name} of shape [rows, dim]", f"shape {list(vectors.shape)}", "pass one vector a row")
     vectors = vectors.detach().float()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from kyomei.errors import DataError, EvidenceError
 from kyomei.evidence.codes import Autoencoder, Codec, Coded, coded_blocks, firing_counts
-from kyomei.source.rows import Rows, open_rows
+from kyomei.source.rows import RowsLike, open_rows
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -113,7 +112,7 @@ class FidelitySums:
         return Fidelity(self._error / variance, mean, std, quantiles, dead, torch.from_numpy(self._fired).double() / rows, rows)
 
 
-def fidelity(sae: Autoencoder, rows: Rows | Tensor | np.ndarray[Any, Any] | str | Path) -> Fidelity:
+def fidelity(sae: Autoencoder, rows: RowsLike) -> Fidelity:
     """Fraction of variance unexplained, L0, dead latents and firing frequencies, in one pass with float64 sums.
 
     Args:
@@ -124,9 +123,9 @@ def fidelity(sae: Autoencoder, rows: Rows | Tensor | np.ndarray[Any, Any] | str 
     Raises:
         DataError: if all rows are equal, which leaves no variance to explain.
     """
-    rows = open_rows(rows)
-    sums = FidelitySums(sae.width, rows.dim)
-    for (block,) in coded_blocks([sae], rows):
+    opened = open_rows(rows)
+    sums = FidelitySums(sae.width, opened.dim)
+    for (block,) in coded_blocks([sae], opened):
         sums.add(block)
     return sums.figures()
 

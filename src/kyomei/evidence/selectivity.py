@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kyomei.evidence.codes import Autoencoder, Coded, coded_blocks, firing_counts, total
-from kyomei.source.rows import Rows, open_rows
+from kyomei.source.rows import RowsLike, open_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +96,7 @@ class StrongestRows:
         _merge(self.row, self.activation, latent, row, value.astype(np.float32))
 
 
-def selectivity(sae: Autoencoder, rows: Rows | Tensor | np.ndarray[Any, Any] | str | Path) -> Selectivity:
+def selectivity(sae: Autoencoder, rows: RowsLike) -> Selectivity:
     """Largest activation, mean, spread and frequency of every latent, in one pass with float64 sums.
 
     Args:

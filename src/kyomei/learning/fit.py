@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kyomei.config import Recipe, TrainRecipe
@@ -37,7 +36,7 @@ from kyomei.learning.spaces import Normalisation
 from kyomei.learning.training import train
 from kyomei.learning.undisturbed import undisturbed
 from kyomei.learning.workplace import Workplace
-from kyomei.source.rows import Rows, open_rows
+from kyomei.source.rows import Rows, RowsLike, open_rows
 from kyomei.source.stream import StreamedRows
 
 REFIT_BLOCK_ROWS = 8192
@@ -60,7 +59,7 @@ def choose_device(asked: str) -> str:
 
 @undisturbed
 def fit(
-    x: Shaped[Tensor, "rows dim"] | Shaped[np.ndarray, "rows dim"] | str | Path | Rows,
+    x: RowsLike,
     recipe: Recipe | Mapping[str, Any] | None = None,
     *,
     seed: int | None = None,
@@ -71,8 +70,8 @@ def fit(
     """Learn a sparse dictionary of rows.
 
     Args:
-        x: activations [rows, dim], a .npy or .safetensors file of them, a folder of shards, or rows that a model makes while it
-            is trained (`StreamedRows`).
+        x: activations [rows, dim], in whatever `open_rows` takes, or rows that a model makes while it is trained
+            (`StreamedRows`).
         recipe: how, as a recipe or a dict of settings, nested or by dotted keys; the default finds directions by resonance and
             needs no knowledge of the data.
         seed: overrides the recipe's.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -29,7 +29,7 @@ from kyomei.learning.occurrence import estimate_occurrence, richness, unseen_sha
 from kyomei.learning.refinement import JOINT_ROWS, explained, refine_jointly, thinned
 from kyomei.learning.spaces import Whitening
 from kyomei.learning.undisturbed import undisturbed
-from kyomei.source.rows import Rows, open_rows
+from kyomei.source.rows import Rows, RowsLike, open_rows
 
 FREQUENCY_LADDER = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
 ROWS_ABOVE_THRESHOLD = 50
@@ -91,7 +91,7 @@ class _Found:
 
 @undisturbed
 def resonate(
-    x: Shaped[Tensor, "rows dim"] | Shaped[np.ndarray, "rows dim"] | str | Rows,
+    x: RowsLike,
     *,
     seed: int = 0,
     recipe: ResonanceRecipe | None = None,
@@ -102,7 +102,7 @@ def resonate(
     """Find the directions in which neurons resonate with features of the data.
 
     Args:
-        x: activations [rows, dim], or a folder of shards.
+        x: activations [rows, dim], in whatever `open_rows` takes.
         seed: seeds the random starts and the batches.
         recipe: how to search; the default suits any data.
         device: where the products run.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from jaxtyping import Int64, Shaped
@@ -11,14 +13,31 @@ from kyomei.errors import DataError
 
 
 def require_finite(
-    x: Shaped[Tensor, "rows dim"], where: str, first_row: int = 0, do: str = "remove or repair that row"
+    x: Shaped[Tensor, "rows dim"] | Iterable[Shaped[Tensor, "block dim"]],
+    where: str,
+    first_row: int = 0,
+    do: str = "remove or repair that row",
 ) -> None:
-    """Raise DataError naming `where`, the row (counted from `first_row`) and the value if `x` holds NaN or infinity."""
-    finite = torch.isfinite(x)
-    if not bool(finite.all()):
-        row = int((~finite.all(dim=1)).nonzero()[0])
-        value = float(x[row][~finite[row]][0])
-        raise DataError("finite activations", f"{value} in {where}, row {first_row + row}", do)
+    """Raise DataError if rows hold NaN or infinity: it counts such values and names the first one.
+
+    Args:
+        x: rows, or blocks of them in order.
+        where: what holds them.
+        first_row: number of the first row.
+        do: what to do about it.
+    """
+    first, values, rows = "", 0, 0
+    for block in (x,) if isinstance(x, Tensor) else x:
+        finite = torch.isfinite(block)
+        if not bool(finite.all()):
+            if not first:
+                row, column = (~finite).nonzero()[0].tolist()
+                first = f"{float(block[row, column])} in {where}, row {first_row + row}, column {column}"
+            values, rows = values + int((~finite).sum()), rows + int((~finite.all(dim=1)).sum())
+        first_row += len(block)
+    if first:
+        count = "" if values == 1 else f", the first of {values:,} such values in {rows:,} row{'s' if rows > 1 else ''}"
+        raise DataError("finite activations", first + count, do)
 
 
 def require_inside(index: Int64[np.ndarray, " batch"], num_rows: int) -> None:

@@ -1,20 +1,22 @@
-"""Activation rows from whatever holds them: tensors, arrays, files, folders of shards."""
+"""Activation rows from whatever holds them: tensors, arrays, data frames, files, folders of shards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol, final, runtime_checkable
+from typing import Any, Protocol, TypeAlias, final, runtime_checkable
 
 import numpy as np
-import safetensors
 import torch
-from jaxtyping import Float32, Int64, Shaped
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from kyomei.arrays import Numbers, as_torch, numbers_of
 from kyomei.errors import DataError
 from kyomei.source.guards import require_finite, require_inside
-from kyomei.source.shards import ShardFolder
+from kyomei.source.matrices import NAMED, READERS, read_matrix
+from kyomei.source.shards import RELEASE_BYTES, ShardFolder, drop_pages
 
 
 @runtime_checkable
@@ -36,85 +38,102 @@ class Rows(Protocol):
         ...
 
 
-def open_rows(x: Shaped[Tensor, "rows dim"] | Shaped[np.ndarray, "rows dim"] | str | Path | Rows) -> Rows:
-    """Rows from whatever holds them.
+RowsLike: TypeAlias = Rows | Numbers | str | Path
+"""What `open_rows` takes."""
+
+
+def open_rows(x: RowsLike) -> Rows:
+    """Rows from whatever holds them: the one place where they are taken in.
 
     Args:
-        x: numbers [rows, dim], a .npy or .safetensors file of them, the folder of one site's shards, or `Rows`, which are
-            returned as they are.
+        x: numbers [rows, dim] or [batch, context, dim], which become batch · context rows: a tensor on any device, an ndarray
+            of any dtype, order and strides, a list, a data frame, a sparse matrix. Or a file of them (.npy, .npz, .pt, .pth,
+            .safetensors, .parquet; where it holds several, `FILE::NAME` says which), or the folder of one site's shards. Or
+            `Rows`, which are returned as they are.
 
     Raises:
         DataError: nothing is there, the shape is wrong, there are no rows, a value is not finite, or a file is damaged.
     """
     if isinstance(x, str | Path):
-        return _open_path(Path(x))
-    if isinstance(x, Tensor | np.ndarray):
-        return TensorRows(x)
-    if isinstance(x, Rows):
+        return _open_path(str(x))
+    if not isinstance(x, Tensor | np.ndarray) and isinstance(x, Rows):
         return x
-    raise DataError("a tensor, an ndarray or a shard folder", f"{type(x).__name__}", "pass one of these")
+    return TensorRows(x)
 
 
 @final
 class TensorRows:
-    """Rows of a tensor or an ndarray in memory."""
+    """Rows of numbers in memory, or of a mapped file, which is never in memory as a whole.
 
-    def __init__(self, x: Shaped[Tensor, "rows dim"] | Shaped[np.ndarray, "rows dim"]) -> None:
-        if isinstance(x, np.ndarray) and x.dtype.kind not in "fiu":
-            raise DataError("real numbers", f"an ndarray of dtype {x.dtype}", "convert it to float32")
-        tensor = torch.as_tensor(x).detach()
-        if tensor.ndim != 2:
-            raise DataError("a tensor [rows, dim]", f"shape {list(tensor.shape)}", "reshape it, as with flatten(0, -2)")
-        if 0 in tensor.shape:
-            raise DataError("at least one row and one column", f"shape {list(tensor.shape)}", "check what produced the tensor")
-        if tensor.is_complex():
-            raise DataError("real numbers", f"a tensor of dtype {tensor.dtype}", "convert it to float32")
-        self._tensor = tensor
-        self.num_rows, self.dim = int(tensor.shape[0]), int(tensor.shape[1])
-        for first_row, block in zip(range(0, self.num_rows, 8192), self.blocks(), strict=True):
-            require_finite(block, "tensor", first_row)
+    Args:
+        x: numbers [rows, dim] or [batch, context, dim].
+        name: what holds them, for errors.
+
+    Raises:
+        DataError: the shape is wrong, there are no rows, or a value is not finite.
+    """
+
+    def __init__(self, x: Numbers, name: str = "") -> None:
+        held = numbers_of(x)
+        self._held = held.detach() if isinstance(held, Tensor) else held
+        name = name or ("tensor" if isinstance(held, Tensor) else "array")
+        shape = list(held.shape)
+        if len(shape) not in (2, 3):
+            # One vector may be one row, or one column of as many rows: the caller has to say which.
+            one = "pass x[None] if it is one row, x[:, None] if each number is one"
+            do = one if len(shape) == 1 else "flatten it to two axes"
+            raise DataError("rows [rows, dim], or [batch, context, dim]", f"shape {shape} of the {name}", do)
+        if 0 in shape:
+            raise DataError("at least one row and one column", f"shape {shape} of the {name}", "check what produced it")
+        self._leading, self.dim = tuple(shape[:-1]), int(shape[-1])
+        self.num_rows = math.prod(self._leading)
+        self._touched = 0
+        require_finite(self.blocks(), name)
 
     def read(self, index: Int64[np.ndarray, " batch"]) -> Float32[Tensor, "batch dim"]:
         """The rows at `index`, in its order, on the tensor's device."""
         require_inside(index, self.num_rows)
-        return self._tensor[torch.from_numpy(index).to(self._tensor.device)].float()
+        place = np.unravel_index(index, self._leading)
+        if isinstance(self._held, Tensor):
+            return self._held[tuple(torch.from_numpy(axis).to(self._held.device) for axis in place)].float()
+        taken = as_torch(self._held[place]).float()
+        if isinstance(self._held, np.memmap) and self._held.mode == "r":
+            self._dropped(self._held, index)
+        return taken
 
     def blocks(self, rows_per_block: int = 8192) -> Iterator[Float32[Tensor, "block dim"]]:
         """All rows in order, `rows_per_block` at a time."""
         for first in range(0, self.num_rows, rows_per_block):
-            yield self._tensor[first : first + rows_per_block].float()
+            last = min(first + rows_per_block, self.num_rows)
+            if isinstance(self._held, Tensor) and len(self._leading) == 1:
+                yield self._held[first:last].float()  # a view, where it is float32 already
+            else:
+                yield self.read(np.arange(first, last))
+
+    def _dropped(self, mapped: np.memmap[Any, Any], index: Int64[np.ndarray, " batch"]) -> None:
+        """Drop the pages of a mapped file once so many may have become resident."""
+        if len(index):
+            self._touched += int(index.max() - index.min() + 1) * self.dim * mapped.itemsize
+        if self._touched >= RELEASE_BYTES:
+            self._touched = 0
+            drop_pages(mapped)
 
 
-def _open_path(path: Path) -> Rows:
-    if path.suffix not in _READERS or path.is_dir():
-        if path.is_file():
-            do = "convert the file to one of these"
-            raise DataError("a .npy or .safetensors file, a folder of shards or a run", f"{path}", do)
-        return ShardFolder(path)
-    if not path.exists():
-        raise DataError("a file of activations", f"nothing at {path}", "check the path")
-    return _READERS[path.suffix](path)
+def _open_path(address: str) -> Rows:
+    """The rows at PATH, or at PATH::NAME."""
+    path, _, key = address.rpartition(NAMED) if NAMED in address and not _is_there(Path(address)) else (address, "", "")
+    place = Path(path)
+    if not _is_there(place):
+        kinds = ", ".join(READERS)
+        do = f"check the path: a file ({kinds}), a folder of shards, which `kyomei harvest` makes, or a run"
+        raise DataError("activations", f"nothing at {path}", do)
+    if place.is_dir():
+        return ShardFolder(place)
+    return TensorRows(read_matrix(place, key or None), path)
 
 
-def _read_npy(path: Path) -> TensorRows:
+def _is_there(path: Path) -> bool:
     try:
-        # Mapped, so that only the rows in use are in memory; copy-on-write, because torch wants its arrays writable.
-        return TensorRows(np.load(path, mmap_mode="c", allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError("a .npy file of numbers", f"{path}: {error}", "save it again with numpy.save") from error
-
-
-def _read_safetensors(path: Path) -> TensorRows:
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            names = [name for name in file.keys() if len(file.get_slice(name).get_shape()) == 2]  # noqa: SIM118  no mapping
-            if "activations" not in names and len(names) != 1:
-                found = f"{', '.join(names) or 'none'} in {path}"
-                raise DataError("one matrix, or one called 'activations'", found, "save the activations under that name")
-            return TensorRows(file.get_tensor("activations" if "activations" in names else names[0]))
-    except (OSError, safetensors.SafetensorError) as error:
-        raise DataError("a .safetensors file", f"{path}: {error}", "save it again") from error
-
-
-_READERS: dict[str, Callable[[Path], TensorRows]] = {".npy": _read_npy, ".safetensors": _read_safetensors}
-"""How a file of activations is read, by its ending."""
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or with a NUL in it
+        return False

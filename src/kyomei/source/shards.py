@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import mmap
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, final
@@ -36,11 +38,13 @@ _STORED: dict[str, tuple[str, type[np.generic]]] = {
     "bfloat16": ("BF16", np.int16),
 }
 _REDO = "harvest again with --resume: only this shard is redone"
+_FILES_SHARE = 8
+"""A folder keeps at most one in so many of the files open that this process may open: several folders may be in use."""
 
 
 @final
 class ShardFolder:
-    """Rows of one site in memory-mapped shards; resident memory stays bounded however many rows there are.
+    """Rows of one site in memory-mapped shards; resident memory and open files stay bounded however many rows there are.
 
     Args:
         folder: holds index.json and the shards that it names.
@@ -64,6 +68,8 @@ class ShardFolder:
         if len(self._ends) == 0 or int(self._ends[-1]) != self.num_rows or self.num_rows == 0:
             found = f"{sum(self._ends[-1:])} in its shards"
             raise DataError(f"{self.num_rows} rows, as in {self.folder / INDEX}", found, "harvest this site again")
+        self._open: OrderedDict[int, _MappedShard] = OrderedDict()
+        self._most_open, self._lock = _most_open(), threading.Lock()
         self._unchecked = 0
         self._resident = resident_file_bytes()
         if verify:
@@ -88,7 +94,7 @@ class ShardFolder:
         out = torch.empty(len(index), self.dim)
         cuts = np.searchsorted(ordered, np.concatenate([[0], self._ends]))
         for number in np.flatnonzero(np.diff(cuts)):
-            shard, first, last = self._mapped[number], cuts[number], cuts[number + 1]
+            shard, first, last = self._opened(int(number)), cuts[number], cuts[number + 1]
             local = ordered[first:last] - (self._ends[number] - shard.num_rows)
             out[torch.from_numpy(order[first:last])] = shard.read(local)
             self._unchecked += shard.span_bytes(local)
@@ -105,12 +111,23 @@ class ShardFolder:
 
     def row_tokens(self) -> Int64[np.ndarray, " rows"]:
         """Where each row comes from: window × context + position in the part's tokens."""
-        out = np.concatenate([np.array(shard.row_tokens) for shard in self._mapped])
+        out = np.concatenate([self._opened(number).row_tokens() for number in range(len(self._mapped))])
         self._release()
         return out
 
+    def _opened(self, number: int) -> _MappedShard:
+        """A shard that stays mapped until so many others were read: a mapping keeps its file open."""
+        with self._lock:
+            self._open[number] = self._mapped[number]
+            self._open.move_to_end(number)
+            while len(self._open) > self._most_open:
+                self._open.popitem(last=False)[1].close()
+        return self._mapped[number]
+
     def _release(self) -> None:
-        for shard in self._mapped:
+        with self._lock:
+            mapped = list(self._open.values())
+        for shard in mapped:
             shard.release()
         self._unchecked = 0
         self._resident = resident_file_bytes()
@@ -124,19 +141,38 @@ def resident_file_bytes() -> int:
         return 0
 
 
+def drop_pages(mapped: np.memmap[Any, Any]) -> None:
+    """Drop the resident pages of a file that is mapped for reading; they come back when they are read again."""
+    _advise_drop(getattr(mapped, "_mmap", None))
+
+
+def _advise_drop(mapping: mmap.mmap | None) -> None:
+    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _most_open() -> int:
+    """How many shards of a folder may be mapped at a time."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return 1024
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 1024 if limit == resource.RLIM_INFINITY else max(1, min(1024, limit // _FILES_SHARE))
+
+
 @final
 class _MappedShard:
-    """One shard file, mapped into memory."""
+    """One shard file, mapped into memory from when it is first read until it is closed."""
 
     def __init__(self, folder: Path, entry: dict[str, Any], dtype: Dtype, dim: int) -> None:
         self.path, self.num_rows, self._dim, self._dtype = folder / entry["file"], int(entry["num_rows"]), dim, dtype
         layout = _layout(self.path)
-        stored, as_numpy = _STORED[dtype]
+        stored, self._as_numpy = _STORED[dtype]
         self._check(layout, "activations", stored, [self.num_rows, dim])
         self._check(layout, "row_tokens", "I64", [self.num_rows])
-        self._bytes = np.memmap(self.path, mode="r", dtype=np.uint8)
-        self._rows = self._view(layout, "activations", as_numpy).reshape(self.num_rows, dim)
-        self.row_tokens = self._view(layout, "row_tokens", np.int64)
+        self._start = {name: layout[name]["span"][0] for name in ("activations", "row_tokens")}
+        self._mapping: mmap.mmap | None = None
 
     def _check(self, layout: dict[str, Any], name: str, dtype: str, shape: list[int]) -> None:
         held = layout.get(name, {})
@@ -144,22 +180,37 @@ class _MappedShard:
             found = f"{held.get('dtype', 'nothing')} {held.get('shape', '')}".strip()
             raise DataError(f"{name} of {dtype} {shape}, as in {INDEX}", f"{found} in {self.path}", "harvest this site again")
 
-    def _view(self, layout: dict[str, Any], name: str, dtype: type[np.generic]) -> Shaped[np.ndarray, " values"]:
-        first, last = layout[name]["span"]
-        return np.asarray(self._bytes[first:last]).view(dtype)
+    def _view(self, name: str, dtype: type[np.generic], count: int) -> Shaped[np.ndarray, " values"]:
+        mapping = self._mapping
+        if mapping is None:
+            try:
+                with self.path.open("rb") as file:
+                    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise DataError(f"shard {self.path.name} to stay readable", f"{error}", "keep the folder in place") from error
+            self._mapping = mapping
+        return np.frombuffer(mapping, dtype, count, self._start[name])
+
+    def row_tokens(self) -> Int64[np.ndarray, " rows"]:
+        """A copy of where the rows come from."""
+        return self._view("row_tokens", np.int64, self.num_rows).copy()
 
     def read(self, local: Int64[np.ndarray, " batch"]) -> Float32[Tensor, "batch dim"]:
-        gathered = torch.from_numpy(self._rows[local])
+        rows = self._view("activations", self._as_numpy, self.num_rows * self._dim).reshape(self.num_rows, self._dim)
+        gathered = torch.from_numpy(rows[local])
         return (gathered.view(torch.bfloat16) if self._dtype == "bfloat16" else gathered).float()
 
     def span_bytes(self, local: Int64[np.ndarray, " batch"]) -> int:
         """Bytes from the first to the last of these sorted rows: all of them may have become resident."""
-        return int(local[-1] - local[0] + 1) * self._dim * self._rows.itemsize
+        return int(local[-1] - local[0] + 1) * self._dim * np.dtype(self._as_numpy).itemsize
 
     def release(self) -> None:
-        mapping = getattr(self._bytes, "_mmap", None)
-        if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
-            mapping.madvise(mmap.MADV_DONTNEED)
+        """Drop the resident pages."""
+        _advise_drop(self._mapping)
+
+    def close(self) -> None:
+        """Let the mapping go; a reader that is at it keeps it until it is done."""
+        self._mapping = None
 
 
 def _layout(path: Path) -> dict[str, Any]:

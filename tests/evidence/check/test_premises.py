@@ -289,8 +289,8 @@ def test_unusable_files_are_explained(rows: torch.Tensor, tmp_path: Path) -> Non
     for name, message in (
         ("two.safetensors", "one matrix, or one called 'activations'"),
         ("bad.npy", "a .npy file of numbers"),
-        ("bad.safetensors", "a .safetensors file"),
-        ("x.csv", "a .npy or .safetensors file"),
+        ("bad.safetensors", "a .safetensors file of numbers"),
+        ("x.csv", r"a file of activations \(.npy, .*\)"),
         ("gone.npy", "Found nothing at"),
         ("gone", "Found nothing at"),
     ):

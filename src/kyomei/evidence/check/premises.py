@@ -9,12 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
-from jaxtyping import Shaped
-from torch import Tensor
 
 from kyomei.evidence.check.calibration import (
     COVERAGE,
@@ -29,7 +24,7 @@ from kyomei.evidence.check.calibration import (
 from kyomei.evidence.check.structure import Progress, Structure, search
 from kyomei.learning.refinement import PARTS
 from kyomei.learning.undisturbed import undisturbed
-from kyomei.source.rows import Rows
+from kyomei.source.rows import RowsLike
 
 Status = Literal["met", "not met", "unknown"]
 Verdict = Literal["met", "partly", "not met"]
@@ -153,7 +148,7 @@ class Premises:
 
 @undisturbed
 def check(
-    x: Shaped[Tensor, "rows dim"] | Shaped[np.ndarray, "rows dim"] | str | Path | Rows,
+    x: RowsLike,
     *,
     seed: int = 0,
     device: str = "cpu",
@@ -164,7 +159,7 @@ def check(
     Two disjoint halves of the rows are searched quickly, and so are two Gaussian surrogates of the same covariance.
 
     Args:
-        x: activations [rows, dim], a folder of shards, or rows; at least 2,000 rows and 5 a dimension.
+        x: activations [rows, dim], in whatever `open_rows` takes; at least 2,000 rows and 5 a dimension.
         seed: of every random draw.
         device: where the search runs.
         progress: called with (steps done, steps in all).

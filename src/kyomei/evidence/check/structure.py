@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -28,7 +27,7 @@ from kyomei.learning.merging import distinct, not_mixtures
 from kyomei.learning.occurrence import estimate_occurrence
 from kyomei.learning.resonance import resonate
 from kyomei.learning.spaces import Whitening
-from kyomei.source.rows import Rows, TensorRows, open_rows
+from kyomei.source.rows import Rows, RowsLike, TensorRows, open_rows
 from kyomei.source.surrogate import GaussianSurrogate
 
 QUICK = ResonanceRecipe(neurons=512, rounds=1, steps=8, batch_rows=8192, frequencies=(0.002, 0.01, 0.03), joint=False)
@@ -159,7 +158,7 @@ class _Sample(NamedTuple):
 
 
 def search(
-    x: Shaped[Tensor, "rows dim"] | Shaped[np.ndarray, "rows dim"] | str | Path | Rows,
+    x: RowsLike,
     *,
     seed: int = 0,
     device: str = "cpu",
@@ -169,8 +168,8 @@ def search(
     """Search two disjoint halves of the rows, and their Gaussian surrogates, and measure what was found.
 
     Args:
-        x: activations [rows, dim], a folder of shards, or rows. The halves are the first and the second 45 % of them, in order;
-            at most 50,000 rows of each are searched.
+        x: activations [rows, dim], in whatever `open_rows` takes. The halves are the first and the second 45 % of them, in
+            order; at most 50,000 rows of each are searched.
         seed: of every draw; the halves' searches use different streams of it.
         device: where the search runs.
         null: whether the surrogates are searched; without them their figures are 0 and the null's level stays at 0.7.
