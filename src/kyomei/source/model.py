@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import inspect
-import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, Protocol, final
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, final
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from kyomei.errors import ModelError
+from kyomei.source.hooks import Act, Calls, Layout, Side, acting, counting
 from kyomei.source.loading import load
-
-Side = Literal["output", "input"]
-
-# Where transformers' architectures keep the last linear map, or the whole, of a layer's MLP: llama, gpt2, bert, opt, mpt.
-_MLP_PATHS = ("mlp", "output.dense", "feed_forward", "ffn", "fc2", "ff")
-_LAYER = re.compile(r"^(?P<stack>(?:.*\.)?(?:layers|layer|h|blocks|block))\.(?P<number>\d+)\.(?P<inner>.+)$")
-_NOT_LANGUAGE = ("vision", "visual", "audio", "image")
-_ATTENTION_PATHS = ("self_attn", "attn", "attention", "self_attention")
-_NUMBER = re.compile(r"\d+")
-# How TransformerLens names a place in a layer.
-_HOOK = re.compile(r"^blocks\.(?P<number>\d+)\.(?P<name>(?:hook|mlp|attn)\S*)$")
+from kyomei.source.sites import MLP_PATHS, Site, in_layers, module_paths, require_sites
 
 _ONE_AT_A_TIME = threading.Lock()
 """Hooks sit on the module itself: two callers, such as a stream's thread and one that splices, must not meet in a pass."""
@@ -49,16 +38,25 @@ class _AllCaptured(Exception):
 class LanguageModel:
     """A language model whose inner activations can be captured and replaced.
 
+    A site is the path of a module, `path#3` its fourth call in a pass (`path` the first). The encoder of an encoder-decoder
+    reads a window and so does its decoder, unshifted: row i is that of token i on both sides. Only the text part of a
+    vision-language model runs.
+
     Args:
         model: a transformers model; it is put into evaluation mode.
         tokenizer: its tokenizer.
         name: what to call it in runs and reports.
+
+    Attributes:
+        is_encoder_decoder: whether a decoder reads what an encoder made of the text.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, name: str) -> None:
         self.model, self.tokenizer, self.name = model.eval().requires_grad_(False), tokenizer, name
         accepted = inspect.signature(model.forward).parameters
         self._options = {"use_cache": False} if "use_cache" in accepted else {}
+        config: Any = getattr(model, "config", None)
+        self.is_encoder_decoder = "decoder_input_ids" in accepted and bool(getattr(config, "is_encoder_decoder", True))
 
     @classmethod
     def load(
@@ -112,62 +110,36 @@ class LanguageModel:
 
     def sites(self) -> list[str]:
         """Module paths that can be captured."""
-        containers = (nn.ModuleList, nn.ModuleDict)
-        return [path for path, module in self.model.named_modules() if path and not isinstance(module, containers)]
+        return module_paths(self.model)
 
     def default_site(self) -> str:
-        """The MLP of the middle layer.
+        """The MLP of the middle layer; of an encoder-decoder, of its encoder.
 
         Raises:
             ModelError: no module is recognised as a layer's MLP.
         """
-        layers = self._in_layers(_MLP_PATHS)
-        if layers:
-            return layers[sorted(layers)[len(layers) // 2]]
-        raise ModelError("a model whose layers have an MLP", f"none recognised in {self.name}", "name a site in source.sites")
-
-    def _in_layers(self, inner: Sequence[str]) -> dict[int, str]:
-        """Module path by layer number, for the first of some names inside a layer that the longest stack has."""
-        for wanted in inner:
-            stacks: dict[str, dict[int, str]] = {}
-            for path in self.sites():
-                match = _LAYER.match(path)
-                if match and match["inner"] == wanted and not any(word in path for word in _NOT_LANGUAGE):
-                    stacks.setdefault(match["stack"], {})[int(match["number"])] = path
-            if stacks:
-                return max(stacks.values(), key=len)
-        return {}
+        layers = in_layers(self.sites(), MLP_PATHS)
+        if not layers:
+            found = f"none recognised in {self.name}"
+            raise ModelError("a model whose layers have an MLP", found, "name a site in source.sites")
+        middle = layers[sorted(layers)[len(layers) // 2]]
+        config: Any = getattr(self.model, "config", None)
+        groups = getattr(config, "num_hidden_groups", None)
+        # ALBERT's layer runs as often as the model has layers.
+        return f"{middle}#{config.num_hidden_layers // groups // 2}" if groups and len(layers) == 1 else middle
 
     def require_sites(self, sites: Sequence[str]) -> None:
-        """Raise ModelError, with near matches, unless every site is a module path."""
-        known = self.sites()
-        for site in sites:
-            if site not in known:
-                found = f"'{site}', which {self.name} does not have"
-                raise ModelError("a module path of the model", found, f"use a near one: {', '.join(self._near(site, known))}")
-
-    def _near(self, site: str, known: list[str]) -> list[str]:
-        """What may have been meant: the same place by TransformerLens' name, else similar paths, same layer number first."""
-        hook = _HOOK.match(site)
-        if hook:
-            layers = self._in_layers(_ATTENTION_PATHS if "attn" in hook["name"] else _MLP_PATHS)
-            number = int(hook["number"]) - ("resid_pre" in hook["name"])  # what enters a layer left the one before
-            if layers:
-                path = layers[min(layers, key=lambda layer: abs(layer - number))]
-                return [_LAYER.sub(r"\g<stack>.\g<number>", path) if "resid" in hook["name"] else path]
-        numbers = _NUMBER.findall(site)
-        same_layer = [path for path in known if _NUMBER.findall(path) == numbers]
-        for among in (same_layer, known):
-            near = difflib.get_close_matches(site, among, n=5, cutoff=0.5)
-            if near:
-                return near
-        return known[:5]
+        """Raise ModelError, with near matches, unless every site is a module path that sees every token."""
+        require_sites(self.sites(), sites, self.name)
 
     def require_ids(self, ids: Int64[Tensor, "batch context"]) -> None:
         """Raise ModelError unless the model has positions and embeddings for `ids`."""
-        config: Any = getattr(self.model, "config", None)
+        config = _text_config(self.model)
         positions = getattr(config, "max_position_embeddings", None)
-        if positions is not None and ids.shape[1] > positions:
+        if positions is not None:
+            positions -= _positions_before_the_first(self.model, positions)
+        # XLNet says −1: it has no bound.
+        if positions is not None and 0 < positions < ids.shape[1]:
             do = f"set source.context to at most {positions}"
             raise ModelError(f"windows of at most {positions} tokens, as {self.name} takes", f"{ids.shape[1]} tokens", do)
         vocabulary = getattr(config, "vocab_size", None)
@@ -183,8 +155,8 @@ class LanguageModel:
 
         Args:
             ids: full windows; nothing is masked.
-            sites: module paths.
-            side: the modules' outputs or inputs; of a tuple, the first element.
+            sites: module paths, each with #CALL where another call than the first in a pass is meant.
+            side: the modules' outputs or inputs; of several values, the first floating-point tensor.
 
         Returns:
             Activations by site, in the order of `sites`, on the model's device.
@@ -194,42 +166,67 @@ class LanguageModel:
         """
         self.require_sites(sites)
         self.require_ids(ids)
-        held: dict[str, Tensor] = {}
-
-        def keep(site: str, value: Any) -> None:
-            if site not in held:
-                held[site] = _one_vector_a_token(_first_tensor(value), ids.shape, site).detach().clone()
-            if len(held) == len(set(sites)):
-                raise _AllCaptured
-
-        with _ONE_AT_A_TIME, contextlib.ExitStack() as hooks, contextlib.suppress(_AllCaptured):
-            for site in set(sites):
-                hooks.enter_context(self._watched(site, side, keep))
-            self.model(input_ids=ids.to(self.device), **self._options)
-        idle = [site for site in sites if site not in held]
-        if idle:
-            raise ModelError("a site that runs in a forward pass", f"'{idle[0]}', which does not", "choose another site")
+        held = self._captured(ids, self._layouts(ids, sites, side), side)
         return {site: held[site] for site in sites}
 
+    def _captured(self, ids: Tensor, layouts: dict[str, Layout], side: Side) -> dict[str, Tensor]:
+        """Activations by site, as `capture` gives them."""
+        held: dict[str, Tensor] = {}
+
+        def keeping(site: str) -> Act:
+            def keep(x: Tensor) -> None:
+                held[site] = x.detach().clone()
+                if len(held) == len(layouts):
+                    raise _AllCaptured
+
+            return keep
+
+        with _ONE_AT_A_TIME, contextlib.ExitStack() as hooks, contextlib.suppress(_AllCaptured):
+            calls = {
+                site: hooks.enter_context(acting(self.model, site, side, layout, keeping(site)))
+                for site, layout in layouts.items()
+            }
+            with self._explaining():
+                self._run(ids)
+        for site in layouts:
+            _require_ran(site, calls[site])
+        return held
+
+    def _layouts(self, ids: Tensor, sites: Sequence[str], side: Side) -> dict[str, Layout]:
+        """How each site lays its tokens out."""
+        batch, context = ids.shape
+        layouts = {site: Layout((1 if batch == context else batch, context)) for site in sites}
+        if batch != context or batch == 1:
+            return layouts
+        # [batch, context, dim] and [context, batch, dim] look the same: one window tells them apart.
+        self._captured(ids[:1], layouts, side)
+        return {site: Layout(ids.shape, layout.context_first) for site, layout in layouts.items()}
+
+    def _run(self, ids: Int64[Tensor, "batch context"]) -> Any:
+        """One forward pass on token ids alone."""
+        ids = ids.to(self.device)
+        more = {"decoder_input_ids": ids} if self.is_encoder_decoder else {}
+        return self.model(input_ids=ids, **more, **self._options)
+
     @contextlib.contextmanager
-    def _watched(self, site: str, side: Side, keep: Callable[[str, Any], None]) -> Iterator[None]:
-        """Call `keep` with what goes into or comes out of a site."""
-        module = self.model.get_submodule(site)
-
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            keep(site, (*args, *kwargs.values()))
-
-        def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            keep(site, output)
-
-        if side == "input":
-            handle = module.register_forward_pre_hook(before, with_kwargs=True)
-        else:
-            handle = module.register_forward_hook(after)
+    def _explaining(self) -> Iterator[None]:
+        """Say of a pass that fails that the model asks for more than text, such as pictures or sound."""
         try:
             yield
-        finally:
-            handle.remove()
+        except (TypeError, ValueError, IndexError, AttributeError) as error:
+            first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            found = f"{self.name}, where a pass on token ids fails: {first_line.rstrip('. ')}"
+            raise ModelError("a model that runs on token ids alone", found, "use a text model") from error
+
+    @torch.no_grad()
+    def calls(self, ids: Int64[Tensor, "batch context"], sites: Sequence[str]) -> dict[str, int]:
+        """How often each site's module runs in one forward pass."""
+        self.require_sites(sites)
+        with _ONE_AT_A_TIME, contextlib.ExitStack() as hooks:
+            counts = {site: hooks.enter_context(counting(self.model, site)) for site in sites}
+            with self._explaining():
+                self._run(ids)
+        return {site: calls.count for site, calls in counts.items()}
 
     @torch.no_grad()
     def logits(
@@ -237,63 +234,63 @@ class LanguageModel:
         ids: Int64[Tensor, "batch context"],
         splice: tuple[str, Codec] | None = None,
         where: Bool[Tensor, "batch context"] | None = None,
+        side: Side = "output",
     ) -> Float[Tensor, "batch context vocabulary"]:
-        """Next-token logits, with a site's output replaced on the way if asked for.
+        """Next-token logits, with a site's activation replaced on the way if asked for.
 
         Args:
             ids: full windows; nothing is masked.
-            splice: a module path and the codec whose decode(encode(x)) takes the place of its output x.
-            where: tokens at which the output is replaced; everywhere if none.
+            splice: a site and the codec whose decode(encode(x)) takes the place of its activation x.
+            where: tokens at which it is replaced; everywhere if none.
+            side: whether the module's output or its input is replaced.
 
         Raises:
-            ModelError: the model has no language-model head, or the site is unknown or does not run.
+            ModelError: the model has no language-model head, or the site is unknown, does not run, or does not give one vector
+                a token.
         """
         self.require_ids(ids)
-        replaced = self._replaced(*splice, ids, where) if splice is not None else contextlib.nullcontext()
-        with _ONE_AT_A_TIME, replaced:
-            output = self.model(input_ids=ids.to(self.device), **self._options)
+        if splice is None:
+            with _ONE_AT_A_TIME, self._explaining():
+                output = self._run(ids)
+        else:
+            site, codec = splice
+            self.require_sites([site])
+            layout = self._layouts(ids, [site], side)[site]
+
+            def replace(x: Tensor) -> Tensor:
+                rows = x.reshape(-1, x.shape[-1])
+                new = codec.decode(codec.encode(rows.float())).to(rows.dtype).reshape(x.shape)
+                return new if where is None else torch.where(where.to(x.device).unsqueeze(-1), new, x)
+
+            with _ONE_AT_A_TIME, acting(self.model, site, side, layout, replace) as calls:
+                output = self._run(ids)
+            _require_ran(site, calls)
         if getattr(output, "logits", None) is None:
             do = "use a causal language model for this figure"
             raise ModelError("a model with next-token logits", f"{self.name}, an encoder without them", do)
         logits: Tensor = output.logits
         return logits
 
-    @contextlib.contextmanager
-    def _replaced(
-        self, site: str, codec: Codec, ids: Int64[Tensor, "batch context"], where: Bool[Tensor, "batch context"] | None
-    ) -> Iterator[None]:
-        """Replace a site's output by its reconstruction for the time of one forward pass."""
-        self.require_sites([site])
-        ran = False
 
-        def replace(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-            nonlocal ran
-            ran = True
-            x = _one_vector_a_token(_first_tensor(output), ids.shape, site)
-            rows = x.reshape(-1, x.shape[-1])
-            new = codec.decode(codec.encode(rows.float())).to(rows.dtype).reshape(x.shape)
-            if where is not None:
-                new = torch.where(where.to(x.device).unsqueeze(-1), new, x)
-            return (new, *output[1:]) if isinstance(output, tuple) else new
-
-        handle = self.model.get_submodule(site).register_forward_hook(replace)
-        try:
-            yield
-        finally:
-            handle.remove()
-        if not ran:
-            raise ModelError("a site that runs in a forward pass", f"'{site}', which does not", "choose another site")
+def _require_ran(site: str, calls: Calls) -> None:
+    if not calls.count:
+        raise ModelError("a site that runs in a forward pass", f"'{site}', which does not", "choose another site")
+    if calls.count <= Site.parse(site).call:
+        path, last = Site.parse(site).path, calls.count - 1
+        found = f"'{site}', where the module runs {calls.count} times in a pass"
+        raise ModelError("a call that there is", found, f"name one from {path}#0 to {path}#{last}")
 
 
-def _first_tensor(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return next((item for item in value if isinstance(item, Tensor)), None)
-    return value
+def _text_config(model: nn.Module) -> Any:
+    """The part of a configuration that is about text."""
+    config: Any = getattr(model, "config", None)
+    text = getattr(config, "get_text_config", None)
+    return config if text is None or getattr(config, "is_encoder_decoder", False) else text()
 
 
-def _one_vector_a_token(value: Any, shape: torch.Size, site: str) -> Tensor:
-    if not isinstance(value, Tensor) or value.ndim != 3 or value.shape[:2] != shape or not value.is_floating_point():
-        found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        expected = f"one vector a token, [{shape[0]}, {shape[1]}, dim], at '{site}'"
-        raise ModelError(expected, found, "choose another site, such as a layer's MLP")
-    return value
+def _positions_before_the_first(model: nn.Module, positions: int) -> int:
+    """Positions that no token takes: RoBERTa and its kin count from the one after padding's."""
+    for path, module in model.named_modules():
+        if path.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.num_embeddings == positions:
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0

@@ -1,0 +1,141 @@
+"""What one call of a module takes or gives, as one vector a token: looked at, and replaced."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kyomei.errors import ModelError
+from kyomei.source.sites import Site
+
+Side = Literal["output", "input"]
+Act = Callable[[Float[Tensor, "batch context dim"]], "Float[Tensor, 'batch context dim'] | None"]
+
+
+class Calls:
+    """How often a module has run in the pass."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+@contextlib.contextmanager
+def acting(model: nn.Module, name: str, side: Side, layout: Layout, act: Act) -> Iterator[Calls]:
+    """Call `act` with the activation at a site; what it returns, if anything, takes its place.
+
+    Args:
+        model: holds the site.
+        name: the site, as `Site.parse` reads it.
+        side: of a module's output, or of what goes in, the first floating-point tensor is the activation.
+        layout: how the site lays tokens out.
+        act: gets the activation [batch, context, dim], not a copy.
+
+    Yields:
+        The calls that the module has had.
+    """
+    site, calls = Site.parse(name), Calls()
+
+    def handle(value: Any) -> Any:
+        """None, or `value` with another activation in it."""
+        calls.count += 1
+        if calls.count != site.call + 1:
+            return None
+        key, tensor = _first_floating(value)
+        if tensor is None:
+            expected = f"a floating-point tensor in the {side} of '{name}'"
+            raise ModelError(expected, type(value).__name__, "choose another site, such as a layer's MLP")
+        new = act(layout.by_token(tensor, name))
+        return None if new is None else _put(value, key, layout.as_given(new, tensor))
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        names = [*range(len(args)), *kwargs]
+        new = handle(dict(zip(names, (*args, *kwargs.values()), strict=True)))
+        return None if new is None else (tuple(new[i] for i in range(len(args))), {key: new[key] for key in kwargs})
+
+    module = model.get_submodule(site.path)
+    if side == "input":
+        hook = module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        hook = module.register_forward_hook(lambda _, __, output: handle(output))
+    try:
+        yield calls
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def counting(model: nn.Module, name: str) -> Iterator[Calls]:
+    """Count the calls of a site's module."""
+    calls = Calls()
+
+    def count(*_: Any) -> None:
+        calls.count += 1
+
+    hook = model.get_submodule(Site.parse(name).path).register_forward_hook(count)
+    try:
+        yield calls
+    finally:
+        hook.remove()
+
+
+class Layout:
+    """How a site's activation is laid out for windows of tokens [batch, context].
+
+    A module gives [batch, context, dim], or [batch·context, dim] (OPT's MLP, experts), or [context, batch, dim] (XLNet).
+
+    Args:
+        shape: batch and context.
+        context_first: whether a place stands before its window; where batch and context differ, the activation tells.
+    """
+
+    def __init__(self, shape: Sequence[int], context_first: bool = False) -> None:
+        self.batch, self.context = shape
+        self.context_first = context_first
+
+    def by_token(self, value: Tensor, site: str) -> Float[Tensor, "batch context dim"]:
+        """The activation with a token's window and place first.
+
+        Raises:
+            ModelError: it is not one vector a token.
+        """
+        if value.ndim == 2 and len(value) == self.batch * self.context:
+            return value.reshape(self.batch, self.context, -1)
+        if value.ndim == 3:
+            if self.batch != self.context:
+                self.context_first = value.shape[:2] == (self.context, self.batch)
+            by_token = value.transpose(0, 1) if self.context_first else value
+            if by_token.shape[:2] == (self.batch, self.context):
+                return by_token
+        expected = f"one vector a token, [{self.batch}, {self.context}, dim], at '{site}'"
+        raise ModelError(expected, f"shape {list(value.shape)}", "choose another site, such as a layer's MLP")
+
+    def as_given(self, new: Float[Tensor, "batch context dim"], given: Tensor) -> Tensor:
+        """An activation laid out as the module gave it."""
+        return (new.transpose(0, 1) if self.context_first and given.ndim == 3 else new).reshape(given.shape)
+
+
+def _first_floating(value: Any) -> tuple[Any, Tensor | None]:
+    """The first floating-point tensor in what a module takes or gives, and its key there (none: it is the whole)."""
+    if isinstance(value, Tensor):
+        return None, value if value.is_floating_point() else None
+    if isinstance(value, Mapping):
+        items: Any = value.items()
+    else:
+        items = enumerate(value) if isinstance(value, tuple | list) else ()
+    return next(((k, v) for k, v in items if isinstance(v, Tensor) and v.is_floating_point()), (None, None))
+
+
+def _put(value: Any, key: Any, new: Tensor) -> Any:
+    """`value` with `new` at `key`."""
+    if key is None:
+        return new
+    if isinstance(value, tuple):
+        parts = (*value[:key], new, *value[key + 1 :])
+        return type(value)(*parts) if hasattr(value, "_fields") else parts
+    # A list or a mapping, such as transformers' outputs, was made for this call.
+    value[key] = new
+    return value
