@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shlex
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import typer
 from kyomei import __version__
 from kyomei.errors import Interrupted, KyomeiError, RecipeError, RunError
 from kyomei.options import Asked, recipe_options
+from kyomei.provenance import begin_verb, command_line
 from kyomei.views import tables
 from kyomei.views.console import show, speak_plainly, verdict_words
 
@@ -70,7 +70,7 @@ def demo_command(
 
         there = Run.open(folder).recipe if not overwrite and (folder / "manifest.json").exists() else demo_recipe(seed or 0)
         asked = there if seed is None else there.with_values({"seed": seed})
-        run = harvested_run(folder, asked, reporter, resume=not overwrite, overwrite=overwrite, command=_command())
+        run = harvested_run(folder, asked, reporter, resume=not overwrite, overwrite=overwrite, command=command_line())
         with run.lock():
             path = demo(run, reporter)
             _show_evidence(run, as_json)
@@ -92,7 +92,7 @@ def harvest_command(
         from kyomei.stages.harvest import harvested_run, summary
 
         recipe = _recipe_of(folder, asked, resume)
-        run = harvested_run(folder, recipe, reporter, resume=resume, overwrite=overwrite, command=_command())
+        run = harvested_run(folder, recipe, reporter, resume=resume, overwrite=overwrite, command=command_line())
         facts = summary(run)
         show(facts, as_json, tables.harvest_table(facts, str(folder)))
 
@@ -124,7 +124,7 @@ def check_command(
 
             if is_new:
                 wanted = _recipe_of(source, asked, resume)
-                run = harvested_run(source, wanted, reporter, resume=resume, overwrite=overwrite, command=_command())
+                run = harvested_run(source, wanted, reporter, resume=resume, overwrite=overwrite, command=command_line())
             else:
                 run = Run.open(source)
             with run.lock():
@@ -172,7 +172,7 @@ def train_command(
                 return
         else:
             recipe = _recipe_of(folder, asked, resume)
-            run = harvested_run(folder, recipe, reporter, resume=resume, overwrite=overwrite, command=_command())
+            run = harvested_run(folder, recipe, reporter, resume=resume, overwrite=overwrite, command=command_line())
             with run.lock():
                 facts = train_run(run, reporter)
         show(facts, as_json, tables.train_table(facts, str(folder)))
@@ -374,6 +374,7 @@ def _verb(threads: int | None) -> Iterator[Reporter]:
 
         if threads is not None:
             torch.set_num_threads(threads)
+        begin_verb()
         reporter = Reporter()
         reporter.note(f"kyomei {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
         began = time.monotonic()
@@ -411,11 +412,6 @@ def _parts(mesh: str | None) -> tuple[int, int]:
     except ValueError as error:
         raise RecipeError("--mesh as 2x4", f"'{mesh}'", "give parts of the rows and of the latents") from error
     return data, features
-
-
-def _command() -> str:
-    """What was typed, for the manifest of a run that it begins."""
-    return shlex.join(["kyomei", *sys.argv[1:]])
 
 
 def _active(text: str) -> int | tuple[int, ...]:

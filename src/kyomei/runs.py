@@ -10,7 +10,6 @@ import platform
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from typing import Any
 from kyomei import __version__
 from kyomei.atomic import TEMPORARY, disk_full_named, remove, remove_temporaries, sha256_of, write_atomic
 from kyomei.config import Recipe
-from kyomei.errors import RunError
+from kyomei.errors import KyomeiError, RunError
 from kyomei.locks import LOCK, locked, refuse_if_locked
+from kyomei.provenance import begun, ended, now
 
 SCHEMA_VERSION = 2
 """Version of the run folder's layout and manifest; a run of another one is refused. Dictionaries have their own version."""
@@ -182,6 +182,11 @@ class Run:
         manifest = self.manifest
         self.note(outputs=dict(sorted({**manifest["outputs"], **outputs}.items())))
 
+    def recorded(self, path: Path | str) -> bool:
+        """Whether the manifest has the SHA-256 of an output as it is now."""
+        outputs = self.manifest["outputs"]
+        return all(outputs.get(name) == sha256_of(self.path(name)) for name in self._files(path))
+
     def _files(self, path: Path | str) -> list[str]:
         root = self.folder.resolve()
         at = Path(path).resolve() if Path(path).resolve().is_relative_to(root) else (root / path).resolve()
@@ -206,7 +211,7 @@ class Run:
         """
         manifest = self.manifest
         rests = {**manifest["made_from"], stage: made_from} if made_from is not None else manifest["made_from"]
-        self.note(stages={**manifest["stages"], stage: _now()}, made_from=rests)
+        self.note(stages={**manifest["stages"], stage: now()}, made_from=rests)
 
     def digests(self, names: Iterable[str]) -> dict[str, str]:
         """SHA-256 by name of those of some files of the run that are there."""
@@ -214,14 +219,28 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process; left-over temporary files of a killed process are removed.
+        """Hold the run for this process, and write down in its history who did what.
+
+        What is left of the temporary files of a killed process is removed.
 
         Raises:
-            RunError: a live process holds it. The lock of a dead one is taken over.
+            RunError: a live process holds it, or it cannot be written. The lock of a dead one is taken over.
         """
         with locked(self.folder):
             remove_temporaries(self.folder)
-            yield
+            self.note(history=begun(self._history))
+            try:
+                yield
+            except BaseException as error:
+                with contextlib.suppress(OSError, KyomeiError):  # what went wrong first is what is told
+                    self.note(history=ended(self._history, error))
+                raise
+            self.note(history=ended(self._history))
+
+    @property
+    def _history(self) -> list[dict[str, Any]]:
+        history: list[dict[str, Any]] = self.manifest.get("history", [])
+        return history
 
 
 def _is_run(folder: Path) -> bool:
@@ -261,7 +280,7 @@ def _new_manifest(recipe: Recipe, command: str) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "command": command,
-        "created": _now(),
+        "created": now(),
         "versions": {
             "kyomei": __version__,
             "python": platform.python_version(),
@@ -274,6 +293,7 @@ def _new_manifest(recipe: Recipe, command: str) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         },
+        "history": [],
         "split": {},
         "stages": {},
         "made_from": {},
@@ -286,10 +306,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _read_json(folder: Path, name: str) -> Any:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kyomei.dictionary.formats import load
+from kyomei.dictionary.formats import load, note_certificate
 from kyomei.dictionary.sae import Activation, SparseAutoencoder
 from kyomei.errors import DataError, RunError
 
@@ -122,3 +122,22 @@ def test_a_dictionary_of_an_old_run_loads_for_ever(tmp_path: Path) -> None:
     x = torch.tensor([[3.0, 1.0], [1.0, 2.0]])
     assert torch.equal(sae.encode(x), torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
     assert torch.equal(sae(x), torch.tensor([[5.0, 1.0], [1.0, 3.0]]))
+
+
+def test_a_dictionary_of_before_provenance_loads(tmp_path: Path) -> None:
+    build().save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("provenance") == {}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load(tmp_path).provenance == {}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "provenance": "Paris"}))
+    with pytest.raises(DataError, match="Expected a mapping as provenance"):
+        load(tmp_path)
+
+
+def test_a_certificate_is_told_without_a_byte_of_the_tensors_changing(tmp_path: Path) -> None:
+    build().save(tmp_path)
+    before = (tmp_path / "sae.safetensors").stat()
+    note_certificate(tmp_path, {"certified": 3, "latents": 6})
+    assert load(tmp_path).provenance == {"certificate": {"certified": 3, "latents": 6}}
+    assert (tmp_path / "sae.safetensors").stat() == before

@@ -178,15 +178,20 @@ def _timeless(path: Path) -> bytes:
     if path.name == "manifest.json":
         manifest = json.loads(path.read_bytes())
         outputs = {name: "" if _tells_time(name) else digest for name, digest in manifest["outputs"].items()}
-        changed = {"created": "", "command": "", "stages": sorted(manifest["stages"]), "outputs": outputs}
+        changed = {"created": "", "command": "", "history": "", "stages": sorted(manifest["stages"]), "outputs": outputs}
         return json.dumps({**manifest, **changed}).encode()
+    if path.name == "config.json":
+        # The name of the run, which is another in each case.
+        config = json.loads(path.read_bytes())
+        return json.dumps({**config, "provenance": {**config["provenance"], "run": ""}}).encode()
     if path.name == "certificate.json":
         return json.dumps({**json.loads(path.read_bytes()), "created": ""}).encode()
     return path.read_bytes()
 
 
 def _tells_time(name: str) -> bool:
-    return name.endswith(("events.jsonl", "certificate.json"))
+    """Whether a file has a time in it, or the name of its run."""
+    return name.endswith(("events.jsonl", "certificate.json", "config.json"))
 
 
 def differences(found: dict[str, str], expected: dict[str, str]) -> str:

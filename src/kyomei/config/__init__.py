@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -94,6 +96,11 @@ class Recipe(Section):
     def search(self) -> ResonanceRecipe:
         """How directions are found for this recipe's dictionary: no more than it has room for, unless asked."""
         return self.resonance.model_copy(update={"enough": self.resonance.enough or self.dictionary.width})
+
+    @property
+    def sha256(self) -> str:
+        """Digest of every setting, in hexadecimal: equal for equal recipes."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def of(cls, asked: Recipe | Mapping[str, Any] | None) -> Recipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,29 @@ def save(sae: SparseAutoencoder, folder: Path | str) -> None:
         "activation": sae.activation,
         "k": sae.k,
         "dtype": str(sae.encoder.dtype).removeprefix("torch."),
+        "provenance": sae.provenance,
     }
     payload = tensors_to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     write_atomic(folder / TENSORS_FILE, payload)
+    _write_config(folder, config)
+
+
+def note_certificate(folder: Path | str, certificate: Mapping[str, Any]) -> None:
+    """Say in a saved autoencoder's config.json what its certificate says; its tensors stay as they are.
+
+    Args:
+        folder: holds `sae.safetensors` and `config.json`.
+        certificate: a summary, as JSON can hold it.
+
+    Raises:
+        DataError: as `load` does for config.json.
+    """
+    config = _read_config(Path(folder) / CONFIG_FILE)
+    provenance = {**(config.get("provenance") or {}), "certificate": dict(certificate)}
+    _write_config(Path(folder), {**config, "provenance": provenance})
+
+
+def _write_config(folder: Path, config: dict[str, Any]) -> None:
     write_atomic(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
 
@@ -88,6 +109,7 @@ def load(folder: Path | str) -> SparseAutoencoder:
             activation=config["activation"],
             k=config["k"],
             offset=tensors.get("offset"),
+            provenance=config.get("provenance"),
         )
     except KyomeiError as error:
         raise DataError(f"a consistent autoencoder in {folder}: {error.expected}", error.found, "copy it anew") from error
@@ -100,6 +122,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise DataError("a saved autoencoder", f"no {path}", "check the folder") from error
     except ValueError as error:
         raise DataError(f"JSON in {path}", f"{error}", "restore the file from a copy, or train again") from error
+    if isinstance(config, dict) and not isinstance(config.get("provenance", {}), dict):
+        raise DataError(f"a mapping as provenance in {path}", f"{config['provenance']!r}", "restore the file from a copy")
     if not isinstance(config, dict) or config.get("format") != "kyomei":
         raise DataError(f"a Kyomei autoencoder at {path.parent}", "another format", "convert it first")
     version = config.get("schema_version")

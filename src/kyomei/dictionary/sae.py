@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +47,8 @@ class SparseAutoencoder:
             jumprelu restricted to the k highest scores of a row.
         k: latents kept per row; for "topk" only.
         offset: added to the score of an active latent [width]; for "jumprelu" only. None: zero.
+        provenance: where it comes from, as JSON can hold it: model, site, side, recipe, and what it did on a sample of the rows
+            that it was trained on. It is saved and loaded with it; none: nothing is known.
 
     Raises:
         DataError: if shapes do not fit together.
@@ -64,6 +67,7 @@ class SparseAutoencoder:
         activation: Activation = "jumprelu",
         k: int | None = None,
         offset: Float[Tensor, " width"] | None = None,
+        provenance: Mapping[str, Any] | None = None,
     ) -> None:
         if encoder.ndim != 2 or 0 in encoder.shape:
             raise DataError("an encoder of shape [width, dim]", f"shape {list(encoder.shape)}", "pass one row per latent")
@@ -84,11 +88,14 @@ class SparseAutoencoder:
         self.threshold, self.center, self.offset = threshold, center, offset
         self.activation: Activation = activation
         self.k = k
+        self.provenance = dict(provenance or {})
         self.width, self.dim = width, dim
 
     def __repr__(self) -> str:
         k = "" if self.k is None else f", k={self.k}"
-        return f"SparseAutoencoder(width={self.width}, dim={self.dim}, activation={self.activation!r}, tied={self.tied}{k})"
+        known = "".join(f", {name}={self.provenance[name]!r}" for name in ("model", "site", "side") if name in self.provenance)
+        shape = f"width={self.width}, dim={self.dim}"
+        return f"SparseAutoencoder({shape}, activation={self.activation!r}, tied={self.tied}{k}{known})"
 
     def pre_activations(self, x: Numbers) -> Float[Tensor, "*rows width"]:
         """Scores of every latent, before the threshold.
@@ -152,8 +159,8 @@ class SparseAutoencoder:
 
         encoder, decoder = move(self.encoder), None if self.tied else move(self.decoder)
         offset = None if self.offset is None else move(self.offset)
-        threshold, center = move(self.threshold), move(self.center)
-        return SparseAutoencoder(encoder, decoder, threshold, center, activation=self.activation, k=self.k, offset=offset)
+        kind: dict[str, Any] = {"activation": self.activation, "k": self.k, "offset": offset, "provenance": self.provenance}
+        return SparseAutoencoder(encoder, decoder, move(self.threshold), move(self.center), **kind)
 
     def save(self, folder: Path | str) -> None:
         """Write `sae.safetensors` and `config.json` into a folder, each atomically; read them with `kyomei.load`."""

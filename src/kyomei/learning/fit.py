@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kyomei.config import Recipe, TrainRecipe
+from kyomei.dictionary.figures import SAMPLE_ROWS, SampleFigures, five_digits
 from kyomei.dictionary.mechanisms import TopK
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import RecipeError
@@ -92,7 +93,32 @@ def fit(
         do = "harvest the rows first, or set mechanism.start to random and mechanism.detectors to false"
         raise RecipeError("stored rows for a resonant start or detectors, which visit them many times", "a stream", do)
     # What steps read is normalised as what latents are placed by.
-    normalisation = Normalisation.measure(rows.sample() if isinstance(rows, StreamedRows) else rows)
+    stored = rows.sample() if isinstance(rows, StreamedRows) else rows
+    normalisation = Normalisation.measure(stored)
+    sae = _learnt(rows, recipe, seed, directions, stream, work, normalisation)
+    sae.provenance = {
+        "mechanism": recipe.mechanism.label,
+        "recipe": recipe.sha256,
+        "seed": seed,
+        "normalisation": {
+            "mean_norm": five_digits(float(normalisation.mean.norm())),
+            "scale": five_digits(normalisation.scale),
+        },
+        "sample": SampleFigures.measure(sae, stored.read(evenly(stored, SAMPLE_ROWS))).to_dict(),
+    }
+    return sae
+
+
+def _learnt(
+    rows: Rows,
+    recipe: Recipe,
+    seed: int,
+    directions: Directions | None,
+    stream: StreamedRows | None,
+    work: Workplace,
+    normalisation: Normalisation,
+) -> SparseAutoencoder:
+    """The dictionary that `fit` returns."""
     learn = functools.partial(
         train,
         rows=rows if stream is None else stream,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 from collections import Counter
@@ -38,6 +39,7 @@ class ReadLog:
         bad_records: what was wrong with the records left out.
         shares: characters read of each address of a mixture.
         exhausted: addresses that were read to their end.
+        digest: SHA-256 of the documents, in the order in which they were read.
     """
 
     documents: int = 0
@@ -50,6 +52,14 @@ class ReadLog:
     num_bad_records: int = 0
     shares: Counter[str] = field(default_factory=Counter)
     exhausted: list[str] = field(default_factory=list)
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, document: Document) -> None:
+        self.documents += 1
+        self.characters += len(document.text)
+        content = document.text.encode("utf-8", "surrogatepass")
+        # With its length, so that two documents are not one that is as long as both.
+        self.digest.update(len(content).to_bytes(8, "little") + content)
 
     def skip(self, name: str, reason: str) -> None:
         self.skipped.setdefault(reason, []).append(name)
@@ -65,7 +75,8 @@ class ReadLog:
         counts = {key: getattr(self, key) for key in ("documents", "characters", "blank", "replaced")}
         bad = {"count": self.num_bad_records, "first": self.bad_records}
         mixture = {"characters_by_address": dict(self.shares)} if len(self.shares) > 1 else {}
-        return {**counts, "files": dict(self.files), "skipped": skipped, "bad_records": bad, **mixture, "ended": self.exhausted}
+        read = {**counts, "sha256": self.digest.hexdigest(), "files": dict(self.files), "skipped": skipped}
+        return {**read, "bad_records": bad, **mixture, "ended": self.exhausted}
 
     def __str__(self) -> str:
         """One line for the user."""
@@ -135,8 +146,7 @@ class Corpus:
         for document in self._mixed():
             if document.text.strip():
                 blank_in_a_row = 0
-                self.log.documents += 1
-                self.log.characters += len(document.text)
+                self.log.add(document)
                 yield document
                 continue
             self.log.blank += 1

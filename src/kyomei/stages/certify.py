@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kyomei.atomic import write_atomic
+from kyomei.dictionary.formats import CONFIG_FILE, note_certificate
 from kyomei.evidence.certificate import Certificate, dense_part, describe, rule_in_force, tally
 from kyomei.evidence.codes import total
 from kyomei.evidence.controls import GAUSSIAN, RANDOM_WEIGHTS
@@ -164,15 +165,25 @@ def certify_pair(run: Run, pair: Pair, reporter: Reporter) -> Certificate:
         before = Certificate.read(path)
         changed = before.changed(data)
         if not changed:
-            run.record(path)  # a crash may have come after it was written
+            if not run.recorded(path):  # a crash may have come after it was written
+                _enter(run, pair, before)
             return before
         reporter.note(f"the certificate of {before.created} has expired: {', '.join(changed)} changed")
         write_atomic(path.parent / EXPIRED / f"{before.created.replace(':', '')}.json", path.read_bytes())
     reporter.note(f"certify {pair.name}")
     certificate = _certificate(run, pair, data)
     certificate.write(path)
-    run.record(path)
+    _enter(run, pair, certificate)
     return certificate
+
+
+def _enter(run: Run, pair: Pair, certificate: Certificate) -> None:
+    """Let the dictionary say that it has a certificate, and the manifest what both are."""
+    path, dictionary = certificate_path(run, pair), pair.arm.path(run, 0)
+    file = path.relative_to(run.folder).as_posix()
+    counts = {"certified": len(certificate.certified), "latents": certificate.width, "replicas": len(certificate.replicas)}
+    note_certificate(dictionary, {"file": file, **counts})
+    run.record(dictionary / CONFIG_FILE, path)
 
 
 def _certificate(run: Run, pair: Pair, data: dict[str, str]) -> Certificate:

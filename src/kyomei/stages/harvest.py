@@ -40,7 +40,7 @@ class Source:
         model: where activations come from.
         sites: its modules, the one that the run learns from first.
         tokens: packed windows by part, and by name those that training streams.
-        corpus: what was read and skipped for them; none where they were read back.
+        corpus: what was read and skipped for them, and a digest of it; none where they were read back.
     """
 
     model: LanguageModel
@@ -111,6 +111,8 @@ def harvest_run(run: Run, reporter: Reporter, source: Source | None = None) -> d
             reporter.note(f"{run.path('tokens')} holds the text of whole documents, for you alone to read; {do}")
         if source.corpus is not None:
             run.note(corpus=source.corpus)
+        named = {"name": source.model.name, "revision": recipe.source.revision, "weights": source.model.fingerprint()}
+        run.note(model=named)
         _save_tokens(run, source.tokens)
         tokens = {part: source.tokens[part] for part in part_names(recipe)}
         for part, packed in tokens.items():

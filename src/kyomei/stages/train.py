@@ -19,7 +19,7 @@ from kyomei.signals import saving
 from kyomei.sinks import JsonlSink
 from kyomei.source.rows import Rows
 from kyomei.stages.arms import Arm, Pair, baseline_pair, control_arm, main_arm, null_arm, random_weights_run, replica_seed
-from kyomei.stages.harvest import STAGE, activations, harvest_run, streamed
+from kyomei.stages.harvest import STAGE, activations, harvest_run, site_of, streamed
 from kyomei.stages.progress import Reporter
 
 
@@ -125,7 +125,25 @@ def _train_replica(run: Run, arm: Arm, replica: int, reporter: Reporter) -> None
         if sink is not None:
             sink.close()
     if mesh.leads:
+        sae.provenance = {**_provenance(run, arm, replica), **sae.provenance}
         sae.save(folder)
+
+
+def _provenance(run: Run, arm: Arm, replica: int) -> dict[str, Any]:
+    """What a dictionary that is copied out of its run has to say of the run."""
+    source = run.recipe.source
+    model = run.manifest.get("model") or {"name": source.model, "revision": source.revision}
+    place = {"site": site_of(run), "side": source.side}
+    control = {} if arm.control is None else {"control": arm.control.name}
+    within = {"run": run.folder.resolve().name, "dictionary": f"{arm.folder}/{replica}"}
+    return {
+        "model": model["name"],
+        "revision": model["revision"],
+        "weights": model.get("weights"),
+        **place,
+        **control,
+        **within,
+    }
 
 
 def _directions(arm: Arm, rows: Rows, path: Path, seed: int, label: str, reporter: Reporter) -> Directions | None:

@@ -1,0 +1,76 @@
+"""What a trained run and the dictionaries that are copied out of it say of where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import kyomei
+from kyomei.config import Recipe
+from kyomei.runs import Run, sha256_of
+from kyomei.stages.certify import certify_run
+from kyomei.stages.harvest import harvested_run
+from kyomei.stages.progress import Reporter
+from kyomei.stages.train import train_run
+
+SITE, OTHER = "model.layers.1.mlp", "model.layers.2.mlp"
+TINY = {
+    "source.sites": [SITE, OTHER],
+    "source.num_tokens": 12_000,
+    "source.context": 64,
+    "source.spread": 2,
+    "dictionary.width": 64,
+    "mechanism": {"name": "topk", "start": "random", "k": 4},
+    "train.steps": 30,
+    "train.batch_rows": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("provenance") / "first"
+    run = harvested_run(folder, Recipe().with_values(TINY), Reporter())
+    with run.lock():
+        train_run(run, Reporter())
+    return run
+
+
+def test_the_manifest_has_digests_of_model_and_text(trained: Run) -> None:
+    manifest = trained.manifest
+    assert manifest["model"]["name"] == "embedded" and len(manifest["model"]["weights"]) == 64
+    index = trained.read_json(f"activations/evidence/{SITE}/index.json")
+    assert index["meta"]["weights"] == manifest["model"]["weights"]
+    assert len(manifest["corpus"]["sha256"]) == 64 and manifest["corpus"]["sha256"] != hashlib.sha256().hexdigest()
+
+
+def test_a_dictionary_copied_out_of_its_run_knows_where_it_belongs(trained: Run, tmp_path: Path) -> None:
+    shutil.copytree(trained.path("replicas/0"), tmp_path / "copied", ignore=shutil.ignore_patterns("checkpoints"))
+    said = json.loads((tmp_path / "copied" / "config.json").read_text())["provenance"]
+    expected = {"model": "embedded", "revision": None, "site": SITE, "side": "output", "run": "first", "mechanism": "topk"}
+    assert expected.items() <= said.items() and said["dictionary"] == "replicas/0" and "control" not in said
+    assert said["recipe"] == trained.recipe.sha256 and said["weights"] == trained.manifest["model"]["weights"]
+    sae = kyomei.load(tmp_path / "copied")
+    assert SITE in repr(sae)
+    sae.save(tmp_path / "again")
+    assert (tmp_path / "again" / "config.json").read_bytes() == (tmp_path / "copied" / "config.json").read_bytes()
+
+
+def test_a_null_says_that_it_is_one(trained: Run) -> None:
+    assert kyomei.load(trained.path("controls/gaussian/topk/1")).provenance["control"] == "gaussian"
+
+
+def test_a_certificate_stands_in_the_dictionary_it_is_of(trained: Run) -> None:
+    tensors = sha256_of(trained.path("replicas/0/sae.safetensors"))
+    with trained.lock():
+        facts = certify_run(trained, Reporter())
+    (certificate,) = facts["certificates"].values()
+    certified = sum(feature["status"] == "certified" for feature in certificate["features"])
+    said = kyomei.load(trained.path("replicas/0")).provenance["certificate"]
+    assert said == {"file": "certificate.json", "certified": certified, "latents": 64, "replicas": 3}
+    assert "certificate" not in kyomei.load(trained.path("replicas/1")).provenance
+    assert sha256_of(trained.path("replicas/0/sae.safetensors")) == tensors
+    assert trained.recorded("replicas/0/config.json") and trained.recorded("certificate.json")
