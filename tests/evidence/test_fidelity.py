@@ -15,7 +15,7 @@ from torch import Tensor
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, EvidenceError
 from kyomei.evidence import codes as module
-from kyomei.evidence.fidelity import cross_entropy_recovered, fidelity
+from kyomei.evidence.fidelity import LeftAlone, cross_entropy_recovered, fidelity
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -74,13 +74,14 @@ class ToyModel:
     def __init__(self, vocabulary: int = 11, dim: int = 5) -> None:
         self.embedding, self.unembedding = normal(7, vocabulary, dim), normal(8, dim, vocabulary)
         self.seen: list[tuple[int, ...]] = []
+        self.side = "output"
 
-    def logits(self, ids: Tensor, splice: tuple[str, Any] | None = None) -> Tensor:
+    def logits(self, ids: Tensor, splice: tuple[str, Any] | None = None, *, side: str = "output") -> Tensor:
         site = self.embedding[ids]
         self.seen.append(tuple(ids.shape))
         if splice is not None:
             name, codec = splice
-            assert name == "layer"
+            assert (name, side) == ("layer", self.side)
             site = codec.decode(codec.encode(site))
         return site @ self.unembedding
 
@@ -115,14 +116,32 @@ def slow_loss(model: ToyModel, ids: Tensor, scale: float, special: set[int]) -> 
 @pytest.mark.parametrize("special", [set(), {0, 3}])
 def test_cross_entropy_equals_the_slow_reference(special: set[int]) -> None:
     model = ToyModel()
-    found = cross_entropy_recovered(model, IDS, "layer", Reconstruct(0.5), special_ids=special, windows_per_batch=4)
+    found = cross_entropy_recovered(model, IDS, "layer", Reconstruct(0.5), left_alone=LeftAlone(special), windows_per_batch=4)
     original, spliced, zero = (slow_loss(model, IDS, scale, special) for scale in (1.0, 0.5, 0.0))
     assert (found.original, found.spliced, found.zero_ablated) == pytest.approx((original, spliced, zero), rel=1e-5)
     assert found.num_tokens == 45
     if zero > original:
         assert found.recovered == pytest.approx((zero - spliced) / (zero - original), rel=1e-3)
+    assert (found.left_special, found.left_norm) == (sum(int((token == IDS).sum()) for token in special), 0)
+    assert found.positions == 54
     if not special:
         assert zero == pytest.approx(np.log(11))
+
+
+def test_rows_of_a_massive_norm_keep_their_own_activation() -> None:
+    """As rows that the harvest dropped: no dictionary has learnt them."""
+    model = ToyModel()
+    model.side = "input"
+    norms = model.embedding.norm(dim=1)
+    bound = float(norms.sort().values[-4:-2].mean())
+    massive = {token for token in range(11) if float(norms[token]) > bound}
+    rows_alone = LeftAlone({3}, max_norm=bound)
+    found = cross_entropy_recovered(model, IDS, "layer", Reconstruct(0.5), left_alone=rows_alone, side="input")
+    expected = [slow_loss(model, IDS, scale, massive | {3}) for scale in (1.0, 0.5, 0.0)]
+    assert [found.original, found.spliced, found.zero_ablated] == pytest.approx(expected, rel=1e-5)
+    assert found.left_norm == sum(int((token == IDS).sum()) for token in massive - {3}) > 0
+    assert found.left_special == int((IDS == 3).sum()) > 0
+    assert found.to_dict()["left_norm"] == found.left_norm
 
 
 def test_a_perfect_codec_recovers_all_and_zero_nothing() -> None:

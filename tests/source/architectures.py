@@ -1,13 +1,16 @@
-"""Tiny models of many architectures, with random weights."""
+"""Tiny models of many architectures, with random weights, and a tokenizer trained on the spot."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 VOCABULARY, CONTEXT = 300, 32
+END = "<|end|>"
 
 _LLAMA = {
     "vocab_size": VOCABULARY,
@@ -228,3 +231,21 @@ def build(kind: str) -> Any:
             if weight.ndim > 1 and 0 < weight.std() < 0.1:
                 weight.mul_(0.2 / weight.std())
     return model
+
+
+def small_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    inner.train_from_iterator(["the quick brown fox jumps over the lazy dog and the cat sat on the mat"], trainer)
+    inner.post_processor = processors.TemplateProcessing(f"{END} $A", f"{END} $A {END} $B", [(END, inner.token_to_id(END))])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=END, eos_token=END)
+
+
+def saved(kind: str, folder: Path) -> Path:
+    """A folder that holds a model of the kind and the tokenizer."""
+    build(kind).save_pretrained(folder)
+    small_tokenizer().save_pretrained(folder)
+    return folder

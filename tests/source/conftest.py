@@ -8,15 +8,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tests.source.architectures import CONTEXT, VOCABULARY, small_tokenizer
 
 from kyomei.source.model import LanguageModel
 from kyomei.source.text import Document
 
 torch.set_num_threads(1)
-END = "<|end|>"
-VOCABULARY = 300
-CONTEXT = 32
 
 _SMALL = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "num_hidden_layers": 3}
 _HEADS = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
@@ -38,14 +35,7 @@ def _config(kind: str) -> Any:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
-    inner.train_from_iterator(["the quick brown fox jumps over the lazy dog and the cat sat on the mat"], trainer)
-    inner.post_processor = processors.TemplateProcessing(f"{END} $A", f"{END} $A {END} $B", [(END, inner.token_to_id(END))])
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=END, eos_token=END)
+    return small_tokenizer()
 
 
 @pytest.fixture(scope="session")

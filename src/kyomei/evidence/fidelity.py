@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,9 +21,11 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class SpliceableModel(Protocol):
-    """A language model in which one site's output can be replaced."""
+    """A language model in which one site's activation can be replaced."""
 
-    def logits(self, ids: Tensor, splice: tuple[str, Any] | None = None) -> Tensor:
+    def logits(
+        self, ids: Tensor, splice: tuple[str, Any] | None = None, *, side: Literal["output", "input"] = "output"
+    ) -> Tensor:
         """Next-token logits [windows, context, vocabulary] for ids [windows, context]."""
         ...
 
@@ -139,6 +142,9 @@ class CrossEntropy:
         spliced: with the site replaced by its reconstruction.
         zero_ablated: with the site replaced by zeros.
         num_tokens: predictions averaged over.
+        left_special: tokens at which the site keeps its own activation, being special.
+        left_norm: tokens at which it does so for the norm of its activation.
+        positions: tokens in all.
         recovered_error: standard error of `recovered` over the windows of text; none for one window, or where `recovered` is
             none.
     """
@@ -147,13 +153,19 @@ class CrossEntropy:
     spliced: float
     zero_ablated: float
     num_tokens: int
+    left_special: int
+    left_norm: int
+    positions: int
     recovered_error: float | None = None
 
     @classmethod
-    def of_windows(cls, losses: Float64[Tensor, "windows 3"], predictions: int) -> CrossEntropy:
-        """From the mean loss of each window, untouched, reconstructed and silenced, each over as many predictions."""
+    def of_windows(
+        cls, losses: Float64[Tensor, "windows 3"], context: int, left_special: int = 0, left_norm: int = 0
+    ) -> CrossEntropy:
+        """From the mean loss of each window of `context` tokens, untouched, reconstructed and silenced."""
         original, spliced, zero_ablated = losses.mean(dim=0).tolist()
-        found = cls(original, spliced, zero_ablated, len(losses) * predictions)
+        predictions, positions = len(losses) * (context - 1), len(losses) * context
+        found = cls(original, spliced, zero_ablated, predictions, left_special, left_norm, positions)
         if len(losses) < 2 or found.recovered is None:
             return found
         # A ratio of two means that vary together from window to window, to first order.
@@ -176,7 +188,26 @@ class CrossEntropy:
             "recovered": self.recovered,
             "recovered_error": self.recovered_error,
             "num_tokens": self.num_tokens,
+            "left_special": self.left_special,
+            "left_norm": self.left_norm,
+            "positions": self.positions,
         }
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """Rows that training leaves out, so that nothing is known of how to reconstruct them.
+
+    Attributes:
+        special_ids: of such tokens.
+        max_norm: of an activation; above it stands a massive one.
+    """
+
+    special_ids: Collection[int] = ()
+    max_norm: float = math.inf
+
+
+NOTHING_LEFT_ALONE = LeftAlone()
 
 
 @torch.no_grad()
@@ -187,18 +218,20 @@ def cross_entropy_recovered(
     sae: Codec,
     max_windows: int = 64,
     *,
-    special_ids: Collection[int] = (),
+    side: Literal["output", "input"] = "output",
+    left_alone: LeftAlone = NOTHING_LEFT_ALONE,
     windows_per_batch: int = 8,
 ) -> CrossEntropy:
-    """What the model's next-token loss loses when a site's output is replaced by its reconstruction.
+    """What the model's next-token loss loses when a site's activation is replaced by its reconstruction.
 
     Args:
-        model: where the site is; asked for `logits(ids, splice=(site, codec))`.
+        model: where the site is; asked for `logits(ids, splice=(site, codec), side=side)`.
         tokens: ids [windows, context], or an object that has them as `.ids`.
-        site: module path of the replaced output.
+        site: the replaced activation's.
         sae: reconstructs the site's rows [rows, dim].
         max_windows: windows measured, spread evenly over `tokens`.
-        special_ids: at these tokens the site keeps its own output, since no dictionary is trained on their rows.
+        side: whether what the site's module gives is replaced, or what goes into it.
+        left_alone: where the site keeps its own activation, since no dictionary is trained on such rows.
         windows_per_batch: windows in one forward pass.
 
     Raises:
@@ -209,14 +242,16 @@ def cross_entropy_recovered(
         found = f"ids of shape {list(ids.shape)}, max_windows {max_windows}, windows_per_batch {windows_per_batch}"
         raise EvidenceError("ids [windows, at least 2] and at least one window", found, "pass packed windows of tokens")
     ids = ids[torch.linspace(0, len(ids) - 1, min(max_windows, len(ids))).round().long()]
-    special = torch.tensor(sorted(special_ids), dtype=torch.int64)
-    losses = []
+    special_ids = torch.tensor(sorted(left_alone.special_ids), dtype=torch.int64)
+    losses, left_special, left_norm = [], 0, 0
     for batch in torch.split(ids, windows_per_batch):
-        kept = torch.isin(batch, special)
-        codecs = (None, _Splice(sae, kept), _Splice(_Zero(), kept))
-        logits = (model.logits(batch, splice=None if codec is None else (site, codec)) for codec in codecs)
+        special = torch.isin(batch, special_ids)
+        reconstructed, silenced = (_Splice(codec, special, left_alone.max_norm) for codec in (sae, _Zero()))
+        splices = (None, (site, reconstructed), (site, silenced))
+        logits = (model.logits(batch, splice=splice, side=side) for splice in splices)
         losses.append(torch.stack([_next_token_losses(each, batch) for each in logits], dim=1))
-    return CrossEntropy.of_windows(torch.cat(losses), ids.shape[1] - 1)
+        left_special, left_norm = left_special + int(special.sum()), left_norm + reconstructed.left_norm
+    return CrossEntropy.of_windows(torch.cat(losses), ids.shape[1], left_special, left_norm)
 
 
 class _Zero:
@@ -228,10 +263,11 @@ class _Zero:
 
 
 class _Splice:
-    """A codec on rows, for a site's output of any leading shape; positions in `kept` pass untouched."""
+    """A codec on rows, for an activation of any leading shape; special tokens and rows of too large a norm pass untouched."""
 
-    def __init__(self, codec: Codec, kept: Shaped[Tensor, "windows context"]) -> None:
-        self._codec, self._kept = codec, kept
+    def __init__(self, codec: Codec, special: Shaped[Tensor, "windows context"], max_norm: float) -> None:
+        self._codec, self._special, self._max_norm = codec, special, max_norm
+        self.left_norm = 0
 
     def encode(self, x: Tensor) -> Tensor:
         return x
@@ -239,8 +275,10 @@ class _Splice:
     def decode(self, z: Tensor) -> Tensor:
         rows = z.reshape(-1, z.shape[-1])
         reconstruction = self._codec.decode(self._codec.encode(rows)).to(z)
-        kept = self._kept.reshape(-1, 1).to(z.device)
-        return torch.where(kept, rows, reconstruction).reshape(z.shape)
+        special = self._special.flatten().to(z.device)
+        massive = (rows.norm(dim=-1) > self._max_norm) & ~special
+        self.left_norm = int(massive.sum())
+        return torch.where((special | massive)[:, None], rows, reconstruction).reshape(z.shape)
 
 
 def _next_token_losses(

@@ -133,16 +133,20 @@ class LanguageModel:
         """Raise ModelError, with near matches, unless every site is a module path that sees every token."""
         require_sites(self.sites(), sites, self.name)
 
-    def require_ids(self, ids: Int64[Tensor, "batch context"]) -> None:
-        """Raise ModelError unless the model has positions and embeddings for `ids`."""
-        config = _text_config(self.model)
-        positions = getattr(config, "max_position_embeddings", None)
+    def require_context(self, context: int) -> None:
+        """Raise ModelError unless the model has positions for windows of so many tokens."""
+        positions = getattr(_text_config(self.model), "max_position_embeddings", None)
         if positions is not None:
             positions -= _positions_before_the_first(self.model, positions)
         # XLNet says −1: it has no bound.
-        if positions is not None and 0 < positions < ids.shape[1]:
+        if positions is not None and 0 < positions < context:
             do = f"set source.context to at most {positions}"
-            raise ModelError(f"windows of at most {positions} tokens, as {self.name} takes", f"{ids.shape[1]} tokens", do)
+            raise ModelError(f"windows of at most {positions} tokens, as {self.name} takes", f"{context} tokens", do)
+
+    def require_ids(self, ids: Int64[Tensor, "batch context"]) -> None:
+        """Raise ModelError unless the model has positions and embeddings for `ids`."""
+        self.require_context(ids.shape[1])
+        config = _text_config(self.model)
         vocabulary = getattr(config, "vocab_size", None)
         if vocabulary is not None and int(ids.max()) >= vocabulary:
             found = f"token id {int(ids.max())}"

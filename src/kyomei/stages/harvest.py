@@ -22,6 +22,7 @@ from kyomei.source.records import Fields
 from kyomei.source.shards import ShardFolder
 from kyomei.source.stream import StreamedRows
 from kyomei.source.text import Document, Packer, Tokens
+from kyomei.source.trial import try_sites
 from kyomei.stages.progress import Reporter
 
 STAGE = "harvest"
@@ -50,7 +51,7 @@ class Source:
 
 
 def open_source(recipe: Recipe, reporter: Reporter, written: Path | None = None) -> Source:
-    """Load the model, look its sites up and pack the text; nothing is written.
+    """Load the model, look its sites up, pack the text and try the sites on two windows; nothing is written.
 
     Args:
         recipe: which model, sites and text.
@@ -58,17 +59,22 @@ def open_source(recipe: Recipe, reporter: Reporter, written: Path | None = None)
         written: tokens that an earlier attempt wrote; they are read back if they are complete.
 
     Raises:
-        ModelError: the model is missing or unusable, or a site is unknown.
+        ModelError: the model is missing or unusable, its windows are shorter, or a site is unknown or unusable.
         DataError: the text is missing, unreadable or too short.
     """
     model = load_model(recipe)
     sites = recipe.source.sites or (model.default_site(),)
     model.require_sites(sites)
+    model.require_context(recipe.source.context)
     reporter.note(f"{model.name}: {', '.join(sites)} ({recipe.source.side}) on {model.device}, {recipe.dtype}")
     names = [*_stream_names(recipe), *part_names(recipe)]
     if written is not None and all((written / name / "index.json").exists() for name in names):
-        return Source(model, sites, {name: Tokens.load(written / name) for name in names})
-    return Source(model, sites, *_packed(recipe, model, reporter))
+        source = Source(model, sites, {name: Tokens.load(written / name) for name in names})
+    else:
+        source = Source(model, sites, *_packed(recipe, model, reporter))
+    for note in try_sites(model, source.tokens["evidence"].ids, sites, recipe.source.side).notes():
+        reporter.note(note)
+    return source
 
 
 def harvested_run(

@@ -11,7 +11,7 @@ from torch import Tensor
 from kyomei.evidence.consistency import Consistency, Null, consistency
 from kyomei.evidence.controls import GAUSSIAN, control_named
 from kyomei.evidence.examples import cards, choose, lowest_mcs
-from kyomei.evidence.fidelity import cross_entropy_recovered
+from kyomei.evidence.fidelity import LeftAlone, cross_entropy_recovered
 from kyomei.evidence.selectivity import Selectivity
 from kyomei.evidence.survey import Survey, survey
 from kyomei.learning.directions import Directions
@@ -19,6 +19,7 @@ from kyomei.learning.spaces import Whitening
 from kyomei.runs import Run
 from kyomei.source.rows import Rows
 from kyomei.source.text import Tokens
+from kyomei.source.trial import try_sites
 from kyomei.stages.arms import Arm, Pair, made_from, require_trained, trained_pairs
 from kyomei.stages.certify import evidence_null, standing
 from kyomei.stages.harvest import activations, load_model, site_of
@@ -56,7 +57,7 @@ def measure_run(run: Run, reporter: Reporter, nulls: Sequence[str] = ()) -> dict
         evidence["mechanisms"][pair.name] = {"title": pair.title, **_measure_pair(run, pair, found, rows, metric)}
         if nulls:
             evidence["mechanisms"][pair.name]["against"] = _against(run, pair, nulls, metric, reporter)
-    evidence["cross_entropy"] = _cross_entropy(run, pairs)
+    evidence |= _cross_entropy(run, pairs)
     evidence["directions"] = _measure_directions(run, pairs[0], metric)
     examples = _examples(run, pairs[0], surveys[0], metric, reporter)
     run.write_json("evidence.json", evidence)
@@ -131,20 +132,22 @@ def _brief(agreement: Consistency) -> dict[str, Any]:
 
 
 def _cross_entropy(run: Run, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Cross-entropy recovered by each mechanism's first dictionary; empty for a model that predicts no tokens."""
-    if run.recipe.source.side != "output":
-        return {}
-    model = load_model(run.recipe)
-    if not model.is_causal:
-        return {}
-    tokens = Tokens.load(run.path("tokens/evidence"))
+    """Cross-entropy recovered by each mechanism's first dictionary; or "cross_entropy_note", why there is none."""
+    source, site = run.recipe.source, site_of(run)
+    model, tokens = load_model(run.recipe), Tokens.load(run.path("tokens/evidence"))
+    reason = try_sites(model, tokens.ids, [site], source.side).unspliceable.get(site)
+    if reason is not None:
+        return {"cross_entropy": {}, "cross_entropy_note": reason}
+    # What the harvest dropped, no dictionary has learnt.
+    median_norm = activations(run, "evidence", verify=False).meta["median_norm"]
+    left_alone = LeftAlone(model.special_ids if source.drop_special else (), source.norm_bound * median_norm)
     figures = {}
     for pair in pairs:
         sae = pair.arm.dictionary(run, 0).to(model.device)
         figures[pair.name] = cross_entropy_recovered(
-            model, tokens, site_of(run), sae, max_windows=32, special_ids=model.special_ids
+            model, tokens, site, sae, max_windows=32, side=source.side, left_alone=left_alone
         ).to_dict()
-    return figures
+    return {"cross_entropy": figures}
 
 
 def _measure_directions(run: Run, pair: Pair, metric: Tensor) -> dict[str, Any]:

@@ -269,10 +269,19 @@ def evidence_rows(evidence: Facts) -> list[EvidenceRow]:
                 "not defined" if recovered is None else recovered,
                 spread=None if error is None else f"± {error:.3f} over windows",
                 null=0,
-                measured=f"spliced into the model over {values['num_tokens']:,} unseen tokens; 0 is the site silenced",
+                measured=f"spliced into the model over {values['num_tokens']:,} unseen tokens; 0 is the site silenced"
+                + _left_alone(values),
             )
         )
     return rows
+
+
+def _left_alone(values: Facts) -> str:
+    """Where the site kept its own activation, since no dictionary learns such rows."""
+    if "positions" not in values:
+        return ""
+    special, massive, positions = (f"{values[key]:,}" for key in ("left_special", "left_norm", "positions"))
+    return f"; of {positions} tokens, {special} special and {massive} of massive norm kept theirs, since none is trained on"
 
 
 def evidence_table(evidence: Facts, title: str) -> Table:
@@ -291,7 +300,8 @@ def missing_evidence(evidence: Facts) -> list[str]:
     if not (evidence.get("directions") or {}).get("consistency"):
         missing.append((evidence.get("directions") or {}).get("note") or NO_DIRECTIONS)
     if not evidence.get("cross_entropy"):
-        missing.append(NO_CROSS_ENTROPY)
+        reason = evidence.get("cross_entropy_note") or "the model predicts no next token, or the site is an input"
+        missing.append(NO_CROSS_ENTROPY.format(reason=reason))
     if not any(figures["consistency"] for figures in evidence["mechanisms"].values()):
         missing.append(NO_REPLICAS)
     return missing

@@ -97,7 +97,7 @@ FIDELITY = {
 """What is said of how a dictionary reconstructs, by its name in evidence.json."""
 
 NO_DIRECTIONS = "No resonant directions are compared: the search found none, or the dictionary started at random."
-NO_CROSS_ENTROPY = "No cross-entropy is measured: the model predicts no next token, or the site is an input."
+NO_CROSS_ENTROPY = "No cross-entropy is measured: {reason}."
 STALE = "Dictionaries were trained since this was measured: run `kyomei measure` again."
 NO_REPLICAS = "No latent is compared: there is one replica only."
 
