@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tests.source import architectures
 from torch import Tensor
 
 from kyomei.errors import ModelError
@@ -200,6 +201,38 @@ def test_an_encoder_of_a_masked_model_is_loaded_without_its_pooler(
     assert not any("pooler" in site for site in one.sites())
     assert one.capture(IDS, [one.default_site()])
     assert "its checkpoint has no pooler" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["roberta", "albert", "mpnet"])
+def test_the_encoder_runs_without_its_pooler(llama: LanguageModel, tmp_path: Path, kind: str) -> None:
+    config = transformers.AutoConfig.for_model(kind, **architectures.KINDS[kind])
+    transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    llama.tokenizer.save_pretrained(tmp_path)
+    loaded = LanguageModel.load(str(tmp_path))
+    assert loaded.model.pooler is None
+    assert loaded.capture(IDS, [loaded.default_site()])
+
+
+ONE_OF_EACH = ("llama", "opt", "mixtral", "t5", "bart", "marian", "albert", "gemma3", "mllama")
+
+
+@pytest.mark.parametrize(
+    "kind", [k if k in ONE_OF_EACH else pytest.param(k, marks=pytest.mark.sweep) for k in architectures.KINDS]
+)
+def test_every_architecture_loads_as_the_class_that_was_saved(llama: LanguageModel, tmp_path: Path, kind: str) -> None:
+    """Tied weights, computed positions and buffers of any of them raise no alarm."""
+    model = architectures.build(kind)
+    loaded = LanguageModel.load(saved(LanguageModel(model, llama.tokenizer, kind), tmp_path))
+    assert type(loaded.model) is type(model)
+    assert loaded.fingerprint() == LanguageModel(model, llama.tokenizer, kind).fingerprint()
+
+
+def test_half_of_an_encoder_decoder_loads_as_that(llama: LanguageModel, tmp_path: Path) -> None:
+    config = transformers.AutoConfig.for_model("t5", **architectures.KINDS["t5"])
+    encoder = LanguageModel(transformers.T5EncoderModel(config), llama.tokenizer, "half")
+    loaded = LanguageModel.load(saved(encoder, tmp_path))
+    assert loaded.fingerprint() == encoder.fingerprint()
+    assert type(LanguageModel.load(str(tmp_path), random_weights_seed=0).model) is type(encoder.model)
 
 
 @pytest.mark.parametrize("length", [0, 5, 200, 0.5, 0.99])

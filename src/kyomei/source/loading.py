@@ -9,7 +9,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -56,20 +56,34 @@ def load(name: str, revision: str | None, dtype: torch.dtype, random_weights_see
                 name = f"{name} (random weights, seed {random_weights_seed})"
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(random_weights_seed)
-                    model = family.from_config(config, dtype=dtype, trust_remote_code=False)
+                    model = _drawn(family, config, dtype)
     _require_embeddings(model, tokenizer, name)
     return model, tokenizer, name
 
 
 def _family(transformers: Any, config: Any, place: Place) -> Any:
-    """The class to load into.
+    """The class to load into: the one that was saved if it generates text, else the bare model without a head.
 
-    An encoder's checkpoint can be loaded with a causal head, but an untrained one: `architectures` says what was saved. A
-    GGUF file does not say, and holds a model that generates.
+    An encoder's checkpoint can be loaded with a causal head too, but an untrained one: `architectures` says what was saved.
+    A GGUF file does not say, and holds a model that generates.
     """
-    names = getattr(config, "architectures", None) or []
-    causal = any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names)
-    return transformers.AutoModelForCausalLM if causal or place.gguf is not None else transformers.AutoModel
+    saved = set(getattr(config, "architectures", None) or [])
+    families = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText")
+    for family in (getattr(transformers, name) for name in families):
+        if type(config) in family._model_mapping and family._model_mapping[type(config)].__name__ in saved:
+            return family
+    encoders = sorted(name for name in saved if name.endswith("EncoderModel") and hasattr(transformers, name))
+    if encoders:  # one half of an encoder-decoder, whose configuration is that of the whole
+        return getattr(transformers, encoders[0])
+    causal = place.gguf is not None or any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in saved)
+    return transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+
+
+def _drawn(family: Any, config: Any, dtype: torch.dtype) -> nn.Module:
+    """A model with random weights, from an automatic class or one that was named."""
+    if hasattr(family, "from_config"):
+        return cast(nn.Module, family.from_config(config, dtype=dtype, trust_remote_code=False))
+    return cast(nn.Module, family._from_config(config, dtype=dtype))
 
 
 def _trained(family: Any, config: Any, place: Place, dtype: torch.dtype, options: dict[str, Any]) -> nn.Module:
@@ -186,7 +200,7 @@ def _require_embeddings(model: nn.Module, tokenizer: Any, name: str) -> None:
     if rows is None:
         return
     added = set(getattr(tokenizer, "added_tokens_decoder", {}))
-    framing = {getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "cls", "sep", "unk")}
+    framing = {getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "cls", "sep")}
     highest = max((i for i in tokenizer.get_vocab().values() if i not in added or i in framing), default=-1)
     if highest >= rows:
         found = f"a tokenizer with ids up to {highest}"
