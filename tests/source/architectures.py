@@ -211,12 +211,25 @@ GROUPS = {
     "Encoder-decoders": ENCODER_DECODERS,
     "Vision-language models, on text alone": VISION_LANGUAGE,
 }
+# Models that do not read text alone, and are no part of the table.
+OTHERS: dict[str, dict[str, Any]] = {
+    "whisper": {
+        **_BART,
+        "num_mel_bins": 8,
+        "max_source_positions": 20,
+        "max_target_positions": CONTEXT,
+        "architectures": ["WhisperForConditionalGeneration"],
+    },
+    "clip": {"text_config": {**_BERT}, "vision_config": _CLIP, "projection_dim": 16},
+}
 KINDS = {**CAUSAL, **ENCODERS, **ENCODER_DECODERS, **VISION_LANGUAGE}
 FAMILY = {
     **dict.fromkeys(CAUSAL, "AutoModelForCausalLM"),
     **dict.fromkeys(ENCODERS, "AutoModel"),
     **dict.fromkeys(ENCODER_DECODERS, "AutoModelForSeq2SeqLM"),
     **dict.fromkeys(VISION_LANGUAGE, "AutoModelForImageTextToText"),
+    "whisper": "WhisperForConditionalGeneration",
+    "clip": "CLIPModel",
 }
 
 
@@ -225,7 +238,8 @@ def build(kind: str) -> Any:
     family = getattr(transformers, FAMILY[kind])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = family.from_config(transformers.AutoConfig.for_model(kind, **KINDS[kind])).eval()
+        config = transformers.AutoConfig.for_model(kind, **{**KINDS, **OTHERS}[kind])
+        model = (family.from_config(config) if FAMILY[kind].startswith("Auto") else family(config)).eval()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1 and 0 < weight.std() < 0.1:
