@@ -79,7 +79,7 @@ class Cone:
         directions: unit rows in whitened space [k, dim]; they belong to the first k latents.
         cosine: least cosine; −1 lets decoders go anywhere.
         axes: eigenvectors of the covariance in columns [dim, dim].
-        deviations: square roots of its eigenvalues [dim].
+        deviations: square roots of its eigenvalues [dim]; 0 where no coordinate varies.
     """
 
     directions: Float[Tensor, "k dim"]
@@ -91,6 +91,8 @@ class Cone:
     def around(cls, directions: Float[Tensor, "k dim"], cosine: float, space: Whitening) -> Cone:
         """The cone around whitened directions."""
         deviations, axes = torch.linalg.eigh(space.backward.double())
+        # Whitening keeps the others above a thousandth of the largest one.
+        deviations = torch.where(deviations > 1e-6 * deviations.max(), deviations, 0.0)
         return cls(directions, cosine, axes.to(directions), deviations.to(directions))
 
     def nearest(self, decoder: Float[Tensor, "width dim"]) -> Float[Tensor, "width dim"]:
@@ -102,7 +104,7 @@ class Cone:
         if self.cosine <= -1 or not len(self.directions):
             return decoder
         found = len(self.directions)
-        own = (decoder[:found] @ self.axes) / self.deviations
+        own = torch.where(self.deviations > 0, (decoder[:found] @ self.axes) / self.deviations.clamp_min(1e-30), 0.0)
         wanted = self.directions @ self.axes
         cosine = (own * wanted).sum(dim=1) / own.norm(dim=1).clamp_min(1e-12)
         outside = (cosine < self.cosine).nonzero().flatten()

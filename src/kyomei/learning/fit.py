@@ -127,7 +127,7 @@ def _learnt(
         normalisation=normalisation,
     )
     if not starts_from_resonance(recipe):
-        plan = random_plan(rows, recipe, seed)
+        plan = random_plan(rows, recipe, seed, normalisation.varies)
         sae = learn(plan.latents, plan.mechanism, recipe=recipe.train, workplace=work)
         return detectors(sae, rows, seed) if recipe.mechanism.detects else sae
     if directions is None:
@@ -135,7 +135,7 @@ def _learnt(
     warm, warm_steps = None, 0
     if _leaves_much(rows, recipe, directions, normalisation):
         warm_steps = round(recipe.mechanism.placing.first_share * recipe.train.steps)
-        plan = _selecting_plan(rows, recipe, directions, seed)
+        plan = _selecting_plan(rows, recipe, directions, seed, normalisation)
         warm = learn(plan.latents, plan.mechanism, **_part(recipe.train, 0, warm_steps, work.within(WARM_FOLDER)))
     plan = resonant_plan(rows, recipe, directions, seed, normalisation, warm)
     sae = learn(plan.latents, plan.mechanism, **_part(recipe.train, warm_steps, recipe.train.steps, work))
@@ -174,14 +174,14 @@ def _leaves_much(rows: Rows, recipe: Recipe, directions: Directions, normalisati
     return explained_by_resonance(rows, recipe, directions, normalisation) < EXPLAINS
 
 
-def _selecting_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int) -> Plan:
+def _selecting_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int, normalisation: Normalisation) -> Plan:
     """TopK over the whole width from a random start: it finds the latents that reconstruction rests on in the fewest steps.
 
     Dead latents are not revived: directions take their places anyway.
     """
     width = recipe.dictionary.width or default_width(directions, rows)
     k = min(width, max(1, round(aimed_l0(recipe, width))))
-    return Plan(random_start(width, rows.dim, seed, tied=False), TopK(width, k))
+    return Plan(random_start(width, rows.dim, seed, tied=False, varies=normalisation.varies), TopK(width, k))
 
 
 def starts_from_resonance(recipe: Recipe) -> bool:

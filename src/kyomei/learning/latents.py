@@ -74,7 +74,7 @@ class Latents:
         return replace(self, **rows)
 
 
-def random_start(width: int, dim: int, seed: int, tied: bool) -> Latents:
+def random_start(width: int, dim: int, seed: int, tied: bool, varies: Bool[Tensor, " dim"] | None = None) -> Latents:
     """Random unit rows; an untied decoder starts as a copy of the encoder.
 
     Args:
@@ -82,7 +82,10 @@ def random_start(width: int, dim: int, seed: int, tied: bool) -> Latents:
         dim: dimension of the input.
         seed: seed of the draw.
         tied: whether encoder and decoder share their rows.
+        varies: coordinates that vary in the rows; in others latents have no part, and training gives them none. None: all.
     """
     generator = torch.Generator().manual_seed(seed)
     encoder = normalize(torch.randn(width, dim, generator=generator), dim=1)
+    if varies is not None and not bool(varies.all()):
+        encoder = normalize(encoder * varies, dim=1)
     return Latents.of(encoder, None if tied else encoder.clone())

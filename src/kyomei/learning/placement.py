@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -47,12 +47,12 @@ class Plan:
     """What the decoders of the first latents are kept in when all are refitted at the end; none: they are not."""
 
 
-def random_plan(rows: Rows, recipe: Recipe, seed: int) -> Plan:
+def random_plan(rows: Rows, recipe: Recipe, seed: int, varies: Bool[Tensor, " dim"] | None = None) -> Plan:
     """Random unit rows and the mechanism in the paper's form; the width defaults to four times the dimension."""
     width = recipe.dictionary.width or 4 * rows.dim
     tied = recipe.mechanism.ties_random if recipe.dictionary.tied is None else recipe.dictionary.tied
     mechanism = mechanism_from(recipe, width)
-    return Plan(random_start(width, rows.dim, seed, tied), mechanism)
+    return Plan(random_start(width, rows.dim, seed, tied, varies), mechanism)
 
 
 def resonant_plan(
@@ -82,7 +82,7 @@ def resonant_plan(
     if recipe.dictionary.tied:
         do = "leave dictionary.tied out, or set mechanism.start to random"
         raise RecipeError("an untied dictionary for a resonant start", "dictionary.tied = true", do)
-    normalisation = normalisation.to(directions.whitened)
+    normalisation, varies = normalisation.to(directions.whitened), normalisation.varies
     learnt = Latents.none(rows.dim) if warm is None else _by_frequency(warm, rows, normalisation)
     cone, free = _divided(recipe, directions, learnt, width := recipe.dictionary.width or default_width(directions, rows))
     num_found, l0 = len(cone.directions), aimed_l0(recipe, width)
@@ -93,7 +93,7 @@ def resonant_plan(
     found, explained = _anchored(x, directions.whitening, cone, beside, 0.0 if alone else l0, recipe.dictionary.activation)
     if alone:
         found = found.then(replace(free, threshold=_free_thresholds(x - found.centre, found, free, l0)))
-    latents = found.then(random_start(width - found.width, rows.dim, seed, tied=False))
+    latents = found.then(random_start(width - found.width, rows.dim, seed, tied=False, varies=varies))
     if selects(recipe):
         return Plan(latents, mechanism_from(recipe, width))
     frozen = recipe.train.freeze != "none"
@@ -102,7 +102,7 @@ def resonant_plan(
     latents = replace(latents, hold=is_found & hold, anchor=torch.where(is_found, 1.0 if hold else cone.cosine, -1.0))
     if frozen:
         # Targets of a frozen control are placed as for the directions; its rows are random.
-        latents = replace(random_start(width, rows.dim, seed, tied=False), frequency=latents.frequency)
+        latents = replace(random_start(width, rows.dim, seed, tied=False, varies=varies), frequency=latents.frequency)
     # A frozen control learns nothing first, but aims at the L0 of what it is the control of.
     aims = warm is not None or (frozen and explained < EXPLAINS)
     sample = normalisation.apply(rows.read(_drawn(rows, seed)))

@@ -204,6 +204,7 @@ class _Halves:
 
     def __init__(self, rows: Rows, whitening: Whitening, device: str, mesh: Mesh) -> None:
         self.rows, self.whitening, self.device, self.mesh = rows, whitening, device, mesh
+        self.varies = whitening.varies
         self.num_finding = int(rows.num_rows * (1 - HELD_OUT_SHARE))
         self.borders = (0, self.num_finding // 2, self.num_finding)
 
@@ -284,7 +285,8 @@ def _search(data: _Halves, p: float, recipe: ResonanceRecipe, ends: _Ends, seed:
     """Directions at one frequency: a round of random starts, then rounds that start at rows which nothing found covers."""
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    starts = normalize(torch.randn(recipe.neurons, data.rows.dim, generator=generator), dim=1).to(data.device)
+    starts = torch.randn(recipe.neurons, data.rows.dim, generator=generator).to(data.device)
+    starts = normalize(starts * data.varies, dim=1)
     found = latest = _round(data, starts, p, recipe, rng, generator)
     rounds = 1
     while not ends.at_frequency(rounds, found, latest):
@@ -316,13 +318,13 @@ def _round(
             w, counts = _unlike(*merge(w, sharpness, met, counts, data.mesh), known, met, data.mesh)
     w, counts = _unlike(*merge(w, sharpness, recipe.merge_cosine, counts, data.mesh), known, recipe.merge_cosine, data.mesh)
     halves = []
-    for which, refined in enumerate(_pushed_apart(w, generator)):
+    for which, refined in enumerate(_pushed_apart(w, data.varies, generator)):
         for _ in range(POLISH_STEPS):
             refined, sharpness = _step(data, data.half(which, rng, POLISH_ROWS), refined, p)
         halves.append(refined)
     stability = (halves[0] * halves[1]).sum(dim=1)
     # A tail of Gaussian scores at this p has this mean: dividing by it makes sharpness comparable across frequencies.
-    gaussian = _gaussian_tail_mean(p) / math.sqrt(data.rows.dim)
+    gaussian = _gaussian_tail_mean(p) / math.sqrt(int(data.varies.sum()))
     w = normalize(halves[0] + halves[1], dim=1)
     return _Found(w, torch.full_like(stability, p), counts, stability, sharpness / gaussian)
 
@@ -354,12 +356,12 @@ def _blocks(w: Tensor, threshold: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(torch.split(w, 512), torch.split(threshold, 512), strict=True)
 
 
-def _pushed_apart(w: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _pushed_apart(w: Tensor, varies: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Unit rows at cosine PUSH_COSINE from `w`, to opposite sides of it.
 
     On Gaussian rows every direction is a fixed point of a step, so staying put proves nothing: coming back does.
     """
-    noise = torch.randn(w.shape, generator=generator).to(w.device)
+    noise = torch.randn(w.shape, generator=generator).to(w.device) * varies
     across = normalize(noise - (noise * w).sum(dim=1, keepdim=True) * w, dim=1) * math.sqrt(1 - PUSH_COSINE**2)
     return PUSH_COSINE * w + across, PUSH_COSINE * w - across
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kyomei.dictionary.mechanisms.base import Finish
@@ -21,11 +21,25 @@ SAMPLE_ROWS = 4096
 """Rows from which the centre and the median distance are estimated."""
 EIGENVALUE_FLOOR = 1e-6
 """Eigenvalues are clamped at this share of the largest one."""
+CONSTANT = 1e-12
+"""A coordinate of at most this share of the largest variance does not vary, such as a dead ReLU unit: rounding, if not zero."""
+
+
+def varying(variance: Float[Tensor, " dim"]) -> Bool[Tensor, " dim"]:
+    """Coordinates that vary, by the variance of each.
+
+    Raises:
+        DataError: none does.
+    """
+    found = variance > CONSTANT * variance.max()
+    if not bool(found.any()):
+        raise DataError("rows that differ", "rows that are all equal", "check what these activations come from")
+    return found
 
 
 @dataclass(frozen=True)
 class Whitening:
-    """The linear map z = C^(−1/2) (x − μ).
+    """The linear map z = C^(−1/2) (x − μ). A coordinate that never varies is 0 in z, and in both maps.
 
     Attributes:
         mean: μ, float32 [dim].
@@ -44,24 +58,30 @@ class Whitening:
         """Whitening of all rows, streamed once in float64.
 
         Raises:
-            DataError: with fewer rows than dimensions, or with coordinates that never change.
+            DataError: there are no more rows than dimensions, or all are equal.
         """
         if rows.num_rows <= rows.dim:
             do = "harvest more tokens or choose a smaller site"
             raise DataError(f"more rows than dimensions ({rows.dim})", f"{rows.num_rows} rows", do)
         mean, covariance, outliers = _moments(rows)
-        variance = covariance.diagonal()
-        constant = torch.nonzero(variance <= 1e-12 * variance.max()).flatten().tolist()
-        if constant:
-            shown = ", ".join(map(str, constant[:8])) + (", …" if len(constant) > 8 else "")
-            raise DataError(
-                "coordinates that vary", f"{len(constant)} constant column(s): {shown}", "drop these columns before you train"
-            )
-        values, vectors = torch.linalg.eigh(covariance)
+        varies = varying(covariance.diagonal())
+        # With coordinates that never vary the covariance is one block and zeros: only the block is inverted.
+        values, vectors = torch.linalg.eigh(covariance[varies][:, varies])
         values = values.clamp_min(EIGENVALUE_FLOOR * float(values.max()))
-        forward = (vectors * values.rsqrt()) @ vectors.T
-        backward = (vectors * values.sqrt()) @ vectors.T
+        forward, backward = torch.zeros_like(covariance), torch.zeros_like(covariance)
+        block = torch.outer(varies, varies)
+        forward[block] = ((vectors * values.rsqrt()) @ vectors.T).flatten()
+        backward[block] = ((vectors * values.sqrt()) @ vectors.T).flatten()
         return cls(mean.float(), forward.float(), backward.float(), outliers)
+
+    @property
+    def varies(self) -> Bool[Tensor, " dim"]:
+        """Coordinates that vary in the rows that the map was fitted on."""
+        return self.backward.diagonal() > 0
+
+    def within(self, kept: Bool[Tensor, " dim"]) -> Whitening:
+        """The same map for rows of which only some coordinates are kept; the others do not vary."""
+        return Whitening(self.mean[kept], self.forward[kept][:, kept], self.backward[kept][:, kept], self.num_outliers)
 
     def whiten(self, x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
         """Rows with zero mean and unit covariance."""
@@ -101,10 +121,12 @@ class Normalisation:
     Attributes:
         mean: mean row [dim], float64.
         scale: root mean square of ‖x − mean‖.
+        varies: coordinates that vary [dim]; none: it was not asked.
     """
 
     mean: Float[Tensor, " dim"]
     scale: float
+    varies: Bool[Tensor, " dim"] | None = None
 
     @classmethod
     def measure(cls, rows: Rows) -> Normalisation:
@@ -115,25 +137,25 @@ class Normalisation:
         """
         # Sums are taken around the first row, so that a large common offset does not cancel digits.
         origin: Tensor | None = None
-        total, squares, count = torch.zeros(rows.dim, dtype=torch.float64), 0.0, 0
+        total, squares, count = (*torch.zeros(2, rows.dim, dtype=torch.float64), 0)
         for block in rows.blocks():
             values = block.to("cpu", torch.float64)
             origin = values[0] if origin is None else origin
             shifted = values - origin
-            square = shifted.square().sum().item()
-            if not math.isfinite(square):
+            square = shifted.square().sum(dim=0)
+            if not bool(square.isfinite().all()):
                 row = count + int((~torch.isfinite(values).all(dim=1)).nonzero()[0])
                 raise DataError("finite activations", f"a value that is not, in row {row}", "remove or repair that row")
             total, squares, count = total + shifted.sum(dim=0), squares + square, count + len(values)
         shift = total / max(count, 1)
-        variance = squares / max(count, 1) - shift.square().sum().item()
-        if origin is None or squares == 0 or variance <= 1e-14 * squares / count:
+        spread = (squares / max(count, 1) - shift.square()).clamp_min(0)
+        if origin is None or not bool((spread > 1e-14 * squares / count).any()):
             raise DataError("rows that differ", f"{count} rows that are all equal", "check what these activations come from")
-        return cls(origin + shift, math.sqrt(variance))
+        return cls(origin + shift, math.sqrt(float(spread.sum())), varying(spread))
 
     def to(self, like: Tensor) -> Normalisation:
         """The same in the dtype and on the device of another tensor."""
-        return Normalisation(self.mean.to(like.dtype).to(like.device), self.scale)
+        return replace(self, mean=self.mean.to(like.dtype).to(like.device))
 
     def apply(self, x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
         """Normalised rows, in the dtype and on the device of the mean."""

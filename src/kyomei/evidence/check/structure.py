@@ -54,7 +54,7 @@ class Structure:
     Attributes:
         num_rows: rows there are.
         sampled_rows: rows in one half's search.
-        dim: their dimension.
+        dim: coordinates of theirs that vary.
         found: stable directions of each half.
         candidates: distinct directions of each half, unstable ones included.
         basin_share: share of random starts that ended in a stable direction.
@@ -81,6 +81,7 @@ class Structure:
         coherence: largest cosine of a feature with another, in input space.
         chance_coherence: median of what as many random directions would have there.
         second: what a joint dictionary of each half says.
+        constant: coordinates that never vary; they are left out.
     """
 
     num_rows: int
@@ -111,6 +112,7 @@ class Structure:
     coherence: Spread
     chance_coherence: float
     second: SecondOpinion
+    constant: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; a spread is a list of its three numbers."""
@@ -149,7 +151,10 @@ class Searched(NamedTuple):
 
 
 class _Sample(NamedTuple):
-    """Two halves and the rows held out from both, in memory, rows spread over all of them, and the whitening of all rows."""
+    """Two halves and the rows held out from both, in memory, rows spread over all of them, and the whitening of all rows.
+
+    Of the coordinates only those that vary are there.
+    """
 
     halves: tuple[TensorRows, TensorRows]
     held_out: Tensor
@@ -198,7 +203,8 @@ def search(
     measured = {
         "num_rows": rows.num_rows,
         "sampled_rows": num_searched,
-        "dim": rows.dim,
+        "dim": len(sample.white.mean),
+        "constant": rows.dim - len(sample.white.mean),
         "found": (len(halves[0]), len(halves[1])),
         "candidates": (len(halves[0].candidates), len(halves[1].candidates)),
         "basin_share": float(again.support.sum()) / starts,
@@ -221,10 +227,10 @@ def _sample(rows: Rows, seed: int) -> _Sample:
         index = np.arange(first, last)
         if len(index) > most:
             index = np.sort(rng.choice(index, size=most, replace=False))
-        parts.append(rows.read(index).cpu())
+        parts.append(rows.read(index).cpu()[:, white.varies])
     spread = torch.cat(parts)
     spread = spread[:: math.ceil(len(spread) / SPREAD_ROWS)]
-    return _Sample((TensorRows(parts[0]), TensorRows(parts[1])), parts[2], spread, white)
+    return _Sample((TensorRows(parts[0]), TensorRows(parts[1])), parts[2], spread, white.within(white.varies))
 
 
 def _surrogate(white: Whitening, num_rows: int, seed: int) -> TensorRows:
