@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kyomei.errors import DataError
-from kyomei.learning.spaces import Whitening
+from kyomei.learning.spaces import Normalisation, Whitening
 from kyomei.source.rows import open_rows
 
 
@@ -46,11 +46,24 @@ def test_outlier_rows_are_left_out_and_counted() -> None:
     assert torch.allclose(clean.backward, robust.backward, rtol=2e-2, atol=2e-2)
 
 
-def test_constant_columns_are_named() -> None:
+def test_coordinates_that_never_vary_have_no_part() -> None:
     x = correlated()
-    x[:, 2] = 5.0
-    with pytest.raises(DataError, match=r"1 constant column\(s\): 2\. Drop these columns"):
-        Whitening.fit(open_rows(x))
+    x[:, 2], x[:, 5] = 5.0, 0.0
+    others = [0, 1, 3, 4]
+    whole, reduced = Whitening.fit(open_rows(x)), Whitening.fit(open_rows(x[:, others]))
+    assert whole.varies.tolist() == [True, True, False, True, True, False]
+    for both in ("forward", "backward"):
+        assert torch.allclose(getattr(whole, both)[others][:, others], getattr(reduced, both))
+        assert not getattr(whole, both)[[2, 5]].any() and not getattr(whole, both)[:, [2, 5]].any()
+    assert torch.allclose(whole.whiten(x)[:, others], reduced.whiten(x[:, others]), atol=1e-4)
+    varies = Normalisation.measure(open_rows(x)).varies
+    assert varies is not None and torch.equal(varies, whole.varies)
+
+
+def test_rows_that_are_all_equal_are_refused() -> None:
+    for measured in (Whitening.fit, Normalisation.measure):
+        with pytest.raises(DataError, match="rows that differ"):
+            measured(open_rows(torch.ones(50, 3)))
 
 
 def test_fewer_rows_than_dimensions() -> None:

@@ -74,6 +74,14 @@ class Origin:
         return {"kind": self.kind(latent), "r2": r2, "mass": mass, "firing": round(float(self.firing[latent]), 4)}
 
 
+def require_documents(document: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " documents"]:
+    """The distinct documents of rows; raises EvidenceError where there is only one: half of them is scored on the others."""
+    names = np.unique(document)
+    if len(names) < 2:
+        raise EvidenceError("evidence from at least two documents", f"rows of {len(names)}", "give more documents")
+    return names
+
+
 def origin(
     code: sparse.csr_array,
     token: Int64[np.ndarray, " rows"],
@@ -95,10 +103,9 @@ def origin(
         EvidenceError: the arrays are of different lengths, or there are fewer than two documents.
     """
     lengths = {code.shape[0], len(token), len(position), len(document)}
-    names = np.unique(document)
-    if len(lengths) > 1 or len(names) < 2:
-        found = f"{sorted(lengths)} rows, {len(names)} documents"
-        raise EvidenceError("one token, position and document for each row, and two documents", found, "use harvested rows")
+    names = require_documents(document)
+    if len(lengths) > 1:
+        raise EvidenceError("one token, position and document for each row", f"{sorted(lengths)} rows", "use harvested rows")
     # Every second document: both halves then see the whole corpus.
     first = np.isin(document, names[::2])
     tokens, positions = _one_hot(token), _one_hot(position)

@@ -27,6 +27,7 @@ from kyomei.source.rows import Rows
 
 Status = Literal["certified", "split", "merged", "unstable", "dead"]
 STATUSES: tuple[Status, ...] = ("certified", "split", "merged", "unstable", "dead")
+MIN_REPLICAS = 3
 MIN_COSINE = 0.7
 """Least MCS of encoder and decoder with another replica's, where the null does not ask for more."""
 MIN_CORRELATION = 0.7
@@ -184,13 +185,18 @@ def certify_latents(
     return compare_coded(dictionaries, codes, null, null_rows, whitening or Whitening.fit(rows))
 
 
+def require_replicas(count: int) -> None:
+    """Raise EvidenceError with fewer than three: two others have to confirm a latent."""
+    if count < MIN_REPLICAS:
+        do = f"harvest and train with source.replicas = {MIN_REPLICAS} or more"
+        raise EvidenceError("a dictionary and at least two other replicas", f"{count} replica(s)", do)
+
+
 def require_comparable(
     dictionaries: Sequence[SparseAutoencoder], null: tuple[SparseAutoencoder, SparseAutoencoder], dim: int
 ) -> None:
     """Raise an EvidenceError with fewer than three replicas, or dictionaries of other inputs."""
-    if len(dictionaries) < 3:
-        do = "train with source.replicas = 3 or more"
-        raise EvidenceError("a dictionary and at least two other replicas", f"{len(dictionaries)} replica(s)", do)
+    require_replicas(len(dictionaries))
     if any(d.dim != dim for d in (*dictionaries, *null)):
         raise EvidenceError(f"dictionaries of dimension {dim}", "others", "certify on the site they were trained on")
 

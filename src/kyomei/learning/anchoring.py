@@ -91,8 +91,10 @@ class Cone:
     def around(cls, directions: Float[Tensor, "k dim"], cosine: float, space: Whitening) -> Cone:
         """The cone around whitened directions."""
         deviations, axes = torch.linalg.eigh(space.backward.double())
-        # Whitening keeps the others above a thousandth of the largest one.
+        # Axes of coordinates that never vary; whitening keeps the others above a thousandth of the largest deviation.
         deviations = torch.where(deviations > 1e-6 * deviations.max(), deviations, 0.0)
+        # Exactly nothing of them: optimisers that go by a gradient's sign alone would make something of rounding.
+        axes = axes * space.varies[:, None]
         return cls(directions, cosine, axes.to(directions), deviations.to(directions))
 
     def nearest(self, decoder: Float[Tensor, "width dim"]) -> Float[Tensor, "width dim"]:

@@ -25,6 +25,13 @@ CONSTANT = 1e-12
 """A coordinate of at most this share of the largest variance does not vary, such as a dead ReLU unit: rounding, if not zero."""
 
 
+def require_enough(rows: Rows) -> None:
+    """Raise DataError where there are no more rows than dimensions: no covariance of theirs could be inverted."""
+    if rows.num_rows <= rows.dim:
+        do = "harvest more tokens or choose a smaller site"
+        raise DataError(f"more rows than dimensions ({rows.dim})", f"{rows.num_rows} rows", do)
+
+
 def varying(variance: Float[Tensor, " dim"]) -> Bool[Tensor, " dim"]:
     """Coordinates that vary, by the variance of each.
 
@@ -60,9 +67,7 @@ class Whitening:
         Raises:
             DataError: there are no more rows than dimensions, or all are equal.
         """
-        if rows.num_rows <= rows.dim:
-            do = "harvest more tokens or choose a smaller site"
-            raise DataError(f"more rows than dimensions ({rows.dim})", f"{rows.num_rows} rows", do)
+        require_enough(rows)
         mean, covariance, outliers = _moments(rows)
         varies = varying(covariance.diagonal())
         # With coordinates that never vary the covariance is one block and zeros: only the block is inverted.

@@ -6,6 +6,7 @@ from kyomei.evidence.check.premises import Premises, check
 from kyomei.learning.fit import choose_device
 from kyomei.runs import Run
 from kyomei.source.rows import Rows
+from kyomei.stages.beforehand import NEVER_VARY
 from kyomei.stages.harvest import activations, harvest_run, site_of
 from kyomei.stages.progress import Reporter
 
@@ -48,4 +49,7 @@ def check_rows(rows: Rows, reporter: Reporter, *, seed: int, device: str) -> Pre
         DataError: too few rows, constant columns.
     """
     with reporter.progress("check") as progress:
-        return check(rows, seed=seed, device=choose_device(device), progress=progress)
+        found = check(rows, seed=seed, device=choose_device(device), progress=progress)
+    if found.statistics["constant"]:
+        reporter.note(NEVER_VARY.format(count=found.statistics["constant"], dim=rows.dim, where="these rows"))
+    return found

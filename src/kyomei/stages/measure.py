@@ -12,6 +12,7 @@ from kyomei.evidence.consistency import Consistency, Null, consistency
 from kyomei.evidence.controls import GAUSSIAN, control_named
 from kyomei.evidence.examples import cards, choose, lowest_mcs
 from kyomei.evidence.fidelity import LeftAlone, cross_entropy_recovered
+from kyomei.evidence.reproduction import MIN_REPLICAS
 from kyomei.evidence.selectivity import Selectivity
 from kyomei.evidence.survey import Survey, survey
 from kyomei.learning.directions import Directions
@@ -29,8 +30,6 @@ from kyomei.stages.train import train_control
 STAGE = "measure"
 REPRODUCED = 0.7
 """MCS above which a feature counts as reproduced."""
-MIN_TO_CERTIFY = 3
-"""Replicas."""
 
 
 def measure_run(run: Run, reporter: Reporter, nulls: Sequence[str] = ()) -> dict[str, Any]:
@@ -47,8 +46,10 @@ def measure_run(run: Run, reporter: Reporter, nulls: Sequence[str] = ()) -> dict
     pairs = trained_pairs(run)
     require_trained(run, *pairs)
     rows = activations(run, "evidence")
-    metric = Whitening.fit(rows).forward
-    evidence: dict[str, Any] = {"rows": rows.num_rows, "site": site_of(run), "mechanisms": {}}
+    whitening = Whitening.fit(rows)
+    metric, constant = whitening.forward, int((~whitening.varies).sum())
+    shape = {"rows": rows.num_rows, "dim": rows.dim, "constant": constant}
+    evidence: dict[str, Any] = {**shape, "site": site_of(run), "mechanisms": {}}
     surveys: list[Survey] = []
     for pair in pairs:
         reporter.note(f"measure {pair.name}")
@@ -206,7 +207,7 @@ def _by_frequency(directions: Directions, agreement: Sequence[Consistency]) -> l
 def _examples(run: Run, pair: Pair, found: Survey, metric: Tensor, reporter: Reporter) -> list[dict[str, Any]]:
     """The features to show: certified ones where there is a certificate, those that reproduce best elsewhere."""
     certificate = standing(run, pair)
-    if certificate is None and pair.arm.replicas >= MIN_TO_CERTIFY:
+    if certificate is None and pair.arm.replicas >= MIN_REPLICAS:
         do = "run `kyomei certify`, then measure again to show certified features first"
         reporter.note(f"no certificate holds for these dictionaries: {do}")
     sae, *others = (pair.arm.dictionary(run, i) for i in range(pair.arm.replicas))

@@ -19,6 +19,7 @@ from kyomei.signals import saving
 from kyomei.sinks import JsonlSink
 from kyomei.source.rows import Rows
 from kyomei.stages.arms import Arm, Pair, baseline_pair, control_arm, main_arm, null_arm, random_weights_run, replica_seed
+from kyomei.stages.beforehand import require_measurable
 from kyomei.stages.harvest import STAGE, activations, harvest_run, site_of, streamed
 from kyomei.stages.progress import Reporter
 
@@ -65,14 +66,16 @@ def train_run(run: Run, reporter: Reporter) -> dict[str, Any]:
     """Harvest what is missing, then train the run's dictionaries and their null.
 
     Raises:
+        DataError: before the first training, what measure would refuse after it.
         RunError: on a mesh, if the run is not harvested yet: one process does that.
     """
     if reporter.mesh.size > 1 and not run.done(STAGE):
         raise RunError("a harvested run on a mesh", f"none in {run.folder}", "run `kyomei harvest` first, in one process")
     harvested = harvest_run(run, reporter)
     own = main_arm(run)
+    constant = {} if run.done(own.stage(0)) else require_measurable(run, reporter)
     arms = [train_arm(run, arm, reporter) for arm in (own, null_arm(own, own.recipe.mechanism.label))]
-    return {"harvest": harvested, "arms": arms}
+    return {"harvest": harvested, "constant": constant, "arms": arms}
 
 
 def train_on_mesh(run: Run, data: int, features: int, reporter: Reporter) -> dict[str, Any] | None:

@@ -141,13 +141,16 @@ def measured_title(name: str, figures: Mapping[str, Any]) -> str:
 
 
 def sentences(evidence: Mapping[str, Any]) -> list[str]:
-    """What was measured, in three sentences at most.
+    """What was measured, in four sentences at most.
 
     Args:
         evidence: what evidence.json holds.
     """
     directions = evidence.get("directions") or {}
     lines = [_fidelity(evidence["mechanisms"])]
+    if evidence.get("constant"):
+        count, dim = evidence["constant"], evidence["dim"]
+        lines.append(f"Of {dim} coordinates {count} never change, as in dead units; similarities leave them out.")
     if directions.get("consistency"):
         pairs = [c["mcs_above_0.7"] for c in directions["consistency"]]
         lines.append(
