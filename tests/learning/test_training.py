@@ -416,8 +416,7 @@ def test_an_infinite_gradient_alone_is_enough() -> None:
 
 
 def test_normalisation_names_a_row_that_is_not_finite() -> None:
-    rows = TensorRows(data(9000))
-    x = rows._tensor
+    rows = TensorRows(x := data(9000))
     x[8207, 3] = torch.inf  # after TensorRows looked
     with pytest.raises(DataError, match="row 8207"):
         Normalisation.measure(rows)
