@@ -44,10 +44,10 @@ def test_a_site_is_a_path_and_a_call() -> None:
             Site.parse(wrong)
 
 
-@pytest.mark.parametrize("path", ["model.layers.1.block_sparse_moe.experts.2", "model.layers.1.block_sparse_moe.experts.2.w1"])
+@pytest.mark.parametrize("path", [f"model.layers.1.block_sparse_moe.experts.{rest}" for rest in ("2", "2.w1", "act_fn")])
 def test_one_expert_is_refused_with_the_reason_and_the_block_named(path: str) -> None:
     expected = (
-        r"inside an expert, which sees the tokens routed to it only. Take the whole block: model.layers.1.block_sparse_moe\."
+        r"each sees the tokens routed to it only. Take the whole block: model.layers.1.block_sparse_moe\."
     )
     with pytest.raises(ModelError, match=expected):
         require_sites([path], [path], "a mixture")

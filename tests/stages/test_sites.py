@@ -110,6 +110,9 @@ def test_rows_left_out_of_training_are_left_alone_when_a_site_is_replaced(text: 
         ("opt", "model.decoder.layers.1.fc1", "input"),
         ("llama", "model.layers.1.self_attn.o_proj", "input"),
         ("llama", "model.layers.1.self_attn", "input"),
+        ("bart", "model.encoder.layers.1.fc2", "output"),
+        ("t5", "decoder.block.1", "output"),
+        ("llava", "model.language_model.layers.1.mlp", "output"),
     ],
 )
 def test_what_can_be_harvested_is_measured_in_the_model(text: Path, tmp_path: Path, kind: str, site: str, side: str) -> None:
@@ -150,6 +153,9 @@ def test_what_cannot_be_measured_is_said_before_the_harvest_and_by_measure_and_r
         ("roberta", {"source.context": 33}, "windows of at most 32 tokens"),
         ("mpnet", {"source.context": 33}, "windows of at most 32 tokens"),
         ("albert", {"source.sites": '["encoder.albert_layer_groups.0.albert_layers.0#3"]'}, "runs 3 times in a pass"),
+        ("blip-2", {}, "pixel_values"),
+        ("whisper", {}, "input_features"),
+        ("clip", {}, "pixel_values"),
         ("llama", {"source.sites": '["model.rotary_emb"]'}, "one vector a token"),
     ],
 )
@@ -160,6 +166,31 @@ def test_what_cannot_be_harvested_is_refused_before_anything_is_written(
     done = run_kyomei("harvest", tmp_path / "run", *options(text, model, **more))
     assert done.exit_code == 2 and said in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "site"),
+    [
+        ("t5", "encoder.block.1.layer.1.DenseReluDense"),
+        ("bart", "model.encoder.layers.1.fc2"),
+        ("llava", "model.language_model.layers.1.mlp"),
+        ("gemma3", "model.language_model.layers.1.mlp"),
+        ("qwen2_5_vl", "model.language_model.layers.1.mlp"),
+        ("opt", "model.decoder.layers.1.fc2"),
+    ],
+)
+def test_without_a_site_the_middle_mlp_of_the_text_part_is_harvested_from_the_checkpoint(
+    text: Path, tmp_path: Path, kind: str, site: str
+) -> None:
+    """Weights left at random would differ from one harvest to the next."""
+    model = saved(kind, tmp_path / "model")
+    digests = []
+    for name in ("a", "b"):
+        done = run_kyomei("harvest", tmp_path / name, *options(text, model))
+        assert done.exit_code == 0, done.stderr
+        index = json.loads((tmp_path / name / "activations" / "evidence" / site / "index.json").read_text())
+        digests.append([shard["sha256"] for shard in index["shards"]])
+    assert digests[0] == digests[1]
 
 
 def test_which_call_of_a_shared_layer_is_taken_is_said(text: Path, tmp_path: Path) -> None:

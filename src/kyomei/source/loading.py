@@ -195,8 +195,10 @@ def _require_embeddings(model: nn.Module, tokenizer: Any, name: str) -> None:
 
     Added tokens that stand for no text, such as an image's place, may lie past the embeddings: no text becomes one.
     """
-    table: Any = getattr(model, "get_input_embeddings", lambda: None)
-    rows = getattr(table(), "num_embeddings", None)
+    table: Any = None
+    with contextlib.suppress(AttributeError, NotImplementedError):  # CLIP has one for text and one for pictures
+        table = model.get_input_embeddings()  # type: ignore[operator]
+    rows = getattr(table, "num_embeddings", None)
     if rows is None:
         return
     added = set(getattr(tokenizer, "added_tokens_decoder", {}))

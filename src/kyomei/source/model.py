@@ -56,6 +56,7 @@ class LanguageModel:
         accepted = inspect.signature(model.forward).parameters
         self._options = {"use_cache": False} if "use_cache" in accepted else {}
         config: Any = getattr(model, "config", None)
+        self._takes = "" if "input_ids" in accepted or not accepted else next(iter(accepted))
         self.is_encoder_decoder = "decoder_input_ids" in accepted and bool(getattr(config, "is_encoder_decoder", True))
 
     @classmethod
@@ -209,6 +210,8 @@ class LanguageModel:
 
     def _run(self, ids: Int64[Tensor, "batch context"]) -> Any:
         """One forward pass on token ids alone."""
+        if self._takes:
+            raise ModelError("a model that reads token ids", f"{self.name}, which reads {self._takes}", "use a text model")
         ids = ids.to(self.device)
         more = {"decoder_input_ids": ids} if self.is_encoder_decoder else {}
         return self.model(input_ids=ids, **more, **self._options)

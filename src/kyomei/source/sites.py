@@ -18,7 +18,7 @@ ATTENTION_PATHS = ("self_attn", "attn", "attention", "self_attention", "rel_attn
 # Lazy, so that the layer is the outermost: T5's `encoder.block.1.layer.0` is inside block 1.
 _LAYER = re.compile(r"^(?P<stack>(?:.*?\.)?(?:layers|layer|h|blocks|block|albert_layers))\.(?P<number>\d+)\.(?P<inner>.+)$")
 _NOT_LANGUAGE = ("vision", "visual", "audio", "image", "perceiver", "qformer")
-_EXPERT = re.compile(r"^(?P<block>.+?)(?:\.experts)\.\d+(?:\.|$)")
+_EXPERT = re.compile(r"^(?P<block>.+?)\.experts\.")
 _NUMBER = re.compile(r"\d+")
 # How TransformerLens names a place in a layer.
 _HOOK = re.compile(r"^blocks\.(?P<number>\d+)\.(?P<name>(?:hook|mlp|attn)\S*)$")
@@ -90,7 +90,7 @@ def require_sites(paths: Sequence[str], sites: Sequence[str], name: str) -> None
             raise ModelError("a module path of the model", f"'{site}', which {name} does not have", do)
         expert = _EXPERT.match(path)
         if expert:
-            found = f"'{site}', inside an expert, which sees the tokens routed to it only"
+            found = f"'{site}', which belongs to experts, and each sees the tokens routed to it only"
             raise ModelError("a site that sees every token", found, f"take the whole block: {expert['block']}")
 
 

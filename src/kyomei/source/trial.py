@@ -17,6 +17,8 @@ from kyomei.source.sites import Site
 
 _TOLERANCE = 0.1
 """Of a row's norm: what rounding may change, in low precision too."""
+_FEW = 0.2
+"""Of the rows of a window: a router at a tie sends single tokens elsewhere."""
 _LAST = 8
 """Predictions compared; of the whole window they may take more memory than the model."""
 
@@ -114,9 +116,9 @@ def _last_logits(
 
 
 def _differ(a: Float[Tensor, "rows dim"], b: Float[Tensor, "rows dim"], tolerance: float = _TOLERANCE) -> bool:
-    """Whether most rows differ by more than a share of their norm; a router at a tie sends single tokens elsewhere."""
+    """Whether more than a few rows differ by more than a share of their norm."""
     a, b = a.float(), b.float()
-    return bool(((a - b).norm(dim=-1) > tolerance * b.norm(dim=-1)).double().mean() > 0.5)
+    return bool(((a - b).norm(dim=-1) > tolerance * b.norm(dim=-1)).double().mean() > _FEW)
 
 
 class _Same:

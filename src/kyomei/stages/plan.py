@@ -203,7 +203,8 @@ class _Size:
     def of(cls, recipe: Recipe, model: LanguageModel) -> _Size:
         source = recipe.source
         site = source.sites[0] if source.sites else model.default_site()
-        ids = torch.full((1, min(source.context, 8)), 5, dtype=torch.int64)
+        # A whole window: some models pad shorter ones.
+        ids = torch.full((1, source.context), 5, dtype=torch.int64)
         dim = int(model.capture(ids, [site], source.side)[site].shape[-1])
         rows = int(source.num_tokens * (1 - source.evidence_share) / source.replicas)
         # Without a width, resonance decides; four times the dimension is what it usually comes to.
