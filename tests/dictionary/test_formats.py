@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
-from safetensors.torch import save_file
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from kyomei.dictionary.formats import load, note_certificate
 from kyomei.dictionary.sae import Activation, SparseAutoencoder
-from kyomei.errors import DataError, RunError
+from kyomei.errors import DataError, KyomeiError, RunError
 
 
 def build(activation: Activation = "jumprelu", tied: bool = False, dtype: torch.dtype = torch.float32) -> SparseAutoencoder:
@@ -97,6 +100,65 @@ def test_damage_is_named(tmp_path: Path, damage: Callable[[Path], None], message
     damage(tmp_path)
     with pytest.raises(DataError, match=message):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder": torch.full((6, 4), torch.nan)}, r"a finite encoder in .* Found 24 value\(s\)"),
+        ({"center": torch.tensor([0.0, torch.inf, 0.0, 0.0])}, r"a finite center"),
+        ({"threshold": torch.full((6,), torch.nan)}, "a finite threshold"),
+        ({"encoder": torch.ones(6, 4, dtype=torch.int64)}, "one floating dtype"),
+        ({"center": torch.ones(4, dtype=torch.float64)}, r"one floating dtype in .* Found float32, float64"),
+        ({"threshold": torch.ones(5)}, r"a threshold of shape \[6\]"),
+        ({"decoder": torch.ones(6, 5)}, r"a decoder of shape \[6, 4\]"),
+        ({"extra": torch.ones(1)}, "the tensors"),
+    ],
+)
+def test_tensors_that_make_no_dictionary_are_named(tmp_path: Path, change: dict[str, torch.Tensor], message: str) -> None:
+    build().save(tmp_path)
+    save_file(load_file(tmp_path / "sae.safetensors") | change, tmp_path / "sae.safetensors")
+    with pytest.raises(DataError, match=message):
+        load(tmp_path)
+
+
+def test_a_latent_that_is_never_active_may_have_an_infinite_threshold(tmp_path: Path) -> None:
+    build().save(tmp_path)
+    silent = {"threshold": torch.full((6,), torch.inf)}
+    save_file(load_file(tmp_path / "sae.safetensors") | silent, tmp_path / "sae.safetensors")
+    assert not load(tmp_path).encode(torch.ones(1, 4)).any()
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder" / "config.json").mkdir(parents=True)
+    for name in ("file", "folder", "a\0b", "nothing"):
+        with pytest.raises(DataError):
+            load(tmp_path / name)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=2)
+)
+
+
+@hypothesis.settings(max_examples=150, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(data=st.data())
+def test_only_our_errors_come_out_of_damaged_files(data: st.DataObject, tmp_path: Path) -> None:
+    build(data.draw(st.sampled_from(["jumprelu", "relu", "topk"])), data.draw(st.booleans())).save(tmp_path)
+    name = data.draw(st.sampled_from(["sae.safetensors", "config.json"]))
+    content = bytearray((tmp_path / name).read_bytes())
+    if data.draw(st.booleans()):
+        key = data.draw(st.sampled_from(sorted(json.loads((tmp_path / "config.json").read_text()))))
+        _edit(**{key: data.draw(json_values)})(tmp_path)
+    elif data.draw(st.booleans()):
+        (tmp_path / name).write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    else:
+        for _ in range(data.draw(st.integers(1, 5))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        (tmp_path / name).write_bytes(content)
+    with contextlib.suppress(KyomeiError):
+        load(tmp_path)(torch.ones(2, 4))
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

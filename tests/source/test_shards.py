@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import safetensors.torch
@@ -15,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kyomei.errors import DataError, RunError
+from kyomei.errors import DataError, KyomeiError, RunError
 from kyomei.source import shards
 from kyomei.source.order import BatchOrder
 from kyomei.source.rows import Rows, open_rows
@@ -209,6 +212,40 @@ def test_a_damaged_index_is_named(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text("{")
     with pytest.raises(DataError, match=r"a readable index.json. Found .* is damaged"):
         open_rows(tmp_path)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=2)
+)
+
+
+@hypothesis.settings(max_examples=150, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(data=st.data())
+def test_only_our_errors_come_out_of_a_damaged_folder(data: st.DataObject, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path)
+    write(tmp_path)
+    held = json.loads((tmp_path / "index.json").read_text())
+    entry = data.draw(st.sampled_from([held, held["shards"][0]]))
+    key = data.draw(st.sampled_from(sorted(entry)))
+    if data.draw(st.booleans()):
+        del entry[key]
+    else:
+        entry[key] = data.draw(json_values)
+    kind = data.draw(st.sampled_from(["index", "bytes of the index", "shard"]))
+    content = json.dumps(held).encode()
+    if kind == "index":
+        (tmp_path / "index.json").write_bytes(content)
+    path = tmp_path / ("index.json" if kind == "bytes of the index" else "shard-00000.safetensors")
+    if kind != "index":
+        damaged = bytearray(path.read_bytes())
+        for _ in range(data.draw(st.integers(1, 5))):
+            damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+        path.write_bytes(damaged)
+    for verify in (True, False):
+        with contextlib.suppress(KyomeiError):
+            rows = ShardFolder(tmp_path, verify=verify)
+            rows.read(np.arange(min(3, rows.num_rows)))
+            rows.row_tokens()
 
 
 def test_a_folder_without_shards_is_explained(tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor
 
 from kyomei.atomic import write_atomic
 from kyomei.dictionary.sae import SparseAutoencoder
@@ -91,11 +93,12 @@ def load(folder: Path | str) -> SparseAutoencoder:
         tensors = tensors_from_bytes(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"{TENSORS_FILE} beside {CONFIG_FILE}", f"none in {folder}", "copy the whole folder") from error
-    except SafetensorError as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"safetensors in {path}", f"damage: {error}", "restore the file from a copy, or train again") from error
     expected = {"encoder", "threshold", "center"} | (set() if config["tied"] else {"decoder"})
     if set(tensors) - {"offset"} != expected:
         raise DataError(f"the tensors {sorted(expected)} in {path}", f"{sorted(tensors)}", "copy the whole folder anew")
+    _require_sound(tensors, path)
     shape = [config["width"], config["dim"]]
     if list(tensors["encoder"].shape) != shape:
         found = f"an encoder of shape {list(tensors['encoder'].shape)}"
@@ -115,12 +118,26 @@ def load(folder: Path | str) -> SparseAutoencoder:
         raise DataError(f"a consistent autoencoder in {folder}: {error.expected}", error.found, "copy it anew") from error
 
 
+def _require_sound(tensors: dict[str, Tensor], path: Path) -> None:
+    """Raise DataError unless tensors are finite and of one floating dtype; the threshold of a silent latent may be infinite."""
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if len(dtypes) > 1 or not all(dtype.is_floating_point for dtype in dtypes):
+        found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise DataError(f"tensors of one floating dtype in {path}", found, "copy the whole folder anew")
+    for name, tensor in tensors.items():
+        values = tensor.float()
+        wrong = int((values.isnan() if name == "threshold" else ~values.isfinite()).sum())
+        if wrong:
+            found = f"{wrong:,} value(s) that are NaN or infinite"
+            raise DataError(f"a finite {name} in {path}", found, "restore the file from a copy, or train again")
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError("a saved autoencoder", f"no {path}", "check the folder") from error
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"JSON in {path}", f"{error}", "restore the file from a copy, or train again") from error
     if isinstance(config, dict) and not isinstance(config.get("provenance", {}), dict):
         raise DataError(f"a mapping as provenance in {path}", f"{config['provenance']!r}", "restore the file from a copy")
@@ -132,4 +149,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     missing = {"width", "dim", "tied", "activation", "k"} - set(config)
     if missing:
         raise DataError(f"{', '.join(sorted(missing))} in {path}", "nothing", "restore the file from a copy, or train again")
+    for key, kinds in {"width": (int,), "dim": (int,), "tied": (bool,), "k": (int, NoneType), "activation": (str,)}.items():
+        if type(config[key]) not in kinds:
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise DataError(f"{key} of type {names} in {path}", repr(config[key])[:80], "restore the file from a copy")
     return config

@@ -89,7 +89,14 @@ class Directions:
             raise DataError("a file of directions", f"{path}: {error}", "find them again") from error
         if FORMAT not in metadata:
             raise DataError(f"directions of format {FORMAT}", f"{list(metadata) or 'no format'} in {path}", "find them again")
-        n_features, low, high, outliers, *converged = map(int, metadata[FORMAT].split())
+        try:
+            return cls._of(tensors, metadata[FORMAT])
+        except (KeyError, ValueError) as error:
+            raise DataError(f"directions of format {FORMAT}", f"{path}, which lacks {error}", "find them again") from error
+
+    @classmethod
+    def _of(cls, tensors: dict[str, Tensor], numbers: str) -> Directions:
+        n_features, low, high, outliers, *converged = map(int, numbers.split())
         whitening = Whitening(**{n: tensors[f"whitening.{n}"] for n in _SAVED_WHITENING}, num_outliers=outliers)
         return cls(
             **{name: tensors[name] for name in _SAVED},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import threading
 from collections import OrderedDict
@@ -37,6 +38,7 @@ _STORED: dict[str, tuple[str, type[np.generic]]] = {
     "float16": ("F16", np.float16),
     "bfloat16": ("BF16", np.int16),
 }
+_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8}
 _REDO = "harvest again with --resume: only this shard is redone"
 _FILES_SHARE = 8
 """A folder keeps at most one in so many of the files open that this process may open: several folders may be in use."""
@@ -57,13 +59,17 @@ class ShardFolder:
     def __init__(self, folder: str | Path, *, verify: bool = True) -> None:
         self.folder = Path(folder)
         index = _read_index(self.folder)
-        self.site: str = index["site"]
-        self.dtype: Dtype = index["dtype"]
-        self.dim: int = index["dim"]
-        self.num_rows: int = index["num_rows"]
-        self.meta: dict[str, Any] = index["meta"]
-        self.shards: list[dict[str, Any]] = index["shards"]
-        self._mapped = [_MappedShard(self.folder, entry, self.dtype, self.dim) for entry in self.shards]
+        try:
+            self.site: str = index["site"]
+            self.dtype: Dtype = index["dtype"]
+            self.dim: int = int(index["dim"])
+            self.num_rows: int = int(index["num_rows"])
+            self.meta: dict[str, Any] = dict(index["meta"])
+            self.shards: list[dict[str, Any]] = index["shards"]
+            self._mapped = [_MappedShard(self.folder, entry, self.dtype, self.dim) for entry in self.shards]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            found = f"{self.folder / INDEX}: {type(error).__name__}: {error}"
+            raise DataError(f"a whole {INDEX}", found, "delete its folder and harvest again") from error
         self._ends = np.cumsum([shard.num_rows for shard in self._mapped], dtype=np.int64)
         if len(self._ends) == 0 or int(self._ends[-1]) != self.num_rows or self.num_rows == 0:
             found = f"{sum(self._ends[-1:])} in its shards"
@@ -77,7 +83,7 @@ class ShardFolder:
 
     def _verify(self) -> None:
         for entry in self.shards:
-            if sha256_of(self.folder / entry["file"]) != entry["sha256"]:
+            if sha256_of(self.folder / entry["file"]) != entry.get("sha256"):
                 raise DataError(f"{entry['file']} as it was written", f"other bytes (sha256 differs) in {self.folder}", _REDO)
         for shard, end in zip(self._mapped, self._ends, strict=True):
             for first in range(0, shard.num_rows, 8192):
@@ -179,6 +185,9 @@ class _MappedShard:
         if held.get("shape") != shape or held.get("dtype") != dtype:
             found = f"{held.get('dtype', 'nothing')} {held.get('shape', '')}".strip()
             raise DataError(f"{name} of {dtype} {shape}, as in {INDEX}", f"{found} in {self.path}", "harvest this site again")
+        first, last = held["span"]
+        if last - first != math.prod(shape) * _BYTES[dtype]:
+            raise DataError("a safetensors shard", f"a damaged header in {self.path}", _REDO)
 
     def _view(self, name: str, dtype: type[np.generic], count: int) -> Shaped[np.ndarray, " values"]:
         mapping = self._mapping
@@ -220,14 +229,16 @@ def _layout(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if length < size else {}
+        header.pop("__metadata__", None)
+        for entry in header.values():
+            first, last = entry["data_offsets"]
+            entry["span"] = (8 + length + int(first), 8 + length + int(last))
     except FileNotFoundError as error:
         raise DataError(f"shard {path.name}", f"no such file in {path.parent}", _REDO) from error
-    except ValueError as error:
+    except OSError as error:
+        raise DataError(f"shard {path.name} to be readable", f"{error}", "check the file and its permissions") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError("a safetensors shard", f"a damaged header in {path}", _REDO) from error
-    header.pop("__metadata__", None)
-    for entry in header.values():
-        first, last = entry["data_offsets"]
-        entry["span"] = (8 + length + first, 8 + length + last)
     end = max((entry["span"][1] for entry in header.values()), default=size + 1)
     if end != size:
         raise DataError("a complete shard", f"{path} of {size} bytes, truncated or overgrown", _REDO)
@@ -243,7 +254,7 @@ def read_journal(folder: str | Path) -> dict[str, Any] | None:
                 journal: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
                 if journal["schema_version"] <= SCHEMA_VERSION and journal["shards"] is not None:
                     return journal
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise DataError(f"a readable {name}", f"{path} is damaged", "delete its folder and harvest again") from error
             version = journal["schema_version"]
             raise DataError(f"schema {SCHEMA_VERSION} or older", f"schema {version} in {path}", "update Kyomei to read it")
