@@ -78,7 +78,7 @@ def in_a_plain_pass(model: LanguageModel, site: str, side: Side) -> Tensor:
             )
         more = {"decoder_input_ids": window[None]} if model.is_encoder_decoder else {}
         with torch.no_grad():
-            model.model(input_ids=window[None], use_cache=False, **more)
+            model.model(input_ids=window[None], **more)
         handle.remove()
         rows.append(seen[place.call].reshape(len(window), -1))
     return torch.stack(rows)

@@ -155,7 +155,7 @@ def test_what_cannot_be_measured_is_said_before_the_harvest_and_by_measure_and_r
         ("albert", {"source.sites": '["encoder.albert_layer_groups.0.albert_layers.0#3"]'}, "runs 3 times in a pass"),
         ("blip-2", {}, "pixel_values"),
         ("whisper", {}, "input_features"),
-        ("clip", {}, "pixel_values"),
+        ("clip", {}, "a pass on token ids fails"),
         ("llama", {"source.sites": '["model.rotary_emb"]'}, "one vector a token"),
     ],
 )
