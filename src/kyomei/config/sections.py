@@ -35,7 +35,8 @@ class SourceRecipe(Section):
     """Where activations come from: text, a language model and a site in it."""
 
     model: str = "embedded"
-    """Hugging Face model id or folder; "embedded" is the small model in the package."""
+    """Hugging Face model id, a folder or a .gguf file; "package:NAME" is the model that an installed Python package ships,
+    "embedded" the small one in this package."""
     revision: str | None = None
     """Revision of a hub model."""
     random_weights_seed: int | None = Field(None, ge=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import inspect
 import logging
@@ -42,13 +43,16 @@ def load(name: str, revision: str | None, dtype: torch.dtype, random_weights_see
     if place.gguf is not None:
         options["gguf_file"] = place.gguf
         _require_gguf_reader()
+    do = "check source.model, and that its files are complete"
+    if place.gguf is not None:
+        do = "check that the file is complete, and of an architecture that transformers reads from GGUF"
     with _quiet_transformers() as transformers:
-        with _explained(f"a language model's configuration at '{name}'"):
+        with _explained(f"a language model's configuration at '{name}'", do):
             config = transformers.AutoConfig.from_pretrained(place.path, **options)
-        with _explained(f"a tokenizer at '{name}'"):
+        with _explained(f"a tokenizer at '{name}'", do):
             tokenizer = transformers.AutoTokenizer.from_pretrained(place.path, **options)
         family = _family(transformers, config, place)
-        with _explained(f"a language model's weights at '{name}'"):
+        with _explained(f"a language model's weights at '{name}'", do):
             if random_weights_seed is None:
                 model = _trained(family, config, place, dtype, options)
                 _require_finite(model, name)
@@ -95,7 +99,8 @@ def _trained(family: Any, config: Any, place: Place, dtype: torch.dtype, options
         settings["use_safetensors"] = True
 
     def read(**more: Any) -> tuple[nn.Module, dict[str, Any]]:
-        model, info = family.from_pretrained(place.path, **settings, **more)
+        with _without_bar() if place.gguf is not None else contextlib.nullcontext():
+            model, info = family.from_pretrained(place.path, **settings, **more)
         return model, info
 
     model, info = read()
@@ -237,7 +242,19 @@ def _quiet_transformers() -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _explained(expected: str) -> Iterator[None]:
+def _without_bar() -> Iterator[None]:
+    """No bar from the one reader of transformers that its own switch does not reach."""
+    reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    bar = getattr(reader, "tqdm", None)
+    reader.tqdm = lambda items, **_: items
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
+
+
+@contextlib.contextmanager
+def _explained(expected: str, do: str) -> Iterator[None]:
     """Whatever a reader of damaged or foreign files raises, as one line."""
     try:
         yield
@@ -246,7 +263,6 @@ def _explained(expected: str) -> Iterator[None]:
     except Exception as error:
         said = " ".join(str(error).split()) or type(error).__name__
         found = "an error: " + (said if len(said) <= _LONGEST_ERROR else said[:_LONGEST_ERROR] + " …").rstrip(". ")
-        do = "check source.model, and that its files are complete"
         if "trust_remote_code" in said:
             found = "one that comes with code of its own"
             do = "name a model that transformers has a class for; code from the hub is not run"
