@@ -30,7 +30,7 @@ from kyomei.learning.step import Training
 from kyomei.runs import Run
 from kyomei.source.planted import Planted
 from kyomei.source.shards import ShardFolder, ShardWriter
-from kyomei.stages.harvest import activations
+from kyomei.stages.harvested import activations
 from step import encode_seconds
 
 

@@ -32,7 +32,8 @@ from kyomei.learning.resonance import resonate
 from kyomei.runs import Run
 from kyomei.source.rows import Rows
 from kyomei.source.text import Tokens
-from kyomei.stages.harvest import activations, load_model, site_of
+from kyomei.stages.harvest import load_model
+from kyomei.stages.harvested import activations, site_of
 
 
 def found_directions(rows: Rows, seed: int, path: Path, recipe: ResonanceRecipe) -> Directions:

@@ -40,10 +40,10 @@ def write_atomic(path: Path | str, data: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename survive a power cut; some file systems refuse, and then their own order has to do."""
     handle = os.open(folder, os.O_RDONLY)
     try:

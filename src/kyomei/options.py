@@ -20,6 +20,7 @@ from kyomei.errors import RecipeError
 
 if TYPE_CHECKING:
     from kyomei.config import Recipe
+    from kyomei.config.family import Family
 
 OPTIONS = {
     "model": "source.model",
@@ -36,6 +37,8 @@ OPTIONS = {
     "dtype": "dtype",
 }
 """The setting that each option gives a value to."""
+SEVERAL = ("width", "l0", "mechanism")
+"""Options that may be given several times: one run for each combination."""
 SECTIONS = {
     "source": "SourceRecipe",
     "resonance": "ResonanceRecipe",
@@ -95,9 +98,10 @@ def option(name: str) -> Any:
     """The annotation of a verb's parameter that is an option of the table."""
     field = declared()[OPTIONS[name]]
     shown = field.default if field.default not in (None, (), False) else False
-    words = " ".join(field.help.split()) + (" Repeatable." if field.type == list[str] else "")
+    kind = list[field.type] if name in SEVERAL else field.type  # type: ignore[name-defined]
+    words = " ".join(field.help.split()) + (" Repeatable." if kind != field.type or kind == list[str] else "")
     info = typer.Option(f"--{name.replace('_', '-')}", help=words, show_default=shown if shown is False else str(shown))
-    return Annotated[field.type | None, info]
+    return Annotated[kind | None, info]
 
 
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML file, as `kyomei recipe` writes.", show_default=False)]
@@ -127,19 +131,45 @@ class Asked:
 
         Args:
             stored: the recipe of a run that goes on: options build on it where no file is given; none: there is none.
-        """
-        import yaml
 
+        Raises:
+            RecipeError: a setting is wrong, or has several values.
+        """
+        from kyomei.config.family import Family
+
+        return self.family(None if stored is None else Family(stored)).only()
+
+    def family(self, stored: Family | None = None) -> Family:
+        """The same where a setting may have several values.
+
+        Args:
+            stored: of the run that goes on.
+        """
+        from kyomei.config import Recipe
+        from kyomei.config.family import Family
+
+        known = Family(Recipe.read(self.file)) if self.file is not None else stored or Family(Recipe())
+        return known.updated({**self._settings(), **self.options})
+
+    def source(self) -> set[str]:
+        """Names of the settings of the source that are given, by file, --set or an option."""
         from kyomei.config import Recipe
 
-        recipe = (stored or Recipe()) if self.file is None else Recipe.read(self.file)
+        by_file = set() if self.file is None else Recipe.read(self.file).source.model_fields_set
+        given = [*self._settings(), *self.options]
+        return by_file | {key.removeprefix("source.") for key in given if key.startswith("source.")}
+
+    def _settings(self) -> dict[str, Any]:
+        """What --set was given, by dotted key."""
+        import yaml
+
         dotted: dict[str, Any] = {}
         for setting in self.settings:
             key, separator, value = setting.partition("=")
             if not separator:
                 raise RecipeError("key=value after --set", f"'{setting}'", "write for instance --set train.steps=500")
             dotted[key] = yaml.safe_load(value)
-        return recipe.with_values({**dotted, **self.options})
+        return dotted
 
 
 def recipe_options(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -8,14 +8,14 @@ import math
 import os
 import platform
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from kyomei import __version__
-from kyomei.atomic import TEMPORARY, disk_full_named, remove, remove_temporaries, sha256_of, write_atomic
+from kyomei.atomic import TEMPORARY, disk_full_named, remove, remove_temporaries, sha256_of, sync_folder, write_atomic
 from kyomei.config import Recipe
 from kyomei.errors import KyomeiError, RunError
 from kyomei.locks import LOCK, locked, refuse_if_locked
@@ -25,6 +25,8 @@ SCHEMA_VERSION = 2
 """Version of the run folder's layout and manifest; a run of another one is refused. Dictionaries have their own version."""
 
 RECIPE, MANIFEST = "recipe.yaml", "manifest.json"
+BIRTH = "manifest.json.new"
+"""The manifest of a run whose recipe is not yet written."""
 PRIVATE = 0o700
 """Mode of a run's folder: it holds text that others may not be meant to read."""
 _RECORDED_PACKAGES = ("torch", "numpy", "scipy", "transformers", "tokenizers", "safetensors")
@@ -68,7 +70,14 @@ class Run:
 
     @classmethod
     def create(
-        cls, folder: Path | str, recipe: Recipe, *, resume: bool = False, overwrite: bool = False, command: str = ""
+        cls,
+        folder: Path | str,
+        recipe: Recipe,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        command: str = "",
+        facts: Mapping[str, Any] | None = None,
     ) -> Run:
         """Start a run, or go on with one.
 
@@ -78,6 +87,7 @@ class Run:
             resume: go on with the run that is there, which must have the same recipe; start it if there is none.
             overwrite: delete the run that is there, and start anew.
             command: what began it, for the manifest of a new run.
+            facts: what else the manifest of a new run says from its birth on, such as where its harvest is.
 
         Raises:
             RunError: the folder exists and neither option is given (or both), is not a run, is of another layout, has another
@@ -89,13 +99,14 @@ class Run:
         run = cls(Path(folder), recipe)
         if overwrite and run.folder.exists():
             _empty(run.folder)
-        # The manifest is written last: a folder without it is a run that a crash kept from being born.
+        # The manifest gets its name last: a folder without it is a run that a crash kept from being born.
         with disk_full_named(run.folder):
             run.folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
             with contextlib.suppress(PermissionError):  # a folder that someone else made
                 run.folder.chmod(PRIVATE)
-            recipe.write(run.path(RECIPE))
-        run.write_json(MANIFEST, _new_manifest(recipe, command))
+        run.write_json(BIRTH, {**_new_manifest(recipe, command), **(facts or {})})
+        write_atomic(run.path(RECIPE), recipe.to_yaml().encode())
+        finish_birth(run.folder)
         return run
 
     @classmethod
@@ -123,6 +134,8 @@ class Run:
             raise RunError("the folder of a run", found, "choose another folder; nothing was deleted")
         if overwrite:
             refuse_if_locked(folder)
+        else:
+            finish_birth(folder)
         if overwrite or not _is_run(folder):
             return None
         run = cls.open(folder)
@@ -247,9 +260,16 @@ def _is_run(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def finish_birth(folder: Path) -> None:
+    """Let a folder be a run if all of one is there, so that what was asked of it need not be said again after a crash."""
+    if not _is_run(folder) and (folder / BIRTH).is_file() and (folder / RECIPE).is_file():
+        os.replace(folder / BIRTH, folder / MANIFEST)
+        sync_folder(folder)
+
+
 def _is_unborn(folder: Path) -> bool:
     """Whether a crash may have stopped `Run.create` here before it wrote the manifest, or the folder is empty."""
-    return all(path.name in (RECIPE, LOCK) or TEMPORARY.fullmatch(path.name) for path in folder.iterdir())
+    return all(path.name in (RECIPE, BIRTH, LOCK) or TEMPORARY.fullmatch(path.name) for path in folder.iterdir())
 
 
 def _empty(folder: Path) -> None:

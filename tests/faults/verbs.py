@@ -178,7 +178,8 @@ def _timeless(path: Path) -> bytes:
     if path.name == "manifest.json":
         manifest = json.loads(path.read_bytes())
         outputs = {name: "" if _tells_time(name) else digest for name, digest in manifest["outputs"].items()}
-        changed = {"created": "", "command": "", "history": "", "stages": sorted(manifest["stages"]), "outputs": outputs}
+        timeless = {name: sorted(manifest.get(name, ())) for name in ("stages", "seconds")}
+        changed = {"created": "", "command": "", "history": "", "outputs": outputs, **timeless}
         return json.dumps({**manifest, **changed}).encode()
     if path.name == "config.json":
         # The name of the run, which is another in each case.

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from kyomei.cli import app
 from kyomei.runs import Run, sha256_of
-from kyomei.stages.harvest import site_of
+from kyomei.stages.harvested import site_of
 
 SETTINGS = {
     "source.context": 32,

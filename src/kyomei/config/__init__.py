@@ -133,9 +133,13 @@ class Recipe(Section):
             raise RecipeError("a mapping of sections", f"{type(values).__name__} in {path}", "write `section: {key: value}`")
         return cls.parse(values or {})
 
+    def to_yaml(self) -> str:
+        """The recipe with every default filled in."""
+        return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
     def write(self, path: Path | str) -> None:
-        """Write the recipe with every default filled in."""
-        Path(path).write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        """Write the recipe, with every default filled in, as a YAML file."""
+        Path(path).write_text(self.to_yaml(), encoding="utf-8")
 
     def with_values(self, dotted: dict[str, Any]) -> Recipe:
         """A copy in which dotted keys such as "train.steps" are replaced, validated anew.

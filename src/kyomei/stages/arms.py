@@ -16,7 +16,9 @@ from kyomei.evidence.controls import GAUSSIAN, RANDOM_WEIGHTS, Control
 from kyomei.evidence.fidelity import fidelity
 from kyomei.learning.directions import Directions
 from kyomei.runs import Run
-from kyomei.stages.harvest import activations, part_names, site_of, sites_of
+from kyomei.stages.harvest import harvest_run
+from kyomei.stages.harvested import STAGE, activations, digests_of_rows, harvest_of, naming, part_names, site_of, sites_of
+from kyomei.stages.progress import Reporter
 
 
 @dataclass(frozen=True)
@@ -150,9 +152,9 @@ def trained_pairs(run: Run) -> list[Pair]:
 
 def made_from(run: Run, *pairs: Pair) -> dict[str, str]:
     """Digests of what figures of some pairs rest on: data, dictionaries, nulls. A file that is gone is left out."""
-    files = [f"activations/{part}/{site_of(run)}/index.json" for part in part_names(run.recipe)]
     arms = [arm for pair in pairs for arm in (pair.arm, pair.null)]
-    return run.digests([*files, *(f"{arm.folder}/{i}/sae.safetensors" for arm in arms for i in range(arm.replicas))])
+    dictionaries = run.digests(f"{arm.folder}/{i}/sae.safetensors" for arm in arms for i in range(arm.replicas))
+    return {**digests_of_rows(run, part_names(run.recipe)), **dictionaries}
 
 
 def _is_trained(run: Run, name: str) -> bool:
@@ -160,10 +162,22 @@ def _is_trained(run: Run, name: str) -> bool:
     return all(run.done(f"train {folder}") for folder in folders)
 
 
-def random_weights_run(run: Run) -> Run:
-    """The run inside a run that repeats it with the model's weights drawn at random: same text, same site, same recipe."""
-    recipe = RANDOM_WEIGHTS.recipe(run.recipe.with_values({"source.sites": sites_of(run)[:1]}))
-    return Run.create(run.path(f"controls/{RANDOM_WEIGHTS.name}"), recipe, resume=True)
+def random_weights_run(run: Run, reporter: Reporter) -> Run:
+    """The run inside a run that repeats it with the model's weights drawn at random: same text, same site, same recipe.
+
+    It has a harvest of its own, unless the run learns from a harvest that many share: then they share this one too.
+    """
+    control, host = f"controls/{RANDOM_WEIGHTS.name}", harvest_of(run)
+    recipe = RANDOM_WEIGHTS.recipe(run.recipe.with_values({"source.sites": [site_of(run)]}))
+    if host is run:
+        return Run.create(run.path(control), recipe, resume=True)
+    every_site = RANDOM_WEIGHTS.recipe(host.recipe.with_values({"source.sites": sites_of(host)}))
+    shared = Run.create(host.path(control), every_site, resume=True)
+    if not shared.done(STAGE):
+        with shared.lock():
+            harvest_run(shared, reporter)
+    folder = run.path(control)
+    return Run.create(folder, recipe, resume=True, facts=naming(shared, folder, recipe.source.sites))
 
 
 def _matched(run: Run) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from kyomei.evidence.origin import require_documents
 from kyomei.evidence.reproduction import require_replicas
 from kyomei.learning.spaces import Normalisation, require_enough
 from kyomei.runs import Run
-from kyomei.source.text import Tokens
-from kyomei.stages.harvest import activations, part_names, site_of
+from kyomei.stages.harvested import activations, part_names, site_of, tokens_of
 from kyomei.stages.progress import Reporter
 
 NEVER_VARY = "coordinates that never change, as in dead units, are left out: {count} of {dim} in {where}"
@@ -68,6 +67,6 @@ def _refusals(run: Run) -> Iterator[KyomeiError]:
 
 def _evidence_documents(run: Run) -> np.ndarray:
     """Number of the document of each evidence row."""
-    tokens = Tokens.load(run.path("tokens/evidence"))
+    tokens = tokens_of(run, "evidence")
     documents: np.ndarray = tokens.document.flatten().numpy()[activations(run, "evidence", verify=False).row_tokens()]
     return documents

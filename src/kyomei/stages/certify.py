@@ -26,7 +26,7 @@ from kyomei.source.rows import Rows
 from kyomei.source.text import Tokens
 from kyomei.stages.arms import Pair, made_from, own_pair, random_weights_run, replica_seed, require_trained, trained_pairs
 from kyomei.stages.check import FILE as PREMISES
-from kyomei.stages.harvest import activations, site_of
+from kyomei.stages.harvested import activations, site_of, tokens_of
 from kyomei.stages.progress import Reporter
 from kyomei.stages.train import train_baseline, train_run
 
@@ -146,7 +146,7 @@ def origin_difference(trained: Certificate, control: Certificate, seed: int) -> 
 
 def certify_random_weights(run: Run, reporter: Reporter) -> Certificate:
     """The certificate of the same procedure on the same text and sites, the model's weights drawn at random."""
-    nested = random_weights_run(run)
+    nested = random_weights_run(run, reporter)
     with nested.lock():
         train_run(nested, reporter)
         return certify_pair(nested, own_pair(nested), reporter)
@@ -197,7 +197,7 @@ def _certificate(run: Run, pair: Pair, data: dict[str, str]) -> Certificate:
     codes = [each.code for each in surveys if each.code is not None]
     verdicts = compare_coded(dictionaries, codes, null, null_rows, Whitening.fit(rows))
     first, code, found = dictionaries[0], codes[0], surveys[0]
-    tokens = Tokens.load(run.path("tokens/evidence"))
+    tokens = tokens_of(run, "evidence")
     place = rows.row_tokens()[index]
     document = tokens.document.flatten().numpy()[place]
     source = origin(code, tokens.ids.flatten().numpy()[place], place % tokens.context, document)

@@ -7,7 +7,8 @@ from kyomei.learning.fit import choose_device
 from kyomei.runs import Run
 from kyomei.source.rows import Rows
 from kyomei.stages.beforehand import NEVER_VARY
-from kyomei.stages.harvest import activations, harvest_run, site_of
+from kyomei.stages.harvest import harvest_run
+from kyomei.stages.harvested import activations, digests_of_rows
 from kyomei.stages.progress import Reporter
 
 STAGE = "check"
@@ -39,7 +40,7 @@ def checked(run: Run) -> bool:
 
 
 def _made_from(run: Run) -> dict[str, str]:
-    return run.digests([f"activations/{PART}/{site_of(run)}/index.json"])
+    return dict(digests_of_rows(run, [PART]))
 
 
 def check_rows(rows: Rows, reporter: Reporter, *, seed: int, device: str) -> Premises:

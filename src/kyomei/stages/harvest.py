@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from kyomei.config import Recipe
-from kyomei.errors import DataError, RunError
+from kyomei.errors import DataError
 from kyomei.learning.fit import choose_device
 from kyomei.runs import Run
 from kyomei.source.corpus import Corpus
@@ -19,18 +19,11 @@ from kyomei.source.harvest import harvest
 from kyomei.source.model import LanguageModel
 from kyomei.source.parts import Split, split_tokens
 from kyomei.source.records import Fields
-from kyomei.source.shards import ShardFolder
 from kyomei.source.stream import StreamedRows
 from kyomei.source.text import Document, Packer, Tokens
 from kyomei.source.trial import try_sites
+from kyomei.stages.harvested import STAGE, activations, part_names, site_of, sites_of, tokens_of
 from kyomei.stages.progress import Reporter
-
-STAGE = "harvest"
-
-
-def part_names(recipe: Recipe) -> list[str]:
-    """Names of the parts of the documents, replicas first."""
-    return [f"replica-{i}" for i in range(recipe.source.replicas)] + ["evidence"]
 
 
 @dataclass(frozen=True)
@@ -78,20 +71,27 @@ def open_source(recipe: Recipe, reporter: Reporter, written: Path | None = None)
 
 
 def harvested_run(
-    folder: Path, recipe: Recipe, reporter: Reporter, *, resume: bool = False, overwrite: bool = False, command: str = ""
+    folder: Path,
+    recipe: Recipe,
+    reporter: Reporter,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    command: str = "",
+    facts: Mapping[str, Any] | None = None,
 ) -> Run:
     """A run and its activations, made where they are not there yet.
 
     A refusal leaves things as they were: a new run is begun, and an old one deleted, once model, sites and text are open.
 
     Args:
-        folder, recipe, resume, overwrite, command: as `Run.create` takes them.
+        folder, recipe, resume, overwrite, command, facts: as `Run.create` takes them.
         reporter: shows progress.
     """
     run, source = Run.find(folder, recipe, resume=resume, overwrite=overwrite), None
     if run is None:
         source = open_source(recipe, reporter)
-        run = Run.create(folder, recipe, resume=resume, overwrite=overwrite, command=command)
+        run = Run.create(folder, recipe, resume=resume, overwrite=overwrite, command=command, facts=facts)
     if not run.done(STAGE):
         with run.lock():
             harvest_run(run, reporter, source)
@@ -99,10 +99,10 @@ def harvested_run(
 
 
 def harvest_run(run: Run, reporter: Reporter, source: Source | None = None) -> dict[str, Any]:
-    """Tokens and activations of every part; what is complete is kept.
+    """Tokens and activations of every part; what is complete is kept, and what another folder has is looked up there.
 
     Args:
-        run: where they go.
+        run: where they go, unless it learns from a harvest in another folder.
         reporter: shows progress.
         source: what is harvested; none: opened as the recipe says, where anything is missing.
 
@@ -142,35 +142,12 @@ def load_model(recipe: Recipe) -> LanguageModel:
     return LanguageModel.load(source.model, revision=source.revision, device=device, dtype=dtype, random_weights_seed=seed)
 
 
-def sites_of(run: Run) -> list[str]:
-    """The sites that the run has harvested.
-
-    Raises:
-        RunError: its harvest has not ended.
-    """
-    sites: list[str] | None = run.manifest.get("sites")
-    if sites is None:
-        do = f"run `kyomei harvest {run.folder} --resume` first"
-        raise RunError("a harvested run", f"a harvest in {run.folder} that has not ended", do)
-    return sites
-
-
-def site_of(run: Run) -> str:
-    """The site whose activations the run learns from: the first one harvested; raises as `sites_of` does."""
-    return sites_of(run)[0]
-
-
-def activations(run: Run, part: str, *, site: str | None = None, verify: bool = True) -> ShardFolder:
-    """The shards of a part at a site; none: the one that the run learns from."""
-    return ShardFolder(run.path(f"activations/{part}/{site or site_of(run)}"), verify=verify)
-
-
 def streamed(run: Run, replica: int) -> StreamedRows | None:
     """Rows of a replica's documents that training steps read straight from the model; none where they read stored ones."""
     source = run.recipe.source
     if not source.streamed_tokens:
         return None
-    tokens = Tokens.load(run.path(f"tokens/{_stream_names(run.recipe)[replica]}"))
+    tokens = tokens_of(run, _stream_names(run.recipe)[replica])
     buffer = min(source.windows_per_shard, len(tokens.ids))
     # A massive row is one for the stream where it is one for what was stored.
     median_norm = activations(run, f"replica-{replica}", verify=False).meta["median_norm"]

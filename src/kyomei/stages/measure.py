@@ -19,11 +19,11 @@ from kyomei.learning.directions import Directions
 from kyomei.learning.spaces import Whitening
 from kyomei.runs import Run
 from kyomei.source.rows import Rows
-from kyomei.source.text import Tokens
 from kyomei.source.trial import try_sites
 from kyomei.stages.arms import Arm, Pair, made_from, require_trained, trained_pairs
 from kyomei.stages.certify import evidence_null, standing
-from kyomei.stages.harvest import activations, load_model, site_of
+from kyomei.stages.harvest import load_model
+from kyomei.stages.harvested import activations, site_of, tokens_of
 from kyomei.stages.progress import Reporter
 from kyomei.stages.train import train_control
 
@@ -135,7 +135,7 @@ def _brief(agreement: Consistency) -> dict[str, Any]:
 def _cross_entropy(run: Run, pairs: Sequence[Pair]) -> dict[str, Any]:
     """Cross-entropy recovered by each mechanism's first dictionary; or "cross_entropy_note", why there is none."""
     source, site = run.recipe.source, site_of(run)
-    model, tokens = load_model(run.recipe), Tokens.load(run.path("tokens/evidence"))
+    model, tokens = load_model(run.recipe), tokens_of(run, "evidence")
     reason = try_sites(model, tokens.ids, [site], source.side).unspliceable.get(site)
     if reason is not None:
         return {"cross_entropy": {}, "cross_entropy_note": reason}
@@ -213,4 +213,4 @@ def _examples(run: Run, pair: Pair, found: Survey, metric: Tensor, reporter: Rep
     sae, *others = (pair.arm.dictionary(run, i) for i in range(pair.arm.replicas))
     mcs = lowest_mcs(sae, others, metric)
     chosen = choose(mcs, found.selectivity, certificate.certified if certificate else ())
-    return cards(sae, activations(run, "evidence"), Tokens.load(run.path("tokens/evidence")), found, mcs, chosen)
+    return cards(sae, activations(run, "evidence"), tokens_of(run, "evidence"), found, mcs, chosen)

@@ -13,7 +13,7 @@ from kyomei.runs import Run
 from kyomei.stages.arms import own_pair
 from kyomei.stages.certify import RANDOM, certificates_of, origin_difference, verdict_of
 from kyomei.stages.check import FILE as PREMISES
-from kyomei.stages.harvest import site_of
+from kyomei.stages.harvested import site_of
 from kyomei.stages.measure import measured
 from kyomei.views.charts import FrontierPoint
 from kyomei.views.report import FeatureCard, Provenance, ReportData, render_report

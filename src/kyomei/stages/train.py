@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from kyomei.sinks import JsonlSink
 from kyomei.source.rows import Rows
 from kyomei.stages.arms import Arm, Pair, baseline_pair, control_arm, main_arm, null_arm, random_weights_run, replica_seed
 from kyomei.stages.beforehand import require_measurable
-from kyomei.stages.harvest import STAGE, activations, harvest_run, site_of, streamed
+from kyomei.stages.harvest import harvest_run, streamed
+from kyomei.stages.harvested import STAGE, activations, site_of
 from kyomei.stages.progress import Reporter
 
 
@@ -34,13 +37,26 @@ def train_arm(run: Run, arm: Arm, reporter: Reporter) -> dict[str, Any]:
     mesh = reporter.mesh
     for replica in range(arm.replicas):
         if not mesh.tell(run.done(arm.stage(replica)))[0]:
-            _train_replica(run, arm, replica, reporter)
+            with _timed(run, arm.stage(replica), mesh):
+                _train_replica(run, arm, replica, reporter)
             if mesh.leads:
                 run.record(*(path for path in arm.path(run, replica).iterdir() if path.is_file()))
                 run.finish(arm.stage(replica))
             mesh.wait()
         facts.append({"width": arm.dictionary(run, replica).width, **_direction_facts(run, arm, replica)})
     return {"folder": arm.folder, "mechanism": arm.recipe.mechanism.name, "replicas": facts}
+
+
+@contextlib.contextmanager
+def _timed(run: Run, stage: str, mesh: Mesh) -> Iterator[None]:
+    """Add the seconds of the block to those that the manifest has of a stage, those before an interruption included."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        if mesh.leads:
+            before = run.manifest.get("seconds", {})
+            run.note(seconds={**before, stage: round(before.get(stage, 0.0) + time.monotonic() - began, 2)})
 
 
 def _direction_facts(run: Run, arm: Arm, replica: int) -> dict[str, Any]:
@@ -195,7 +211,7 @@ def train_control(run: Run, arm: Arm, name: str, control: Control, reporter: Rep
     if not control.own_activations:
         train_arm(run, null, reporter)
         return run, null
-    nested = random_weights_run(run)
+    nested = random_weights_run(run, reporter)
     with nested.lock():
         harvest_run(nested, reporter)
         train_arm(nested, null, reporter)

@@ -24,11 +24,13 @@ class FrontierPoint:
         label: the mechanism.
         l0: mean number of active latents in a row.
         fvu: fraction of variance unexplained.
+        name: of the dictionary; empty: the label.
     """
 
     label: str
     l0: float
     fvu: float
+    name: str = ""
 
 
 WIDTH, HEIGHT = 380.0, 240.0
@@ -116,9 +118,7 @@ def frontier_chart(points: Sequence[FrontierPoint]) -> Chart | None:
     series = []
     for number, label in enumerate(dict.fromkeys(p.label for p in points)):
         own = sorted((p for p in points if p.label == label), key=lambda p: p.l0)
-        dots = [
-            (across(math.log10(p.l0)), up(p.fvu), f"{label}: L0 {format_number(p.l0)}, FVU {format_number(p.fvu)}") for p in own
-        ]
+        dots = [(across(math.log10(p.l0)), up(p.fvu), _point_words(p)) for p in own]
         series.append(Series(label, number % SERIES, dots))
     return Chart(
         "Sparsity against loss",
@@ -129,6 +129,41 @@ def frontier_chart(points: Sequence[FrontierPoint]) -> Chart | None:
         [Tick(up(t), format_number(t)) for t in ticks],
         series=series,
     )
+
+
+def _point_words(point: FrontierPoint) -> str:
+    return f"{point.name or point.label}: L0 {format_number(point.l0)}, FVU {format_number(point.fvu)}"
+
+
+def comparison_points(rows: Sequence[Mapping[str, Any]]) -> list[FrontierPoint]:
+    """Points of a comparison: a series for each mechanism, and for each site and width where those differ."""
+    several = [key for key in ("site", "width") if len({row.get(key) for row in rows}) > 1]
+    points = []
+    for row in rows:
+        if finite(row.get("l0")) and finite(row.get("fvu")):
+            words = [row["mechanism"], *(f"width {row[key]}" if key == "width" else str(row[key]) for key in several)]
+            points.append(FrontierPoint(", ".join(words), row["l0"], row["fvu"], row["run"]))
+    return points
+
+
+def frontier_figure(points: Sequence[FrontierPoint]) -> bytes:
+    """The same chart as an SVG file of its own; without a point it says so."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.set_xlabel("L0, active latents in a row")
+        axes.set_ylabel("FVU")
+        if not points:
+            axes.text(0.5, 0.5, "nothing measured yet", ha="center", transform=axes.transAxes)
+            return
+        for number, label in enumerate(dict.fromkeys(p.label for p in points)):
+            own = sorted((p.l0, p.fvu) for p in points if p.label == label)
+            axes.plot(*zip(*own, strict=True), marker="os^Dv<>"[number % 7], label=label)
+        axes.set_xscale("log")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+
+    return drawn(draw)
 
 
 def spectrum_chart(frequencies: Sequence[float]) -> Chart | None:

@@ -16,6 +16,10 @@ _PLAIN = {
 }  # fmt: skip
 """What stands for a character on a terminal that has none of it; a question mark for all others."""
 _HANDLER = "kyomei.plain"
+WORD_LETTERS = 10
+"""Letters of a word that stand on a line at least, before it is folded."""
+MOST_LETTERS = 400
+"""Width of a table where there is no terminal."""
 
 
 def show(facts: Any, as_json: bool, *tables: Table, opening: str = "", closing: Sequence[str] = ()) -> None:
@@ -58,16 +62,27 @@ def verdict_words(verdict: Mapping[str, Any]) -> str:
 def _print(table: Table) -> None:
     from rich.console import Console
     from rich.markup import escape
+    from rich.measure import Measurement
     from rich.padding import Padding
     from rich.table import Table as Grid
 
     console = Console(file=sys.stdout, highlight=False)
     grid = Grid(title=escape(table.title), title_justify="left")
     for i, name in enumerate(table.header):
-        grid.add_column(escape(name), justify="left" if i in table.words else "right", overflow="fold")
+        is_word, cells = i in table.words, [row[i] for row in table.rows]
+        # Figures stay whole, and of words enough to know them by, however narrow the terminal is.
+        least = max(len(part) for text in (name, *cells) for part in (text.split() or [""]))
+        least = min(least, WORD_LETTERS) if is_word else max([least, *map(len, cells)])
+        grid.add_column(escape(name), justify="left" if is_word else "right", overflow="fold", min_width=least)
     for row in table.rows:
         grid.add_row(*map(escape, row))
+    # A file or a pipe has no width: nothing needs to be folded there.
+    width = console.width
+    if not console.is_terminal:
+        options = console.options.update(max_width=MOST_LETTERS)
+        console.width = max(width, Measurement.get(console, options, grid).maximum)
     console.print(grid)
+    console.width = width
     for name, meaning in table.legend:
         console.print(Padding(f"[bold]{escape(name)}[/bold]: {escape(meaning)}", (0, 0, 0, 1)))
     if table.legend:

@@ -19,13 +19,14 @@ from kyomei.views.charts import (
     TOP,
     WIDTH,
     FrontierPoint,
+    comparison_points,
     consistency_chart,
     frontier_chart,
     spectrum_chart,
     status_bars,
 )
 from kyomei.views.numbers import finite, format_number, percent, quantile
-from kyomei.views.tables import EvidenceRow, certificate_lines, expected_recovery, premise_figures
+from kyomei.views.tables import EvidenceRow, certificate_lines, compare_table, expected_recovery, premise_figures
 from kyomei.views.words import STATUSES, TERMS, dictionary_title
 
 
@@ -166,6 +167,31 @@ def render_report(data: ReportData) -> str:
         )
     )
     # Text read with surrogateescape holds code points that UTF-8 cannot.
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def render_comparison(title: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str], links: Mapping[str, str]) -> str:
+    """Dictionaries side by side as one self-contained HTML page: a table that links their pages, and the frontier.
+
+    Args:
+        title: of the page.
+        rows: as a comparison has them.
+        notes: sentences under the table.
+        links: addresses of pages by the run's name.
+    """
+    table = compare_table(rows, title)
+    page = (
+        _environment()
+        .get_template("comparison.html.j2")
+        .render(
+            title=table.title,
+            table=table,
+            rows=rows,
+            notes=notes,
+            links=links,
+            frontier=frontier_chart(comparison_points(rows)),
+        )
+    )
     return page.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -421,5 +421,44 @@ def planted_table(facts: Facts, num_features: int, dim: int) -> Table:
     return Table(title, header, tuple(rows), _legend("FRR", "within 0.9", "MCC"))
 
 
+def compare_table(rows: Sequence[Facts], title: str) -> Table:
+    """Dictionaries side by side; what is the same for all of them is said in the title.
+
+    Args:
+        rows: as a comparison has them; a figure that is missing is a dash.
+        title: what they have in common.
+    """
+    sites = {row["site"] for row in rows if row.get("site")}
+    words = {"run": "dictionary", **({"site": "site"} if len(sites) > 1 else {}), "mechanism": "mechanism"}
+    header = (*words.values(), *COMPARED)
+    each = [(*(str(row.get(key) or "–") for key in words), *compared_figures(row)) for row in rows]
+    terms = ("L0", "FVU", "alive", "certified", "of variance", "by chance", "CE", "seconds")
+    full = f"{title}: {next(iter(sites))}" if len(sites) == 1 else title
+    return Table(full, header, tuple(each), _legend(*terms), words=tuple(range(len(words))))
+
+
+def compared_figures(row: Facts) -> tuple[str, ...]:
+    """The figures of one dictionary of a comparison, in the order of `COMPARED`."""
+    shares = (percent(row.get(key)) for key in ("alive", "certified", "certified_explained", "null"))
+    seconds = row.get("seconds")
+    return (
+        *(format_number(row.get(key)) for key in ("width", "l0", "fvu")),
+        *shares,
+        format_number(row.get("cross_entropy")),
+        "–" if seconds is None else f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.1f}",
+    )
+
+
+COMPARED = ("width", "L0", "FVU", "alive", "certified", "of variance", "by chance", "CE", "seconds")
+"""Columns of figures of a comparison."""
+
+
+def runs_table(rows: Sequence[Facts], title: str) -> Table:
+    """Runs of a folder: what each is, how far it has come, and whose rows it learns from."""
+    keys = ("name", "state", "model", "site", "mechanism", "width", "certified", "harvest")
+    shown = [tuple(percent(row.get(key)) if key == "certified" else str(row.get(key) or "–") for key in keys) for row in rows]
+    return Table(title, keys, tuple(shown), words=(0, 1, 2, 3, 4, 7))
+
+
 def _legend(*names: str) -> tuple[tuple[str, str], ...]:
     return tuple((name, TERMS[name]) for name in names)

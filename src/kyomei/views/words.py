@@ -44,6 +44,13 @@ TERMS = {
     "more than 0.7 where the null reaches more",
     "rows compared": "rows that no replica was trained on, on which activations were compared",
     "explained variance": "the part of what the dictionary reconstructs that these latents contribute",
+    "alive": "share of the latents that are active on at least one of the rows",
+    "certified": "share of the latents that every other replica has too",
+    "of variance": "the part of what the dictionary reconstructs that certified latents contribute",
+    "by chance": "share of the null's latents that the same rule would certify; it should be near zero",
+    "CE": "cross-entropy recovered: 1 if the model predicts as well with the reconstruction, 0 if as badly as with the site "
+    "silenced",
+    "seconds": "that the search and the training of the dictionary took",
     "activation": "the part of the sum of all activations that these latents hold",
     "stable directions": "directions that the search finds in one half of a replica's rows and again in the other; the null's "
     "are counted by the same rule",

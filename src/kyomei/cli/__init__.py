@@ -1,0 +1,13 @@
+"""The command line: options in, one stage called, one table or JSON object out."""
+
+from kyomei.cli import runs, several, standalone
+from kyomei.cli.frame import app
+from kyomei.views.console import speak_plainly
+
+__all__ = ["app", "main", "runs", "several", "standalone"]
+
+
+def main() -> None:
+    """Run a verb: user errors become one message and exit code 2. Signals are its caller's, `kyomei.__main__`."""
+    speak_plainly()
+    app()

@@ -1,0 +1,144 @@
+"""What all verbs share: the application, common options, threads, progress and errors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kyomei import __version__
+from kyomei.errors import Interrupted, KyomeiError
+from kyomei.provenance import begin_verb
+from kyomei.views import tables
+from kyomei.views.console import show
+
+if TYPE_CHECKING:
+    from kyomei.runs import Run
+    from kyomei.stages.compare import Comparison
+    from kyomei.stages.progress import Reporter
+
+# Stages import torch and recipes import pydantic, so each verb imports what it needs when it runs: help stays fast.
+
+app = typer.Typer(
+    name="kyomei",
+    help="Sparse dictionaries of language-model activations, and which of their features can be trusted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RunFolder = Annotated[Path, typer.Argument(help="Folder of the run, such as runs/first.", show_default=False)]
+Threads = Annotated[int | None, typer.Option(help="CPU threads.", show_default="all cores")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that is there and start anew.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@contextlib.contextmanager
+def verb(threads: int | None) -> Iterator[Reporter]:
+    """Threads, progress and errors of one verb."""
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    with plain_errors():
+        import torch
+
+        from kyomei.stages.progress import Reporter
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        begin_verb()
+        reporter = Reporter()
+        reporter.note(f"kyomei {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+        began = time.monotonic()
+        yield reporter
+        reporter.note(f"{time.monotonic() - began:.1f} seconds")
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Errors of a user's making become one line."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KyomeiError as error:
+        typer.echo(f"kyomei: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a verb has to show of one run.
+
+    Attributes:
+        facts: for a program.
+        tables: for people.
+        opening, closing: what stands before and after the tables.
+    """
+
+    facts: dict[str, Any]
+    tables: Sequence[tables.Table]
+    opening: str = ""
+    closing: Sequence[str] = ()
+
+
+def present(shown: Shown, as_json: bool) -> None:
+    """Print what there is to show."""
+    show(shown.facts, as_json, *shown.tables, opening=shown.opening, closing=shown.closing)
+
+
+def do_with(
+    run: Run,
+    work: Callable[[Run], Shown],
+    reporter: Reporter,
+    as_json: bool,
+    *,
+    begin: bool = False,
+    together: Callable[[Comparison], Path] | None = None,
+) -> None:
+    """Do a verb's work with a run, or with every member of a family, and show what came of it.
+
+    Args:
+        run: of one dictionary, or the folder of a family.
+        work: done with each run while this process holds it.
+        reporter: shows progress.
+        as_json: how it is shown.
+        begin: begin members of the family that are not there.
+        together: writes a file of all members.
+
+    Raises:
+        Exit: with status 1, after all members, if one of them failed.
+    """
+    from kyomei.stages.compare import compare
+    from kyomei.stages.family import each, family_of, members
+
+    if not family_of(run).axes:
+        with run.lock():
+            shown = work(run)
+        present(shown, as_json)
+        return
+    outcome = each(run, work, reporter, begin=begin)
+    failed = {name: str(error) for name, error in outcome.failed.items()}
+    facts = {"members": {name: shown.facts for name, shown in outcome.done.items()}, "failed": failed}
+    found = compare({part.folder.name: part for part in members(run)})
+    closing = [*found.notes, *(f"{name} failed: {words}" for name, words in failed.items())]
+    if together is not None:
+        closing.append(str(together(found)))
+    show(facts, as_json, tables.compare_table(found.rows, str(run.folder)), closing=closing)
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,278 @@
+"""Verbs of a run, from text to report."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kyomei.cli.frame import AsJson, Overwrite, Resume, RunFolder, Shown, Threads, app, do_with, present, verb
+from kyomei.errors import RecipeError, RunError
+from kyomei.options import Asked, recipe_options
+from kyomei.provenance import command_line
+from kyomei.views import tables
+from kyomei.views.console import show, verdict_words
+
+if TYPE_CHECKING:
+    from kyomei.config.family import Family
+    from kyomei.runs import Run
+
+
+@app.command("demo")
+def demo_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of the run.")] = Path("runs/demo"),
+    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.", show_default="0")] = None,
+    overwrite: Overwrite = False,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """The whole path on the embedded model: harvest, check, train, TopK beside it, certify, measure, report.
+
+    A second call reuses what is there.
+    """
+    with verb(threads) as reporter:
+        from kyomei.runs import Run
+        from kyomei.stages.demo import demo, demo_recipe
+        from kyomei.stages.harvest import harvested_run
+
+        there = Run.open(folder).recipe if not overwrite and (folder / "manifest.json").exists() else demo_recipe(seed or 0)
+        asked = there if seed is None else there.with_values({"seed": seed})
+        run = harvested_run(folder, asked, reporter, resume=not overwrite, overwrite=overwrite, command=command_line())
+        with run.lock():
+            path = demo(run, reporter)
+            present(_evidence(run), as_json)
+        reporter.note(f"report: {path}")
+
+
+@app.command("harvest")
+@recipe_options()
+def harvest_command(
+    folder: RunFolder,
+    asked: Asked,
+    threads: Threads = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Model and text to activation shards, split by document into replicas and evidence."""
+    with verb(threads) as reporter:
+        from kyomei.stages.family import begun
+        from kyomei.stages.harvest import summary
+
+        family = _asked_of(folder, asked, resume)
+        run = begun(folder, family, reporter, resume=resume, overwrite=overwrite, command=command_line())
+        facts = summary(run)
+        show(facts, as_json, tables.harvest_table(facts, str(folder)))
+
+
+@app.command("check")
+@recipe_options("dtype")
+def check_command(
+    source: Annotated[Path, typer.Argument(help="File or folder of activations, or run.", show_default=False)],
+    asked: Asked,
+    threads: Threads = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Are the premises of feature recovery met on these activations, and what share of the features would be found?
+
+    With --model, --text, --site, --tokens, --recipe or --set, SOURCE is a new run to harvest into.
+    """
+    with verb(threads) as reporter:
+        from kyomei.source.rows import open_rows
+        from kyomei.stages.check import check_rows, check_run
+
+        seed, device = asked.options.get("seed"), asked.options.get("device")
+        # These two say how to check; anything else is of rows to harvest.
+        is_new = resume or not asked.says_at_most("seed", "device")
+        if is_new or (source / "manifest.json").exists():
+            from kyomei.runs import Run
+            from kyomei.stages.family import begun
+
+            def check_it(run: Run) -> Shown:
+                facts = check_run(run, reporter, seed=seed, device=device).to_dict()
+                return Shown(facts, [tables.premises_table(facts)])
+
+            if is_new:
+                wanted = _asked_of(source, asked, resume)
+                run = begun(source, wanted, reporter, resume=resume, overwrite=overwrite, command=command_line())
+            else:
+                run = Run.open(source)
+            do_with(run, check_it, reporter, as_json, begin=True)
+        else:
+            facts = check_rows(open_rows(source), reporter, seed=seed or 0, device=device or "auto").to_dict()
+            show(facts, as_json, tables.premises_table(facts))
+
+
+@app.command("train")
+@recipe_options()
+def train_command(
+    folder: RunFolder,
+    asked: Asked,
+    harvest: Annotated[
+        Path | None,
+        typer.Option("--from", help="A harvest, or a run, whose rows to learn from; nothing is harvested.", show_default=False),
+    ] = None,
+    mesh: Annotated[
+        str | None,
+        typer.Option(
+            "--mesh", help="Under torchrun: parts of the rows x parts of the latents, such as 2x4.", show_default="all rows"
+        ),
+    ] = None,
+    threads: Threads = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Dictionaries of every replica and of the Gaussian null; harvests first where that is not done.
+
+    Several sites, widths, mechanisms or L0s, or lists by --set, make a family: a run for each combination, on one harvest.
+
+    Under torchrun all processes train each dictionary together; the run has to be harvested, and --resume is implied.
+    """
+    with verb(threads) as reporter:
+        from kyomei.runs import Run
+        from kyomei.stages.family import begun, refuse_family
+        from kyomei.stages.harvested import open_harvest
+        from kyomei.stages.train import train_on_mesh, train_run
+
+        def train_it(run: Run) -> Shown:
+            facts = train_run(run, reporter)
+            return Shown(facts, [tables.train_table(facts, str(run.folder))])
+
+        if mesh is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            if overwrite:
+                raise RecipeError("--overwrite in one process only", "a mesh", "harvest anew with --overwrite, then train")
+            if not (folder / "manifest.json").exists():
+                do = "run `kyomei harvest` first, in one process"
+                raise RunError("a harvested run on a mesh", f"none in {folder}", do)
+            run = Run.create(folder, _asked_of(folder, asked, resume=True).base, resume=True)
+            refuse_family(run)
+            facts = train_on_mesh(run, *_parts(mesh), reporter)
+            if facts is not None:
+                show(facts, as_json, tables.train_table(facts, str(folder)))
+            return
+        host = None if harvest is None else open_harvest(harvest)
+        family = _asked_of(folder, asked, resume) if host is None else _on_harvest(folder, asked, resume, host)
+        run = begun(folder, family, reporter, resume=resume, overwrite=overwrite, command=command_line(), harvest=host)
+        do_with(run, train_it, reporter, as_json, begin=True)
+
+
+@app.command("measure")
+def measure_command(
+    folder: RunFolder,
+    null: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--null",
+            help="A further null beside every consistency figure; repeatable: "
+            "random-weights, frozen-decoder, soft-frozen-decoder, frozen-encoder.",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Every number of a trained run beside its null, on documents that no replica saw."""
+    with verb(threads) as reporter:
+        from kyomei.runs import Run
+        from kyomei.stages.measure import measure_run
+
+        def measure_it(run: Run) -> Shown:
+            measure_run(run, reporter, null or ())
+            return _evidence(run)
+
+        do_with(Run.open(folder), measure_it, reporter, as_json)
+
+
+@app.command("certify")
+def certify_command(
+    folder: RunFolder,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option("--baseline", help="Mechanism to train and certify beside it; repeatable.", show_default=False),
+    ] = None,
+    random_weights: Annotated[
+        bool,
+        typer.Option("--random-weights", help="Also repeat the run with random model weights and compare origins."),
+    ] = False,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which features of a trained run's dictionary other replicas confirm, and where they come from."""
+    with verb(threads) as reporter:
+        from kyomei.runs import Run
+        from kyomei.stages.certify import certify_run
+
+        def certify_it(run: Run) -> Shown:
+            facts = certify_run(run, reporter, baselines=baseline or (), random_weights=random_weights)
+            shown = tables.certify_tables(facts, str(run.folder))
+            return Shown(facts, shown, verdict_words(facts["verdict"]), tables.certify_notes(facts))
+
+        do_with(Run.open(folder), certify_it, reporter, as_json)
+
+
+@app.command("report")
+def report_command(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Write report.html from a run's evidence."""
+    with verb(None) as reporter:
+        from kyomei.runs import Run
+        from kyomei.stages.certify import verdict_of
+        from kyomei.stages.compare import write_index
+        from kyomei.stages.report import report_run
+
+        def report_it(run: Run) -> Shown:
+            path = report_run(run)
+            answer = verdict_of(run).to_dict()
+            return Shown({"verdict": answer, "report": str(path)}, [], verdict_words(answer), [str(path)])
+
+        run = Run.open(folder)
+        do_with(run, report_it, reporter, as_json, together=lambda found: write_index(run, found))
+
+
+def _asked_of(folder: Path, asked: Asked, resume: bool) -> Family:
+    """What is asked for: options build on a run that is resumed, so nothing needs to be said again."""
+    from kyomei.config import Recipe
+    from kyomei.config.family import Family
+    from kyomei.runs import MANIFEST, RECIPE, Run, finish_birth
+    from kyomei.stages.family import family_of
+
+    if resume and folder.is_dir():
+        finish_birth(folder)
+        if (folder / MANIFEST).exists():
+            return asked.family(family_of(Run.open(folder)))
+        if (folder / RECIPE).exists():
+            return asked.family(Family(Recipe.read(folder / RECIPE)))
+    return asked.family()
+
+
+def _on_harvest(folder: Path, asked: Asked, resume: bool, harvest: Run) -> Family:
+    """The same for what learns from a harvest in another folder, whose source it has."""
+    from kyomei.stages.harvested import source_from
+
+    family = _asked_of(folder, asked, resume)
+    if resume and (folder / "manifest.json").exists():
+        return family
+    return replace(family, base=source_from(harvest, family.base, asked.source()))
+
+
+def _parts(mesh: str | None) -> tuple[int, int]:
+    """Parts of the rows and of the latents; without a wish, every process has a part of the rows."""
+    try:
+        data, features = (int(part) for part in (mesh or f"{os.environ.get('WORLD_SIZE', '1')}x1").split("x"))
+    except ValueError as error:
+        raise RecipeError("--mesh as 2x4", f"'{mesh}'", "give parts of the rows and of the latents") from error
+    return data, features
+
+
+def _evidence(run: Run) -> Shown:
+    from kyomei.stages.certify import verdict_of
+
+    evidence = run.read_json("evidence.json")
+    answer = verdict_of(run).to_dict()
+    table, missing = tables.evidence_table(evidence, str(run.folder)), tables.missing_evidence(evidence)
+    return Shown({"verdict": answer, **evidence}, [table], verdict_words(answer), missing)
