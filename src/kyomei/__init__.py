@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kyomei.evidence.check.premises import Premises, check
     from kyomei.evidence.consistency import consistency
     from kyomei.evidence.recovery import recovery
+    from kyomei.evidence.site import check_site
     from kyomei.learning.directions import Directions
     from kyomei.learning.fit import fit
     from kyomei.learning.resonance import resonate
@@ -35,6 +36,7 @@ __all__ = [
     "__version__",
     "certify",
     "check",
+    "check_site",
     "consistency",
     "fit",
     "load",
@@ -52,6 +54,7 @@ _MODULES = {
     "SparseAutoencoder": "kyomei.dictionary.sae",
     "certify": "kyomei.stages.certify",
     "check": "kyomei.evidence.check.premises",
+    "check_site": "kyomei.evidence.site",
     "consistency": "kyomei.evidence.consistency",
     "fit": "kyomei.learning.fit",
     "load": "kyomei.dictionary.formats",

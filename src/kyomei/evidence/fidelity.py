@@ -13,8 +13,10 @@ from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, EvidenceError
 from kyomei.evidence.codes import Autoencoder, Codec, Coded, coded_blocks, firing_counts
+from kyomei.evidence.site import check_site
 from kyomei.source.rows import RowsLike, open_rows
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -123,10 +125,15 @@ def fidelity(sae: Autoencoder, rows: RowsLike) -> Fidelity:
         rows: activations [rows, dim] that it was not trained on, or whatever holds them; for the share of dead latents
             to mean something, about a million, or all there are.
 
+    Warns:
+        SiteWarning: the rows come from elsewhere than those it was trained on; see `check_site`.
+
     Raises:
         DataError: if all rows are equal, which leaves no variance to explain.
     """
     opened = open_rows(rows)
+    if isinstance(sae, SparseAutoencoder) and sae.provenance:
+        check_site(sae, opened)
     sums = FidelitySums(sae.width, opened.dim)
     for (block,) in coded_blocks([sae], opened):
         sums.add(block)

@@ -17,6 +17,7 @@ from kyomei.evidence.codes import total
 from kyomei.evidence.controls import GAUSSIAN, RANDOM_WEIGHTS
 from kyomei.evidence.origin import origin, share_difference
 from kyomei.evidence.reproduction import compare_coded, require_comparable, rows_used
+from kyomei.evidence.site import check_site
 from kyomei.evidence.survey import survey
 from kyomei.evidence.verdict import Verdict, verdict
 from kyomei.learning.spaces import Whitening
@@ -190,6 +191,7 @@ def _certificate(run: Run, pair: Pair, data: dict[str, str]) -> Certificate:
     rows = activations(run, "evidence")
     dictionaries = [pair.arm.dictionary(run, i) for i in range(pair.arm.replicas)]
     null = (pair.null.dictionary(run, 0), pair.null.dictionary(run, 1))
+    check_site(dictionaries[0], rows)
     null_rows = evidence_null(run, rows)
     require_comparable(dictionaries, null, rows.dim)
     index = rows_used(rows.num_rows)

@@ -14,6 +14,7 @@ from kyomei.evidence.examples import cards, choose, lowest_mcs
 from kyomei.evidence.fidelity import LeftAlone, cross_entropy_recovered
 from kyomei.evidence.reproduction import MIN_REPLICAS
 from kyomei.evidence.selectivity import Selectivity
+from kyomei.evidence.site import check_site
 from kyomei.evidence.survey import Survey, survey
 from kyomei.learning.directions import Directions
 from kyomei.learning.spaces import Whitening
@@ -53,6 +54,7 @@ def measure_run(run: Run, reporter: Reporter, nulls: Sequence[str] = ()) -> dict
     surveys: list[Survey] = []
     for pair in pairs:
         reporter.note(f"measure {pair.name}")
+        check_site(pair.arm.dictionary(run, 0), rows)
         found = survey([pair.arm.dictionary(run, i) for i in range(pair.arm.replicas)], rows)
         surveys.append(found[0])
         evidence["mechanisms"][pair.name] = {"title": pair.title, **_measure_pair(run, pair, found, rows, metric)}

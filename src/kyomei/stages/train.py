@@ -10,6 +10,7 @@ from typing import Any
 
 from kyomei.errors import RunError
 from kyomei.evidence.controls import Control
+from kyomei.evidence.site import sample_figures
 from kyomei.learning.checkpoint import resume_step
 from kyomei.learning.directions import Directions
 from kyomei.learning.fit import WARM_FOLDER, choose_device, fit, starts_from_resonance
@@ -145,6 +146,9 @@ def _train_replica(run: Run, arm: Arm, replica: int, reporter: Reporter) -> None
             sink.close()
     if mesh.leads:
         sae.provenance = {**_provenance(run, arm, replica), **sae.provenance}
+        if arm.control is None:
+            others = (activations(run, f"replica-{i}") for i in range(arm.replicas) if i != replica)
+            sae.provenance["other_parts"] = [sample_figures(sae, part).to_dict() for part in others]
         sae.save(folder)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
@@ -49,6 +50,13 @@ def speak_plainly() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=_HANDLER)
+    warnings.formatwarning = _warned
+
+
+def _warned(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """One line for what Kyomei itself warns of; where others' warnings come from may matter."""
+    own = category.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return f"kyomei: {message}\n" if own else f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def verdict_words(verdict: Mapping[str, Any]) -> str:
