@@ -23,7 +23,7 @@ from kyomei.dictionary.formats import load
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.evidence.certificate import dense_part
 from kyomei.evidence.controls import GAUSSIAN
-from kyomei.evidence.fidelity import LeftAlone, cross_entropy_recovered, fidelity
+from kyomei.evidence.fidelity import cross_entropy_recovered, fidelity
 from kyomei.evidence.reproduction import certify_latents
 from kyomei.evidence.survey import survey
 from kyomei.learning.directions import Directions
@@ -83,8 +83,8 @@ def recovered(run: Run, saes: list[SparseAutoencoder]) -> list[float] | None:
     model = load_model(run.recipe)
     if not model.is_causal:
         return None
-    text, site, special = Tokens.load(run.path("tokens/evidence")), site_of(run), LeftAlone(model.special_ids)
-    return [cross_entropy_recovered(model, text, site, sae, max_windows=256, left_alone=special).recovered for sae in saes]
+    text, site, special = Tokens.load(run.path("tokens/evidence")), site_of(run), model.special_ids
+    return [cross_entropy_recovered(model, text, site, sae, max_windows=256, special_ids=special).recovered for sae in saes]
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, EvidenceError
 from kyomei.evidence import codes as module
-from kyomei.evidence.fidelity import LeftAlone, cross_entropy_recovered, fidelity
+from kyomei.evidence.fidelity import cross_entropy_recovered, fidelity
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -116,7 +116,7 @@ def slow_loss(model: ToyModel, ids: Tensor, scale: float, special: set[int]) -> 
 @pytest.mark.parametrize("special", [set(), {0, 3}])
 def test_cross_entropy_equals_the_slow_reference(special: set[int]) -> None:
     model = ToyModel()
-    found = cross_entropy_recovered(model, IDS, "layer", Reconstruct(0.5), left_alone=LeftAlone(special), windows_per_batch=4)
+    found = cross_entropy_recovered(model, IDS, "layer", Reconstruct(0.5), special_ids=special)
     original, spliced, zero = (slow_loss(model, IDS, scale, special) for scale in (1.0, 0.5, 0.0))
     assert (found.original, found.spliced, found.zero_ablated) == pytest.approx((original, spliced, zero), rel=1e-5)
     assert found.num_tokens == 45
@@ -135,8 +135,7 @@ def test_rows_of_a_massive_norm_keep_their_own_activation() -> None:
     norms = model.embedding.norm(dim=1)
     bound = float(norms.sort().values[-4:-2].mean())
     massive = {token for token in range(11) if float(norms[token]) > bound}
-    rows_alone = LeftAlone({3}, max_norm=bound)
-    found = cross_entropy_recovered(model, IDS, "layer", Reconstruct(0.5), left_alone=rows_alone, side="input")
+    found = cross_entropy_recovered(model, IDS, "layer", Reconstruct(0.5), special_ids={3}, max_norm=bound, side="input")
     expected = [slow_loss(model, IDS, scale, massive | {3}) for scale in (1.0, 0.5, 0.0)]
     assert [found.original, found.spliced, found.zero_ablated] == pytest.approx(expected, rel=1e-5)
     assert found.left_norm == sum(int((token == IDS).sum()) for token in massive - {3}) > 0

@@ -19,6 +19,7 @@ from kyomei.evidence.codes import Autoencoder, Codec, Coded, coded_blocks, firin
 from kyomei.evidence.site import check_site
 from kyomei.source.rows import RowsLike, open_rows
 
+WINDOWS_PER_BATCH = 8
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -201,22 +202,6 @@ class CrossEntropy:
         }
 
 
-@dataclass(frozen=True)
-class LeftAlone:
-    """Rows that training leaves out, so that nothing is known of how to reconstruct them.
-
-    Attributes:
-        special_ids: of such tokens.
-        max_norm: of an activation; above it stands a massive one.
-    """
-
-    special_ids: Collection[int] = ()
-    max_norm: float = math.inf
-
-
-NOTHING_LEFT_ALONE = LeftAlone()
-
-
 @torch.no_grad()
 def cross_entropy_recovered(
     model: SpliceableModel,
@@ -226,8 +211,8 @@ def cross_entropy_recovered(
     max_windows: int = 64,
     *,
     side: Literal["output", "input"] = "output",
-    left_alone: LeftAlone = NOTHING_LEFT_ALONE,
-    windows_per_batch: int = 8,
+    special_ids: Collection[int] = (),
+    max_norm: float = math.inf,
 ) -> CrossEntropy:
     """What the model's next-token loss loses when a site's activation is replaced by its reconstruction.
 
@@ -238,22 +223,22 @@ def cross_entropy_recovered(
         sae: reconstructs the site's rows [rows, dim].
         max_windows: windows measured, spread evenly over `tokens`.
         side: whether what the site's module gives is replaced, or what goes into it.
-        left_alone: where the site keeps its own activation, since no dictionary is trained on such rows.
-        windows_per_batch: windows in one forward pass.
+        special_ids: at these tokens the site keeps its own activation, since no dictionary is trained on their rows.
+        max_norm: above this norm an activation is kept as well, for the same reason.
 
     Raises:
         EvidenceError: if there is no window of at least two tokens, or max_windows is below 1.
     """
     ids = torch.as_tensor(tokens if isinstance(tokens, Tensor | np.ndarray) else tokens.ids).cpu().long()
-    if ids.ndim != 2 or len(ids) == 0 or ids.shape[1] < 2 or max_windows < 1 or windows_per_batch < 1:
-        found = f"ids of shape {list(ids.shape)}, max_windows {max_windows}, windows_per_batch {windows_per_batch}"
+    if ids.ndim != 2 or len(ids) == 0 or ids.shape[1] < 2 or max_windows < 1:
+        found = f"ids of shape {list(ids.shape)}, max_windows {max_windows}"
         raise EvidenceError("ids [windows, at least 2] and at least one window", found, "pass packed windows of tokens")
     ids = ids[torch.linspace(0, len(ids) - 1, min(max_windows, len(ids))).round().long()]
-    special_ids = torch.tensor(sorted(left_alone.special_ids), dtype=torch.int64)
+    not_text = torch.tensor(sorted(special_ids), dtype=torch.int64)
     losses, left_special, left_norm = [], 0, 0
-    for batch in torch.split(ids, windows_per_batch):
-        special = torch.isin(batch, special_ids)
-        reconstructed, silenced = (_Splice(codec, special, left_alone.max_norm) for codec in (sae, _Zero()))
+    for batch in torch.split(ids, WINDOWS_PER_BATCH):
+        special = torch.isin(batch, not_text)
+        reconstructed, silenced = (_Splice(codec, special, max_norm) for codec in (sae, _Zero()))
         splices = (None, (site, reconstructed), (site, silenced))
         logits = (model.logits(batch, splice=splice, side=side) for splice in splices)
         losses.append(torch.stack([_next_token_losses(each, batch) for each in logits], dim=1))

@@ -11,7 +11,7 @@ from torch import Tensor
 from kyomei.evidence.consistency import Consistency, Null, consistency
 from kyomei.evidence.controls import GAUSSIAN, control_named
 from kyomei.evidence.examples import cards, choose, lowest_mcs
-from kyomei.evidence.fidelity import LeftAlone, cross_entropy_recovered
+from kyomei.evidence.fidelity import cross_entropy_recovered
 from kyomei.evidence.reproduction import MIN_REPLICAS
 from kyomei.evidence.selectivity import Selectivity
 from kyomei.evidence.site import check_site
@@ -142,13 +142,13 @@ def _cross_entropy(run: Run, pairs: Sequence[Pair]) -> dict[str, Any]:
     if reason is not None:
         return {"cross_entropy": {}, "cross_entropy_note": reason}
     # What the harvest dropped, no dictionary has learnt.
-    median_norm = activations(run, "evidence", verify=False).meta["median_norm"]
-    left_alone = LeftAlone(model.special_ids if source.drop_special else (), source.norm_bound * median_norm)
+    special_ids = model.special_ids if source.drop_special else set()
+    max_norm = source.norm_bound * activations(run, "evidence", verify=False).meta["median_norm"]
     figures = {}
     for pair in pairs:
         sae = pair.arm.dictionary(run, 0).to(model.device)
         figures[pair.name] = cross_entropy_recovered(
-            model, tokens, site, sae, max_windows=32, side=source.side, left_alone=left_alone
+            model, tokens, site, sae, max_windows=32, side=source.side, special_ids=special_ids, max_norm=max_norm
         ).to_dict()
     return {"cross_entropy": figures}
 
