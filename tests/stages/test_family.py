@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 from kyomei.cli import app
 from kyomei.config import Recipe
 from kyomei.config.family import Family
-from kyomei.errors import RecipeError
+from kyomei.errors import RecipeError, RunError
 from kyomei.runs import BIRTH, RECIPE, Run
+from kyomei.stages.certify import certify
+from kyomei.stages.harvested import activations
 
 A, B = "model.layers.1.mlp", "model.layers.2.mlp"
 SOURCE = {
@@ -267,8 +269,9 @@ def test_verbs_on_a_family_do_all_members_and_name_those_that_fail(family: tuple
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert all(f'href="members/{path.name}/report.html"' in page and (path / "report.html").exists() for path in others)
     assert "<svg" in page and "Different sites" in page
-    found = kyomei("check", folder, "--json")
+    found = kyomei("check", folder)
     assert found.exit_code == 0 and all((path / "premises.json").exists() for path in (first, *others)), found.output
+    assert found.stderr.count("check: ") == 2 and f"{first.name} " in found.stdout  # once for each site
 
 
 @pytest.mark.slow
@@ -289,6 +292,42 @@ def test_a_harvest_of_several_sites_is_trained_as_a_family(harvest: Path, tmp_pa
     refused("train", folder, "--resume", *options(TRAIN))  # other settings than the harvest was begun with
     said = refused("certify", folder)
     assert "members of the family" in said and not (folder / "members").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sites", "said"),
+    [
+        ((A, A), None),
+        ((A, "model.embed_tokens"), None),
+        ((A, "lm_head"), None),
+        ((A, "model.layers.9.mlp"), "a near one"),
+    ],
+    ids=["twice", "of another kind", "of another width", "unknown"],
+)
+def test_sites_of_any_kind_are_learnt_or_refused(tmp_path: Path, sites: tuple[str, str], said: str | None) -> None:
+    folder = tmp_path / "F"
+    asked = ["train", folder, "--site", sites[0], "--site", sites[1], *options(SOURCE, TRAIN), "--set", "train.steps=1"]
+    if said is not None:
+        assert said in refused(*asked) and not folder.exists()
+        return
+    result = kyomei(*asked)
+    if len(set(sites)) == 1:
+        assert result.exit_code == 0 and (folder / "replicas/0/sae.safetensors").exists() and not (folder / "members").exists()
+        return
+    # One that cannot be learnt, for instance with fewer rows than dimensions, is named, and the other is learnt.
+    learnt = {path.parents[2].name for path in folder.glob("members/*/replicas/0/sae.safetensors")}
+    assert A in learnt and all(site in learnt or f"{site} failed: Expected" in result.stderr for site in sites)
+    assert result.exit_code == int(len(learnt) < 2)
+
+
+def test_no_stage_takes_one_of_several_sites_in_silence(harvest: Path) -> None:
+    run = Run.open(harvest)
+    with pytest.raises(RunError, match="a run of one site"):
+        activations(run, "evidence")
+    with pytest.raises(RunError, match="one run"):
+        certify(run)
+    assert "one run" in refused("demo", harvest)
 
 
 def test_a_mesh_trains_one_run(harvest: Path) -> None:

@@ -109,6 +109,7 @@ def do_with(
     as_json: bool,
     *,
     begin: bool = False,
+    side_by_side: Callable[[dict[str, Any], str], tables.Table] | None = None,
     together: Callable[[Comparison], Path] | None = None,
 ) -> None:
     """Do a verb's work with a run, or with every member of a family, and show what came of it.
@@ -119,6 +120,7 @@ def do_with(
         reporter: shows progress.
         as_json: how it is shown.
         begin: begin members of the family that are not there.
+        side_by_side: the table of all members' facts and a title; none: their dictionaries side by side.
         together: writes a file of all members.
 
     Raises:
@@ -134,11 +136,14 @@ def do_with(
         return
     outcome = each(run, work, reporter, begin=begin)
     failed = {name: str(error) for name, error in outcome.failed.items()}
-    facts = {"members": {name: shown.facts for name, shown in outcome.done.items()}, "failed": failed}
+    by_name = {name: shown.facts for name, shown in outcome.done.items()}
     found = compare({part.folder.name: part for part in members(run)})
-    closing = [*found.notes, *(f"{name} failed: {words}" for name, words in failed.items())]
-    if together is not None:
-        closing.append(str(together(found)))
-    show(facts, as_json, tables.compare_table(found.rows, str(run.folder)), closing=closing)
+    if side_by_side is None:
+        table, notes = tables.compare_table(found.rows, str(run.folder)), found.notes
+    else:
+        table, notes = side_by_side(by_name, str(run.folder)), []
+    files = [] if together is None else [str(together(found))]
+    failures = [f"{name} failed: {words}" for name, words in failed.items()]
+    show({"members": by_name, "failed": failed}, as_json, table, closing=[*notes, *failures, *files])
     if failed:
         raise typer.Exit(1)

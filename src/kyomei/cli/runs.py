@@ -36,11 +36,13 @@ def demo_command(
     with verb(threads) as reporter:
         from kyomei.runs import Run
         from kyomei.stages.demo import demo, demo_recipe
+        from kyomei.stages.family import refuse_family
         from kyomei.stages.harvest import harvested_run
 
         there = Run.open(folder).recipe if not overwrite and (folder / "manifest.json").exists() else demo_recipe(seed or 0)
         asked = there if seed is None else there.with_values({"seed": seed})
         run = harvested_run(folder, asked, reporter, resume=not overwrite, overwrite=overwrite, command=command_line())
+        refuse_family(run)
         with run.lock():
             path = demo(run, reporter)
             present(_evidence(run), as_json)
@@ -84,7 +86,7 @@ def check_command(
     """
     with verb(threads) as reporter:
         from kyomei.source.rows import open_rows
-        from kyomei.stages.check import check_rows, check_run
+        from kyomei.stages.check import Known, check_rows, check_run
 
         seed, device = asked.options.get("seed"), asked.options.get("device")
         # These two say how to check; anything else is of rows to harvest.
@@ -93,8 +95,10 @@ def check_command(
             from kyomei.runs import Run
             from kyomei.stages.family import begun
 
+            known: Known = {}
+
             def check_it(run: Run) -> Shown:
-                facts = check_run(run, reporter, seed=seed, device=device).to_dict()
+                facts = check_run(run, reporter, seed=seed, device=device, known=known).to_dict()
                 return Shown(facts, [tables.premises_table(facts)])
 
             if is_new:
@@ -102,7 +106,7 @@ def check_command(
                 run = begun(source, wanted, reporter, resume=resume, overwrite=overwrite, command=command_line())
             else:
                 run = Run.open(source)
-            do_with(run, check_it, reporter, as_json, begin=True)
+            do_with(run, check_it, reporter, as_json, begin=True, side_by_side=tables.premises_by_name)
         else:
             facts = check_rows(open_rows(source), reporter, seed=seed or 0, device=device or "auto").to_dict()
             show(facts, as_json, tables.premises_table(facts))

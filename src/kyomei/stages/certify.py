@@ -27,6 +27,7 @@ from kyomei.source.rows import Rows
 from kyomei.source.text import Tokens
 from kyomei.stages.arms import Pair, made_from, own_pair, random_weights_run, replica_seed, require_trained, trained_pairs
 from kyomei.stages.check import FILE as PREMISES
+from kyomei.stages.family import refuse_family
 from kyomei.stages.harvested import activations, site_of, tokens_of
 from kyomei.stages.progress import Reporter
 from kyomei.stages.train import train_baseline, train_run
@@ -49,10 +50,11 @@ def certify(run: Run | Path | str) -> Certificate:
         run: a run, or its folder, trained with at least three replicas.
 
     Raises:
-        RunError: there is no trained run.
+        RunError: there is no trained run, or a family.
         EvidenceError: it has fewer than three replicas.
     """
     run = run if isinstance(run, Run) else Run.open(Path(run))
+    refuse_family(run)
     certificate = standing(run, own_pair(run))  # to read one, no lock is needed
     if certificate is None:
         with run.lock():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kyomei.evidence.check.premises import Premises, check
 from kyomei.learning.fit import choose_device
 from kyomei.runs import Run
@@ -16,7 +18,13 @@ PART = "replica-0"
 FILE = "premises.json"
 
 
-def check_run(run: Run, reporter: Reporter, *, seed: int | None = None, device: str | None = None) -> Premises:
+Known = dict[tuple[Any, ...], Premises]
+"""Premises by the rows and the seed that they are of."""
+
+
+def check_run(
+    run: Run, reporter: Reporter, *, seed: int | None = None, device: str | None = None, known: Known | None = None
+) -> Premises:
     """Check the activations of a run's first replica, harvesting what is missing, and write premises.json.
 
     Args:
@@ -24,10 +32,14 @@ def check_run(run: Run, reporter: Reporter, *, seed: int | None = None, device: 
         reporter: shows progress.
         seed: none: the recipe's.
         device: none: the recipe's.
+        known: what is known already, of runs on the same rows; what is measured here is added.
     """
     harvest_run(run, reporter)
-    seed = run.recipe.seed if seed is None else seed
-    premises = check_rows(activations(run, PART), reporter, seed=seed, device=device or run.recipe.device)
+    seed, known = run.recipe.seed if seed is None else seed, {} if known is None else known
+    rows = (*sorted(_made_from(run).items()), seed)
+    if rows not in known:
+        known[rows] = check_rows(activations(run, PART), reporter, seed=seed, device=device or run.recipe.device)
+    premises = known[rows]
     run.write_json(FILE, premises.to_dict())
     run.record(FILE)
     run.finish(STAGE, _made_from(run))

@@ -147,8 +147,16 @@ def sites_of(run: Run) -> list[str]:
 
 
 def site_of(run: Run) -> str:
-    """The site whose activations the run learns from: the first of them; raises as `sites_of` does."""
-    return sites_of(run)[0]
+    """The one site whose activations a run learns from.
+
+    Raises:
+        RunError: as `sites_of` does; there are several, of which none may be taken in silence.
+    """
+    first, *others = sites_of(run)
+    if others:
+        do = "train a run for each with `kyomei train`, or name one of its members"
+        raise RunError("a run of one site", f"{', '.join([first, *others])} in {run.folder}", do)
+    return first
 
 
 def activations(run: Run, part: str, *, site: str | None = None, verify: bool = True) -> ShardFolder:

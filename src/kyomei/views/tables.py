@@ -231,6 +231,13 @@ def premises_table(premises: Facts) -> Table:
     return Table(title, ("premise", "status", "estimate"), rows, legend)
 
 
+def premises_by_name(each: Mapping[str, Facts], title: str) -> Table:
+    """Verdict and expected recovery of several checks, by name."""
+    rows = tuple((name, premises["verdict"], expected_recovery(premises)) for name, premises in each.items())
+    header = ("rows of", "premises", "share of features recovered (cosine 0.9)")
+    return Table(title, header, rows, words=(0, 1))
+
+
 def premise_figures(premise: Facts) -> str:
     """Estimate in short, and where there is an interval what it is of."""
     from kyomei.evidence.check.premises import SHORT  # it imports torch, which help does without
