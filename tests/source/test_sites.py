@@ -46,9 +46,7 @@ def test_a_site_is_a_path_and_a_call() -> None:
 
 @pytest.mark.parametrize("path", [f"model.layers.1.block_sparse_moe.experts.{rest}" for rest in ("2", "2.w1", "act_fn")])
 def test_one_expert_is_refused_with_the_reason_and_the_block_named(path: str) -> None:
-    expected = (
-        r"each sees the tokens routed to it only. Take the whole block: model.layers.1.block_sparse_moe\."
-    )
+    expected = r"each sees the tokens routed to it only. Take the whole block: model.layers.1.block_sparse_moe\."
     with pytest.raises(ModelError, match=expected):
         require_sites([path], [path], "a mixture")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +17,10 @@ from rich.text import Text
 from kyomei.errors import Interrupted
 from kyomei.learning.mesh import Mesh
 from kyomei.signals import asked
+from kyomei.views.numbers import duration
+
+FIRST_LINE_SECONDS, LINE_SECONDS = 30.0, 60.0
+"""When a log file is first told how far some work is, and how often after that."""
 
 
 class _Rate(TextColumn):
@@ -27,6 +33,51 @@ class _Rate(TextColumn):
         return Text(f"{task.speed:,.0f}/s" if task.speed else "–/s", style="dim")
 
 
+class _Lines:
+    """How far some work is, in one line a minute: for a log file, which wants no redrawn bar."""
+
+    def __init__(self, label: str, say: Callable[[str], None]) -> None:
+        self._label, self._say, self._stop = label, say, threading.Event()
+        self._last: tuple[int, int] | None = None
+        self._said = time.monotonic(), 0
+        self._thread = threading.Thread(target=self._report, name="progress", daemon=True)
+
+    def tick(self, done: int, total: int) -> None:
+        if self._last is None:  # what was there before is no work of this process
+            self._said = time.monotonic(), done
+        self._last = done, total
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Callable[[int, int], None]]:
+        self._thread.start()
+        try:
+            yield self.tick
+        finally:
+            self._stop.set()
+            self._thread.join()
+
+    def _report(self) -> None:
+        left = FIRST_LINE_SECONDS
+        while not self._stop.wait(left):
+            self._say(self._line())
+            left = LINE_SECONDS
+
+    def _line(self) -> str:
+        if self._last is None:
+            return f"{self._label}: at work"
+        (before, done_before), now, (done, total) = self._said, time.monotonic(), self._last
+        self._said = now, done
+        rate = (done - done_before) / max(now - before, 1e-9)
+        speed = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
+        left = f", {duration((total - done) / rate)} left" if rate > 0 else ""
+        return f"{self._label}: {done:,} of {total:,}, {speed}{left}"
+
+
+def _console() -> Console:
+    # Where nobody looks at a terminal no variable of the environment makes it one.
+    return Console(stderr=True, force_terminal=None if sys.stderr.isatty() else False)
+
+
 @dataclass(frozen=True)
 class Reporter:
     """Progress on the terminal.
@@ -36,7 +87,7 @@ class Reporter:
         mesh: the ranks that do this work together; only the leading one says and writes anything.
     """
 
-    console: Console = field(default_factory=lambda: Console(stderr=True))
+    console: Console = field(default_factory=_console)
     mesh: Mesh = field(default_factory=Mesh)
 
     def on(self, mesh: Mesh) -> Reporter:
@@ -49,13 +100,13 @@ class Reporter:
 
     @contextlib.contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar with rate and remaining time; yields what to call with (done, in all)."""
+        """A bar with rate and remaining time, or lines where there is no terminal; yields what to call with (done, in all)."""
         label_and_bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         columns = (*label_and_bar, _Rate(), TimeElapsedColumn(), TimeRemainingColumn())
-        if not self.console.is_terminal:
-            # A log file wants one line a step of work, not a redrawn bar.
+        if not self.console.is_terminal or self.console.is_dumb_terminal:
             began = time.monotonic()
-            yield lambda done, total: None
+            with _Lines(label, self.note).running() as tick:
+                yield tick
             self.note(f"{label}: {time.monotonic() - began:.1f} seconds")
             return
         with Progress(*columns, console=self.console) as bar:
