@@ -21,13 +21,14 @@ from torch.nn.functional import normalize
 
 from kyomei.config import ResonanceRecipe
 from kyomei.dictionary.kernels import active_above, csr_matmul
+from kyomei.errors import DataError
 from kyomei.learning.anchoring import usual_scores
 from kyomei.learning.directions import Directions
 from kyomei.learning.merging import distinct, merge, nearest_of
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.occurrence import estimate_occurrence, richness, unseen_share
 from kyomei.learning.refinement import JOINT_ROWS, explained, refine_jointly, thinned
-from kyomei.learning.spaces import Whitening
+from kyomei.learning.spaces import Whitening, require_enough
 from kyomei.learning.undisturbed import undisturbed
 from kyomei.source.rows import Rows, RowsLike, open_rows
 
@@ -35,6 +36,8 @@ FREQUENCY_LADDER = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
 ROWS_ABOVE_THRESHOLD = 50
 """A frequency is tried when at least this many rows of the data clear its threshold: fewer make a noisy mean."""
 HELD_OUT_SHARE = 0.1
+MIN_ROWS = 10
+"""Fewer rows cannot be divided into two halves to find in and some to count on."""
 CHUNK_ROWS = 2048
 """Rows scored at a time: the score matrix stays in cache, and memory does not grow with the batch."""
 THRESHOLD_ROWS = 8192
@@ -119,6 +122,9 @@ def resonate(
     """
     recipe = recipe or ResonanceRecipe()
     rows = open_rows(x)
+    require_enough(rows)
+    if rows.num_rows < MIN_ROWS:
+        raise DataError(f"at least {MIN_ROWS} rows to search in", f"{rows.num_rows} rows", "harvest more tokens")
     whitening = Whitening.fit(rows).to(device)
     data = _Halves(rows, whitening, device, mesh or Mesh())
     ladder = recipe.frequencies or default_frequencies(data.num_finding)

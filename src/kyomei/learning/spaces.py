@@ -32,16 +32,23 @@ def require_enough(rows: Rows) -> None:
         raise DataError(f"more rows than dimensions ({rows.dim})", f"{rows.num_rows} rows", do)
 
 
+LEAST_DEVIATION, MOST_DEVIATION = 1e-18, 1e18
+"""Standard deviations whose squares float32 can hold."""
+
+
 def varying(variance: Float[Tensor, " dim"]) -> Bool[Tensor, " dim"]:
     """Coordinates that vary, by the variance of each.
 
     Raises:
-        DataError: none does.
+        DataError: none does, or float32 cannot hold the squares.
     """
-    found = variance > CONSTANT * variance.max()
-    if not bool(found.any()):
+    most = float(variance.max())
+    if not most > 0:
         raise DataError("rows that differ", "rows that are all equal", "check what these activations come from")
-    return found
+    if not LEAST_DEVIATION <= math.sqrt(most) <= MOST_DEVIATION:
+        expected = f"rows with a standard deviation from {LEAST_DEVIATION:g} to {MOST_DEVIATION:g}"
+        raise DataError(expected, f"{math.sqrt(most):.3g}", "scale them by a constant, or leave out the rows that are so large")
+    return variance > CONSTANT * most
 
 
 @dataclass(frozen=True)
