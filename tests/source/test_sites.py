@@ -186,7 +186,26 @@ def test_rows_that_depend_on_the_window_beside_are_refused() -> None:
         try_sites(model, IDS, ["layer"])
 
 
-@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "mpnet"])
+def test_windows_that_a_model_fills_up_are_refused_with_the_length_that_is_right() -> None:
+    model = tiny("led")
+    site = "led.encoder.layers.1"
+    with pytest.raises(ModelError, match=r"Found shape \[3, 24, 16\]. Set source.context to 24, "):
+        model.capture(torch.full((3, 20), 7), [site])
+    assert model.capture(torch.full((3, 24), 7), [site])[site].shape == (3, 24, 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["llama", "mixtral", "gpt_oss", "xlnet", "paligemma"])
+def test_a_model_that_sees_what_follows_is_told_in_any_precision(kind: str, dtype: torch.dtype) -> None:
+    model = LanguageModel(architectures.build(kind).to(dtype), None, f"tiny {kind}")
+    site = model.default_site()
+    trial = try_sites(model, torch.randint(5, 290, (2, 32), generator=torch.Generator().manual_seed(3)), [site])
+    assert [site for site, reason in trial.unspliceable.items() if "sees the tokens" in reason] == (
+        [site] if kind in ("xlnet", "paligemma") else []
+    )
+
+
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "mpnet", "led"])
 def test_positions_that_start_late_are_counted(kind: str) -> None:
     model = tiny(kind)
     bound = architectures.CONTEXT

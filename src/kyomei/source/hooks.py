@@ -111,7 +111,10 @@ class Layout:
             if by_token.shape[:2] == (self.batch, self.context):
                 return by_token
         expected = f"one vector a token, [{self.batch}, {self.context}, dim], at '{site}'"
-        raise ModelError(expected, f"shape {list(value.shape)}", "choose another site, such as a layer's MLP")
+        do = "choose another site, such as a layer's MLP"
+        if value.ndim == 3 and len(value) == self.batch and value.shape[1] > self.context:
+            do = f"set source.context to {value.shape[1]}, if the model fills windows up to that; else choose another site"
+        raise ModelError(expected, f"shape {list(value.shape)}", do)
 
     def as_given(self, new: Float[Tensor, "batch context dim"], given: Tensor) -> Tensor:
         """An activation laid out as the module gave it."""

@@ -136,11 +136,13 @@ class LanguageModel:
 
     def require_context(self, context: int) -> None:
         """Raise ModelError unless the model has positions for windows of so many tokens."""
-        positions = getattr(_text_config(self.model), "max_position_embeddings", None)
+        config = _text_config(self.model)
+        bounds = (getattr(config, f"max_{part}position_embeddings", None) for part in ("", "encoder_", "decoder_"))
+        # XLNet says −1: it has no bound.
+        positions = min((bound for bound in bounds if bound is not None and bound > 0), default=None)
         if positions is not None:
             positions -= _positions_before_the_first(self.model, positions)
-        # XLNet says −1: it has no bound.
-        if positions is not None and 0 < positions < context:
+        if positions is not None and positions < context:
             do = f"set source.context to at most {positions}"
             raise ModelError(f"windows of at most {positions} tokens, as {self.name} takes", f"{context} tokens", do)
 

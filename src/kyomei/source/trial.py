@@ -105,8 +105,10 @@ def _sees_what_follows(model: LanguageModel, ids: Tensor, plain: Tensor) -> bool
         return False
     changed = ids.clone()
     changed[0, -1] = others[-1]
-    # The same kernels on the same numbers: nothing is rounded otherwise.
-    return _differ(_last_logits(model, changed)[0, :-1], plain[0, :-1], 1e-4)
+    # The same kernels on the same numbers: little is rounded otherwise, where the last token goes to another expert.
+    tolerance = 1e-4 if next(model.model.parameters()).dtype == torch.float32 else 0.03
+    before, after = (x[0, :-1] - x[0, :-1].mean(dim=-1, keepdim=True) for x in (plain, _last_logits(model, changed)))
+    return _differ(after, before, tolerance)
 
 
 def _last_logits(
