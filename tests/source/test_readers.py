@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -40,6 +43,13 @@ def zstd(data: bytes) -> bytes:
 def parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def numpy_file(compressed: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    write = np.savez_compressed if compressed else np.save
+    write(buffer, np.random.default_rng(0).standard_normal((40, 5)))
     return buffer.getvalue()
 
 
@@ -121,6 +131,22 @@ def test_other_text_is_one_document(tmp_path: Path, name: str) -> None:
     assert texts_of(write(tmp_path, name, pack(b"\xef\xbb\xbf" + body.encode()))) == [body.replace("\r\n", "\n")]
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "text, and more text\nin a second line, with a comma",
+        "Title\n\n1,2,3\nand words",
+        "a | b | text",
+        "3.14159 is a number\n",
+        "3.1415926535\n8979323846\n",
+        "\x1b[1mbold\x1b[0m and a form feed\f",
+        "one bell \a in a long enough line of plain text, which is no reason to refuse it",
+    ],
+)
+def test_text_that_looks_a_little_like_a_table_is_text(tmp_path: Path, body: str) -> None:
+    assert texts_of(write(tmp_path, "x.txt", body.encode())) == [body]
+
+
 BINARY = bytes(range(128, 255)) * 40
 UNREADABLE: dict[str, tuple[bytes, str]] = {
     "x.pdf": (b"%PDF-1.4\n" + BINARY, "Extract its text"),
@@ -135,6 +161,14 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
     "latin.txt": ("Müller".encode("latin-1"), "UTF-8"),
     "nul-later.txt": (b"x" * 10_000 + b"\0", "binary"),
     "records.txt": (lines(), "rename it to .jsonl"),
+    "table.txt": (separated(","), "rename it to .csv"),
+    "table": (separated("\t"), "rename it to .csv or .tsv"),
+    "numbers.txt": (b"1.5,2,-3e4\n" * 900, "a table of numbers"),
+    "array.dat": (numpy_file(), "binary"),
+    "archive.txt": (numpy_file(compressed=True), "zip"),
+    "matrix.txt": (safetensors.torch.save({"x": torch.ones(40)}), "binary"),
+    "control.txt": (bytes(range(1, 128)) * 9, "control characters"),
+    "pointer.txt": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
     "x.parquet.gz": (gzip.compress(RECORD_FILES["x.parquet"]), "Decompress it"),
     "other.parquet": (parquet(pa.table({"label": [1, 2]})), "with label"),
     "other.csv": (b"id,label\n1,2\n", "with id, label"),

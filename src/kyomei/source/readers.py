@@ -20,10 +20,17 @@ from kyomei.source.records import MOST_CHARACTERS, Fields, RecordError, Unreadab
 Records = Iterator[tuple[str, Any]]
 """(name of the record, the record, a text, or the RecordError that stands in its place)."""
 
+_DELIMITERS = (",", ";", "\t", "|")
 _PARQUET_ROWS = 256
 _JSON_CHARACTERS = 1 << 16
 _IGNORED_IN_JSON = re.compile(r"[\s,]*")
 _MAGIC = {b"%PDF": "a PDF", b"\x89PNG": "a picture", b"PK\x03\x04": "a zip archive", b"PAR1": "Parquet by another ending"}
+_LFS_POINTER = "version https://git-lfs.github.com/spec/"
+_HEAD_CHARACTERS = 8192
+_CONTROL = re.compile(r"[\x01-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+_CONTROL_SHARE = 0.02
+_NUMBERS = re.compile(r"[\s\d.,;|+eE-]*\d[,;|\t][\s\d.,;|+eE-]*")
+_CELL = re.compile(r"\s*\"?\w[\w.-]{0,40}\"?\s*")
 
 
 def read_file(file: TextFile, fields: Fields) -> Records:
@@ -57,10 +64,31 @@ def _plain(file: io.BufferedReader, name: str, fields: Fields) -> Records:
         raise UnreadableFile(name, "larger than a document may be", "cut it into documents, such as records of a .jsonl file")
     if "\0" in text or undecodable(text):
         raise UnreadableFile(name, "binary, or text in another encoding than UTF-8", "convert it to UTF-8 if it is text")
-    first = text[: text.find("\n") + 1] or text
-    if text.startswith("{") and isinstance(_parsed(first, name), dict):
-        raise UnreadableFile(name, "JSON lines by another ending", "rename it to .jsonl")
+    kind, do = _by_another_ending(text, name, fields)
+    if kind:
+        raise UnreadableFile(name, kind, do)
     yield name, text
+
+
+def _by_another_ending(text: str, name: str, fields: Fields) -> tuple[str, str]:
+    """What a text is that is no document, and what to do; two empty words if it may be one."""
+    first = text[: text.find("\n") + 1] or text
+    head = text[:_HEAD_CHARACTERS]
+    if text.startswith("{") and isinstance(_parsed(first, name), dict):
+        return "JSON lines by another ending", "rename it to .jsonl"
+    if text.startswith(_LFS_POINTER):
+        return "a pointer to a file that was not fetched", "run `git lfs pull`"
+    if len(_CONTROL.findall(head)) > _CONTROL_SHARE * len(head):
+        return "binary: control characters", "give text"
+    if _NUMBERS.fullmatch(head):
+        return "a table of numbers", "give text"
+    for delimiter in _DELIMITERS:
+        # One line alone may be a sentence; a header has a row below it.
+        cells = first.strip().split(delimiter)
+        is_header = len(cells) > 1 and all(map(_CELL.fullmatch, cells))
+        if is_header and fields.text in (cell.strip(' "') for cell in cells) and delimiter in text[len(first) :]:
+            return "a table by another ending", "rename it to .csv or .tsv"
+    return "", ""
 
 
 def _json_lines(file: io.BufferedReader, name: str, fields: Fields) -> Records:
@@ -207,7 +235,7 @@ READERS: dict[str, Callable[[io.BufferedReader, str, Fields], Records]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json,
-    ".csv": _table(",", ";", "\t", "|"),
+    ".csv": _table(*_DELIMITERS),
     ".tsv": _table("\t"),
     ".parquet": _parquet,
     ".parq": _parquet,
