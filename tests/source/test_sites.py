@@ -162,6 +162,16 @@ def test_an_output_with_names_is_a_site(site: str) -> None:
     torch.testing.assert_close(model.capture(IDS, [site])[site], expected)
 
 
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_for_a_site_of_the_encoder_no_decoder_runs(kind: str) -> None:
+    model = tiny(kind)
+    ran: list[str] = []
+    for path, part in model.model.named_modules():
+        part.register_forward_hook(lambda *_, path=path: ran.append(path))
+    model.capture(IDS, [model.default_site()])
+    assert any("encoder" in path for path in ran) and not any("decoder" in path for path in ran)
+
+
 def test_what_no_prediction_depends_on_is_found_out() -> None:
     """A router's logits: what the experts get was made of them before the router gives them away."""
     model = tiny("mixtral")
