@@ -41,7 +41,7 @@ def test_it_speaks(package: str) -> None:
     text = "In the beginning God created the heaven and the earth. And the earth was without form, and void;"
     ids = torch.tensor([model.tokenizer(text).input_ids])
     loss = torch.nn.functional.cross_entropy(model.logits(ids)[0, :-1], ids[0, 1:])
-    assert loss < 2.5  # nats a token; ln of the vocabulary is 10.8 and more
+    assert loss < 3.5  # nats a token; ln of the vocabulary is 10.8 and more
 
 
 @pytest.mark.real
