@@ -64,6 +64,11 @@ def tensor_of(x: Numbers) -> Tensor:
     return held if isinstance(held, Tensor) else as_torch(held)
 
 
+def code_of(z: Numbers) -> Tensor:
+    """A code as a tensor: sparse in CSR, where it was given so, or dense."""
+    return z if isinstance(z, Tensor) and z.layout == torch.sparse_csr else tensor_of(z)
+
+
 def as_torch(array: np.ndarray[Any, Any]) -> Tensor:
     """An ndarray of real numbers as a tensor that shares its memory where torch can, or a copy in float32 or float64."""
     if array.dtype.type not in (np.float16, np.float32, np.float64):

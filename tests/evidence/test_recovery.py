@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +48,16 @@ def slow_classification(z: np.ndarray, h: np.ndarray, nearest: np.ndarray) -> tu
         figures.append((p, r, 2 * p * r / (p + r) if p + r else 0.0))
     precision, recall, f1 = np.mean(figures, axis=0)
     return float(precision), float(recall), float(f1)
+
+
+CONTAINERS: list[Any] = [Tensor.numpy, Tensor.tolist, Tensor.to_sparse, lambda z: z.numpy().astype(">f8")]
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_codes_in_any_container_are_classified_alike(container: Any) -> None:
+    found = recovery(torch.eye(4), torch.eye(4))
+    z = (torch.rand(30, 4, generator=torch.Generator().manual_seed(0)) - 0.5).relu()
+    assert found.precision_recall_f1(container(z), container(z)) == found.precision_recall_f1(z, z) == (1, 1, 1)
 
 
 @given(seeds, st.integers(1, 6), st.integers(1, 6))
@@ -159,8 +170,8 @@ def test_codes_of_other_rows_are_refused() -> None:
     found: Recovery = recovery(torch.eye(3), torch.eye(3))
     with pytest.raises(EvidenceError, match=r"z \[rows, 3\] and h \[rows, 3\]"):
         found.precision_recall_f1(torch.ones(4, 3), torch.ones(5, 3))
-    with pytest.raises(DataError, match="dense or CSR"):
-        found.precision_recall_f1(torch.ones(4, 3).to_sparse_csc(), torch.ones(4, 3))
+    with pytest.raises(DataError, match="numbers. Found a value of type NoneType"):
+        found.precision_recall_f1(None, torch.ones(4, 3))  # type: ignore[arg-type]
 
 
 def test_arrays_and_lists_are_taken_as_tensors_are() -> None:

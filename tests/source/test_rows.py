@@ -208,6 +208,24 @@ def test_few_open_files_are_enough_for_many_shards(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_rows_of_shards_that_are_not_mapped_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
+    writer = ShardWriter(tmp_path, 5, dtype, "site", {})
+    for number in range(6):
+        writer.write(number, T[10 * number : 10 * number + 10], np.arange(10))
+    writer.close()
+    index = np.array([59, 0, 0, 31, 12, 33, 32])
+    wanted = ShardFolder(tmp_path).read(index)
+    monkeypatch.setattr("kyomei.source.shards._most_open", lambda: 1)
+    few = ShardFolder(tmp_path)
+    assert torch.equal(few.read(index), wanted)
+    assert torch.equal(torch.cat(list(few.blocks(7))), T.to(getattr(torch, dtype)).float())
+    path = tmp_path / "shard-00003.safetensors"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DataError, match=r"a complete shard. Found .*shard-00003.* before row"):
+        few.read(np.array([39]))
+
+
 def test_a_shard_that_is_gone_when_it_is_read_is_named(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, 5, "float32", "site", {})
     writer.write(0, T, np.arange(60))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -86,6 +87,8 @@ def load(folder: Path | str) -> SparseAutoencoder:
     Raises:
         DataError: if a file is missing, damaged or of a newer schema, or the two do not belong together.
     """
+    if not isinstance(folder, str | PathLike):
+        raise DataError("a folder of a saved autoencoder", f"a value of type {type(folder).__name__}", "pass its path")
     folder = Path(folder)
     config = _read_config(folder / CONFIG_FILE)
     path = folder / TENSORS_FILE

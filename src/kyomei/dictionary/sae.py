@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kyomei.arrays import Numbers, tensor_of
+from kyomei.arrays import Numbers, code_of, tensor_of
 from kyomei.errors import DataError, RecipeError
 
 Activation = Literal["jumprelu", "relu", "topk"]
@@ -139,9 +139,7 @@ class SparseAutoencoder:
         Raises:
             DataError: if the last dimension is not the autoencoder's width.
         """
-        # A sparse code is multiplied as it is.
-        code = z if isinstance(z, Tensor) and z.layout == torch.sparse_csr else tensor_of(z)
-        z = code.to(self.decoder.device, self.decoder.dtype)
+        z = code_of(z).to(self.decoder.device, self.decoder.dtype)
         if z.ndim == 0 or z.shape[-1] != self.width:
             raise DataError(f"codes of width {self.width}", f"shape {list(z.shape)}", "decode what this autoencoder encoded")
         reconstruction: Tensor = z @ self.decoder

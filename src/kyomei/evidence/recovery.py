@@ -7,11 +7,12 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Int64
 from torch import Tensor
 
+from kyomei.arrays import Numbers, code_of
 from kyomei.dictionary import cosines
-from kyomei.errors import DataError, EvidenceError
+from kyomei.errors import EvidenceError
 from kyomei.evidence.cosines import Vectors, matched_cosine, unit_rows
 
 CODE_ENTRIES_PER_BLOCK = 2**23
@@ -64,7 +65,7 @@ class Recovery:
         """`n_matched` over the number of learnt vectors: 1 if no two of them share their nearest feature."""
         return self.n_matched / len(self.nearest) if len(self.nearest) else 0.0
 
-    def precision_recall_f1(self, z: Shaped[Tensor, "rows k"], h: Shaped[Tensor, "rows n"]) -> Classification:
+    def precision_recall_f1(self, z: Numbers, h: Numbers) -> Classification:
         """Each latent as a detector of its nearest feature: active where z ≠ 0, right where h > 0.
 
         Args:
@@ -78,6 +79,7 @@ class Recovery:
         Raises:
             EvidenceError: if the shapes do not fit these vectors and features, or each other.
         """
+        z, h = code_of(z), code_of(h)
         k, n = len(self.best_of_vector), len(self.best_of_feature)
         if z.ndim != 2 or h.ndim != 2 or len(z) != len(h) or len(z) == 0 or z.shape[1] != k or h.shape[1] != n:
             expected, found = f"z [rows, {k}] and h [rows, {n}]", f"{list(z.shape)} and {list(h.shape)}"
@@ -146,8 +148,6 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 def _dense_rows(matrix: Tensor, start: int, stop: int) -> Tensor:
     if matrix.layout == torch.strided:
         return matrix[start:stop].cpu()
-    if matrix.layout != torch.sparse_csr:
-        raise DataError("a dense or CSR matrix", f"layout {matrix.layout}", "convert it with .to_sparse_csr()")
     stop = min(stop, len(matrix))
     bounds = matrix.crow_indices()[start : stop + 1]
     first, last = int(bounds[0]), int(bounds[-1])

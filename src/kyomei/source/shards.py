@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import mmap
@@ -40,6 +41,8 @@ _STORED: dict[str, tuple[str, type[np.generic]]] = {
 }
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8}
 _REDO = "harvest again with --resume: only this shard is redone"
+FEW_ROWS = 64
+"""So many rows of a shard that is not mapped are read by themselves: mapping it costs as much as reading them."""
 _FILES_SHARE = 8
 """A folder keeps at most one in so many of the files open that this process may open: several folders may be in use."""
 
@@ -100,9 +103,13 @@ class ShardFolder:
         out = torch.empty(len(index), self.dim)
         cuts = np.searchsorted(ordered, np.concatenate([[0], self._ends]))
         for number in np.flatnonzero(np.diff(cuts)):
-            shard, first, last = self._opened(int(number)), cuts[number], cuts[number + 1]
+            shard, first, last = self._mapped[number], cuts[number], cuts[number + 1]
             local = ordered[first:last] - (self._ends[number] - shard.num_rows)
-            out[torch.from_numpy(order[first:last])] = shard.read(local)
+            place = torch.from_numpy(order[first:last])
+            if len(local) <= FEW_ROWS and self._is_full_without(int(number)):
+                out[place] = shard.read_few(local)
+                continue
+            out[place] = self._opened(int(number)).read(local)
             self._unchecked += shard.span_bytes(local)
             if self._unchecked >= CHECK_BYTES:
                 self._unchecked = 0
@@ -120,6 +127,11 @@ class ShardFolder:
         out = np.concatenate([self._opened(number).row_tokens() for number in range(len(self._mapped))])
         self._release()
         return out
+
+    def _is_full_without(self, number: int) -> bool:
+        """Whether another shard would have to be closed for this one."""
+        with self._lock:
+            return number not in self._open and len(self._open) >= self._most_open
 
     def _opened(self, number: int) -> _MappedShard:
         """A shard that stays mapped until so many others were read: a mapping keeps its file open."""
@@ -167,6 +179,15 @@ def _most_open() -> int:
     return 1024 if limit == resource.RLIM_INFINITY else max(1, min(1024, limit // _FILES_SHARE))
 
 
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turn an error of the system into a DataError that names the shard."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"shard {path.name} to stay readable", f"{error}", "keep the folder in place") from error
+
+
 @final
 class _MappedShard:
     """One shard file, mapped into memory from when it is first read until it is closed."""
@@ -192,12 +213,8 @@ class _MappedShard:
     def _view(self, name: str, dtype: type[np.generic], count: int) -> Shaped[np.ndarray, " values"]:
         mapping = self._mapping
         if mapping is None:
-            try:
-                with self.path.open("rb") as file:
-                    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except OSError as error:
-                raise DataError(f"shard {self.path.name} to stay readable", f"{error}", "keep the folder in place") from error
-            self._mapping = mapping
+            with _named(self.path), open(self.path, "rb", buffering=0) as file:
+                mapping = self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return np.frombuffer(mapping, dtype, count, self._start[name])
 
     def row_tokens(self) -> Int64[np.ndarray, " rows"]:
@@ -206,8 +223,22 @@ class _MappedShard:
 
     def read(self, local: Int64[np.ndarray, " batch"]) -> Float32[Tensor, "batch dim"]:
         rows = self._view("activations", self._as_numpy, self.num_rows * self._dim).reshape(self.num_rows, self._dim)
-        gathered = torch.from_numpy(rows[local])
-        return (gathered.view(torch.bfloat16) if self._dtype == "bfloat16" else gathered).float()
+        return self._as_float(rows[local])
+
+    def read_few(self, local: Int64[np.ndarray, " batch"]) -> Float32[Tensor, "batch dim"]:
+        """The same without a mapping."""
+        rows = np.empty((len(local), self._dim), self._as_numpy)
+        bytes_of, size = rows.data.cast("B"), rows.strides[0]
+        with _named(self.path), open(self.path, "rb", buffering=0) as file:
+            for place, row in enumerate(local.tolist()):
+                file.seek(self._start["activations"] + row * size)
+                if file.readinto(bytes_of[place * size : (place + 1) * size]) != size:
+                    raise DataError("a complete shard", f"{self.path}, which ends before row {row}", _REDO)
+        return self._as_float(rows)
+
+    def _as_float(self, rows: Shaped[np.ndarray, "batch dim"]) -> Float32[Tensor, "batch dim"]:
+        tensor = torch.from_numpy(rows)
+        return (tensor.view(torch.bfloat16) if self._dtype == "bfloat16" else tensor).float()
 
     def span_bytes(self, local: Int64[np.ndarray, " batch"]) -> int:
         """Bytes from the first to the last of these sorted rows: all of them may have become resident."""

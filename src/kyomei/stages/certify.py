@@ -12,6 +12,7 @@ import numpy as np
 
 from kyomei.atomic import write_atomic
 from kyomei.dictionary.formats import CONFIG_FILE, note_certificate
+from kyomei.errors import RunError
 from kyomei.evidence.certificate import Certificate, dense_part, describe, rule_in_force, tally
 from kyomei.evidence.codes import total
 from kyomei.evidence.controls import GAUSSIAN, RANDOM_WEIGHTS
@@ -53,6 +54,8 @@ def certify(run: Run | Path | str) -> Certificate:
         RunError: there is no trained run, or a family.
         EvidenceError: it has fewer than three replicas.
     """
+    if not isinstance(run, Run | str | Path):
+        raise RunError("a run or its folder", f"a value of type {type(run).__name__}", "pass the path of a trained run")
     run = run if isinstance(run, Run) else Run.open(Path(run))
     refuse_family(run)
     certificate = standing(run, own_pair(run))  # to read one, no lock is needed

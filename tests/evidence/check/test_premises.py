@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
@@ -309,6 +311,17 @@ def test_the_command_prints_one_json_object_and_explains_errors(rows: torch.Tens
     failed = CliRunner().invoke(app, ["check", str(tmp_path / "few.npy")])
     assert failed.exit_code == 2
     assert "Expected at least 2,000 rows for 16 dimensions. Found 100 rows" in failed.output
+
+
+@pytest.mark.parametrize("source", ["x.npz::rows", "x.parquet", "x.pt"])
+def test_the_command_takes_any_file_of_rows(rows: torch.Tensor, tmp_path: Path, source: str) -> None:
+    np.savez(tmp_path / "x.npz", rows=rows.numpy().astype(">f8"), others=rows[:9].numpy())
+    pq.write_table(pa.table({"rows": rows.tolist()}), tmp_path / "x.parquet")
+    torch.save({"rows": rows.reshape(50, 50, 16).half()}, tmp_path / "x.pt")
+    done = CliRunner().invoke(app, ["check", str(tmp_path / source), "--json", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    statistics = json.loads(done.stdout)["statistics"]
+    assert (statistics["num_rows"], statistics["dim"]) == (2500, 16)
 
 
 @pytest.mark.slow
