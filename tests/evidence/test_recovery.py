@@ -170,7 +170,7 @@ def test_codes_of_other_rows_are_refused() -> None:
     found: Recovery = recovery(torch.eye(3), torch.eye(3))
     with pytest.raises(EvidenceError, match=r"z \[rows, 3\] and h \[rows, 3\]"):
         found.precision_recall_f1(torch.ones(4, 3), torch.ones(5, 3))
-    with pytest.raises(DataError, match="numbers. Found a value of type NoneType"):
+    with pytest.raises(DataError, match=r"numbers. Found a value of type NoneType"):
         found.precision_recall_f1(None, torch.ones(4, 3))  # type: ignore[arg-type]
 
 
