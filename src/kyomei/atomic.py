@@ -25,11 +25,12 @@ def write_atomic(path: Path | str, data: bytes) -> None:
         data: its whole content.
 
     Raises:
-        RunError: the disk is full. What was there before is untouched and no temporary file is left.
+        RunError: the disk is full, or nothing may be written there. What was there before is untouched, and no temporary
+            file is left.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_full_named(path):
+    with refusals_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
@@ -43,6 +44,16 @@ def write_atomic(path: Path | str, data: bytes) -> None:
         sync_folder(path.parent)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where it is not there.
+
+    Raises:
+        RunError: the disk is full, or nothing may be written there.
+    """
+    with refusals_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename survive a power cut; some file systems refuse, and then their own order has to do."""
     handle = os.open(folder, os.O_RDONLY)
@@ -54,18 +65,25 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def disk_full_named(path: Path | str) -> Iterator[None]:
-    """Turn "no space left" (also an exhausted quota) inside the block into a RunError that names `path`."""
+def refusals_named(path: Path | str) -> Iterator[None]:
+    """Turn "no space left", an exhausted quota and "no permission" inside the block into a RunError that names `path`."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        refusal = refusal_of(error, path)
+        if refusal is None:
             raise
-        raise RunError(
-            "space on the disk",
-            f"none left while writing {path}",
-            "free some space, then resume; what was complete is kept",
-        ) from error
+        raise refusal from error
+
+
+def refusal_of(error: OSError, path: Path | str) -> RunError | None:
+    """What a full disk or a lack of permission is to a user; none for other errors."""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return RunError("permission", f"none for {path}", "choose or copy it to a folder that you can read and write to")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        do = "free some space, then resume; what was complete is kept"
+        return RunError("space on the disk", f"none left while writing {path}", do)
+    return None
 
 
 def sha256_of(path: Path | str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kyomei import __version__
-from kyomei.atomic import TEMPORARY, disk_full_named, remove, remove_temporaries, sha256_of, sync_folder, write_atomic
+from kyomei.atomic import TEMPORARY, refusals_named, remove, remove_temporaries, sha256_of, sync_folder, write_atomic
 from kyomei.config import Recipe
 from kyomei.errors import KyomeiError, RunError
 from kyomei.locks import LOCK, locked, refuse_if_locked
@@ -98,9 +98,10 @@ class Run:
             return run
         run = cls(Path(folder), recipe)
         if overwrite and run.folder.exists():
-            _empty(run.folder)
+            with refusals_named(run.folder):
+                _empty(run.folder)
         # The manifest gets its name last: a folder without it is a run that a crash kept from being born.
-        with disk_full_named(run.folder):
+        with refusals_named(run.folder):
             run.folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
             with contextlib.suppress(PermissionError):  # a folder that someone else made
                 run.folder.chmod(PRIVATE)
@@ -174,6 +175,11 @@ class Run:
         return _read_json(self.folder, name)
 
     @property
+    def writable(self) -> bool:
+        """Whether this process may write into the folder: not into another user's, or one on a read-only disk."""
+        return os.access(self.folder, os.W_OK | os.X_OK)
+
+    @property
     def manifest(self) -> dict[str, Any]:
         """The manifest as it stands on disk."""
         return _read_manifest(self.folder)
@@ -234,11 +240,15 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Hold the run for this process, and write down in its history who did what.
 
-        What is left of the temporary files of a killed process is removed.
+        What is left of temporary files of a killed process is removed. A run that this process cannot write to is only read:
+        there is nothing to hold, and what would write is refused where it does.
 
         Raises:
-            RunError: a live process holds it, or it cannot be written. The lock of a dead one is taken over.
+            RunError: a live process holds it. The lock of a dead one is taken over.
         """
+        if not self.writable:
+            yield
+            return
         with locked(self.folder):
             remove_temporaries(self.folder)
             self.note(history=begun(self._history))
@@ -263,7 +273,8 @@ def _is_run(folder: Path) -> bool:
 def finish_birth(folder: Path) -> None:
     """Let a folder be a run if all of one is there, so that what was asked of it need not be said again after a crash."""
     if not _is_run(folder) and (folder / BIRTH).is_file() and (folder / RECIPE).is_file():
-        os.replace(folder / BIRTH, folder / MANIFEST)
+        with refusals_named(folder):
+            os.replace(folder / BIRTH, folder / MANIFEST)
         sync_folder(folder)
 
 

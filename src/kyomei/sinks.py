@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Protocol
 
-from kyomei.atomic import disk_full_named, write_atomic
+from kyomei.atomic import make_folder, refusals_named, write_atomic
 from kyomei.errors import RecipeError, RunError
 from kyomei.runs import plain
 
@@ -36,8 +36,9 @@ class JsonlSink:
         self.path = Path(path)
         if self.path.exists():
             self._repair(last_step)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "ab")  # noqa: SIM115  closed by close()
+        make_folder(self.path.parent)
+        with refusals_named(self.path):
+            self._file = open(self.path, "ab")  # noqa: SIM115  closed by close()
 
     def _repair(self, last_step: int | None) -> None:
         old = self.path.read_bytes()
@@ -51,12 +52,13 @@ class JsonlSink:
 
     def event(self, step: int, **values: Any) -> None:
         line = json.dumps(plain({"step": step, **values}), ensure_ascii=False) + "\n"
-        with disk_full_named(self.path):
+        with refusals_named(self.path):
             self._file.write(line.encode())
             self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with refusals_named(self.path):  # what a full disk did not take is tried again here
+            self._file.close()
 
 
 def read_events(path: Path | str) -> list[dict[str, Any]]:

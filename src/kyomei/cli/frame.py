@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from kyomei import __version__
+from kyomei.atomic import refusal_of
 from kyomei.errors import Interrupted, KyomeiError
 from kyomei.provenance import begin_verb
 from kyomei.views import tables
@@ -79,8 +80,18 @@ def plain_errors() -> Iterator[None]:
     except Interrupted:
         raise
     except KyomeiError as error:
-        typer.echo(f"kyomei: {error}", err=True)
-        raise typer.Exit(2) from error
+        _refuse(error, error)
+    except OSError as error:
+        # Whatever was writing or reading: to a user it is the same.
+        refusal = refusal_of(error, error.filename or "what was being written")
+        if refusal is None:
+            raise
+        _refuse(refusal, error)
+
+
+def _refuse(said: KyomeiError, error: Exception) -> NoReturn:
+    typer.echo(f"kyomei: {said}", err=True)
+    raise typer.Exit(2) from error
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,7 @@ def do_with(
     as_json: bool,
     *,
     begin: bool = False,
+    only_reads: Callable[[Run], bool] = lambda run: False,
     side_by_side: Callable[[dict[str, Any], str], tables.Table] | None = None,
     together: Callable[[Comparison], Path] | None = None,
 ) -> None:
@@ -122,6 +134,7 @@ def do_with(
         reporter: shows progress.
         as_json: how it is shown.
         begin: begin members of the family that are not there.
+        only_reads: whether the work with a run writes nothing, so that other processes may work on it meanwhile.
         side_by_side: the table of all members' facts and a title; none: their dictionaries side by side.
         together: writes a file of all members.
 
@@ -132,7 +145,7 @@ def do_with(
     from kyomei.stages.family import each, family_of, members
 
     if not family_of(run).axes:
-        with run.lock():
+        with contextlib.nullcontext() if only_reads(run) else run.lock():
             shown = work(run)
         present(shown, as_json)
         return

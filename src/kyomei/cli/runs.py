@@ -142,7 +142,7 @@ def train_command(
         from kyomei.runs import Run
         from kyomei.stages.family import begun, refuse_family
         from kyomei.stages.harvested import open_harvest
-        from kyomei.stages.train import train_on_mesh, train_run
+        from kyomei.stages.train import train_on_mesh, train_run, trained
 
         def train_it(run: Run) -> Shown:
             facts = train_run(run, reporter)
@@ -163,7 +163,7 @@ def train_command(
         host = None if harvest is None else open_harvest(harvest)
         family = _asked_of(folder, asked, resume) if host is None else _on_harvest(folder, asked, resume, host)
         run = begun(folder, family, reporter, resume=resume, overwrite=overwrite, command=command_line(), harvest=host)
-        do_with(run, train_it, reporter, as_json, begin=True)
+        do_with(run, train_it, reporter, as_json, begin=True, only_reads=trained)
 
 
 @app.command("measure")
@@ -210,14 +210,17 @@ def certify_command(
     """Which features of a trained run's dictionary other replicas confirm, and where they come from."""
     with verb(threads) as reporter:
         from kyomei.runs import Run
-        from kyomei.stages.certify import certify_run
+        from kyomei.stages.certify import certified, certify_run
 
         def certify_it(run: Run) -> Shown:
             facts = certify_run(run, reporter, baselines=baseline or (), random_weights=random_weights)
             shown = tables.certify_tables(facts, str(run.folder))
             return Shown(facts, shown, verdict_words(facts["verdict"]), tables.certify_notes(facts))
 
-        do_with(Run.open(folder), certify_it, reporter, as_json)
+        def only_reads(run: Run) -> bool:
+            return certified(run, baseline or (), random_weights)
+
+        do_with(Run.open(folder), certify_it, reporter, as_json, only_reads=only_reads)
 
 
 @app.command("report")

@@ -34,7 +34,6 @@ def save(sae: SparseAutoencoder, folder: Path | str) -> None:
         RunError: if the disk is full; what was there before is untouched.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {"encoder": sae.encoder, "threshold": sae.threshold, "center": sae.center}
     if not sae.tied:
         tensors["decoder"] = sae.decoder

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 
-from kyomei.atomic import disk_full_named, remove_temporaries, sha256_of, write_atomic
+from kyomei.atomic import make_folder, remove_temporaries, sha256_of, write_atomic
 from kyomei.errors import DataError, RunError
 from kyomei.source.guards import require_finite, require_inside
 
@@ -329,8 +329,7 @@ class ShardWriter:
         self._head = {"schema_version": SCHEMA_VERSION, "site": site, "dtype": dtype, "dim": dim}
         self._shards: dict[int, dict[str, Any]] = {}
         self.discarded: list[str] = []
-        with disk_full_named(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         remove_temporaries(self.folder)
         earlier = read_journal(self.folder)
         if earlier is not None:

@@ -119,7 +119,6 @@ class Tokens:
     def save(self, folder: str | Path, *, keep_text: bool = True) -> None:
         """Write tokens.safetensors, documents.parquet (if asked, without the text) and index.json into `folder`."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         arrays = {"ids": self.ids, "document": self.document, "start": self.start, "end": self.end}
         write_atomic(folder / _TOKENS, safetensors.torch.save({name: array.contiguous() for name, array in arrays.items()}))
         buffer = io.BytesIO()

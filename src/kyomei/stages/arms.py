@@ -186,7 +186,6 @@ def _matched(run: Run) -> dict[str, Any]:
     if not run.path(file).exists():
         shipped = main_arm(run).dictionary(run, 0)
         l0 = fidelity(shipped, activations(run, "evidence")).l0_mean
-        run.path("baselines").mkdir(exist_ok=True)
         run.write_json(file, {"l0": max(1.0, l0), "width": shipped.width})
     values: dict[str, Any] = run.read_json(file)
     return values

@@ -25,7 +25,7 @@ Known = dict[tuple[Any, ...], Premises]
 def check_run(
     run: Run, reporter: Reporter, *, seed: int | None = None, device: str | None = None, known: Known | None = None
 ) -> Premises:
-    """Check the activations of a run's first replica, harvesting what is missing, and write premises.json.
+    """Check the activations of a run's first replica, harvesting what is missing; premises.json is written where it can be.
 
     Args:
         run: where the activations are or go.
@@ -40,6 +40,8 @@ def check_run(
     if rows not in known:
         known[rows] = check_rows(activations(run, PART), reporter, seed=seed, device=device or run.recipe.device)
     premises = known[rows]
+    if not run.writable:
+        return premises
     run.write_json(FILE, premises.to_dict())
     run.record(FILE)
     run.finish(STAGE, _made_from(run))

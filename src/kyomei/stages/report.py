@@ -27,6 +27,8 @@ CARDS = 30
 def report_run(run: Run) -> Path:
     """Write report.html from the run's evidence, examples, certificates and premises; of what is missing the page says so.
 
+    In a run that cannot be written to the page that is there stays.
+
     Args:
         run: trained.
 
@@ -34,6 +36,8 @@ def report_run(run: Run) -> Path:
         Path of the page.
     """
     path = run.path("report.html")
+    if path.exists() and not run.writable:
+        return path
     write_atomic(path, render_report(report_data(run)).encode())
     run.record("report.html")
     return path

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kyomei.atomic import make_folder
 from kyomei.errors import RunError
 from kyomei.evidence.controls import Control
 from kyomei.evidence.site import sample_figures
@@ -79,6 +80,13 @@ def _used(run: Run, arm: Arm, directions: Directions) -> Directions:
     return directions.no_more_than(Directions.load(run.path(f"{arm.as_many_as}/0/directions.safetensors")))
 
 
+def trained(run: Run) -> bool:
+    """Whether nothing is left of what `train_run` does, so that it only reads."""
+    own = main_arm(run)
+    arms = own, null_arm(own, own.recipe.mechanism.label)
+    return run.done(STAGE) and all(run.done(arm.stage(i)) for arm in arms for i in range(arm.replicas))
+
+
 def train_run(run: Run, reporter: Reporter) -> dict[str, Any]:
     """Harvest what is missing, then train the run's dictionaries and their null.
 
@@ -127,7 +135,7 @@ def rows_of(run: Run, arm: Arm, replica: int) -> Rows:
 
 def _train_replica(run: Run, arm: Arm, replica: int, reporter: Reporter) -> None:
     folder = arm.path(run, replica)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     rows = rows_of(run, arm, replica)
     seed = replica_seed(arm.recipe.seed, replica, null=arm.control is not None)
     directions = _directions(arm, rows, arm.directions_path(run, replica), seed, f"{arm.folder}/{replica}", reporter)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kyomei import __version__
-from kyomei.atomic import write_atomic
+from kyomei.atomic import make_folder, refusals_named, write_atomic
 from kyomei.errors import RecipeError
 from kyomei.runs import plain
 from kyomei.stages.progress import Reporter
@@ -107,7 +107,7 @@ def reproduce(
     if overwrite and folder.exists():
         for name in (CELLS, TABLE, RESULT, FIGURE):
             (folder / name).unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     finished = _finished(folder / CELLS)
     missing = [cell for cell in cells if _key(cell) not in finished]
     if finished and len(missing) < len(cells):
@@ -180,7 +180,7 @@ def _finished(path: Path) -> dict[str, Record]:
 
 
 def _append(path: Path, entry: dict[str, Any]) -> None:
-    with open(path, "a+b") as file:
+    with refusals_named(path), open(path, "a+b") as file:
         # After a cut line, begin a new one.
         end = file.seek(0, os.SEEK_END)
         if end:
