@@ -14,9 +14,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.views.samples import HOSTILE, certificate, premises, verdict
 
-from kyomei.views.charts import FrontierPoint, consistency_chart, frontier_chart, spectrum_chart, status_bars
+from kyomei.views.charts import (
+    FrontierPoint,
+    comparison_points,
+    consistency_chart,
+    frontier_chart,
+    frontier_figure,
+    spectrum_chart,
+    status_bars,
+)
 from kyomei.views.numbers import format_number, percent, span
-from kyomei.views.report import FeatureCard, Provenance, ReportData, highlighted, render_report, visible
+from kyomei.views.report import FeatureCard, Provenance, ReportData, highlighted, render_comparison, render_report, visible
 from kyomei.views.tables import EvidenceRow
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
@@ -414,3 +422,30 @@ def test_shades_follow_activations_and_plain_tokens_merge() -> None:
     assert [run[1] for run in runs] == [None, 1.0, 4.0, None]
     assert 0 < runs[1][2] < runs[2][2] == 1.0
     assert [run[3] for run in runs] == [False, False, True, False]
+
+
+COMPARED = [
+    {"run": "one", "site": "a.mlp", "mechanism": "TopK", "width": 64, "l0": 8.0, "fvu": 0.5, "certified": 0.25, "seconds": 3.2},
+    {"run": "two", "site": "a.mlp", "mechanism": "TopK", "width": 64, "l0": 16.0, "fvu": 0.4, "certified": None},
+    {"run": "<b>three", "mechanism": "GBA"},
+]
+
+
+def test_dictionaries_side_by_side() -> None:
+    page = render_comparison("runs/<family>", COMPARED, ["Different sites."], {"one": "members/one/report.html"})
+    assert page.count("<tr>") == 4 and page.count('<a href="members/one/report.html">') == 1
+    assert "<b>three" not in page and "runs/&lt;family&gt;: a.mlp" in page and "Different sites." in page
+    assert "one: L0 8, FVU 0.5" in page and "certified share of the width 0.25" in page
+    assert "<script" not in page and not re.search(r"(src|href)=.https?:", page)
+
+
+def test_a_comparison_of_nothing_measured_says_so() -> None:
+    assert "nothing to draw" in render_comparison("none", COMPARED[2:], [], {})
+    figure = frontier_figure([])
+    assert b"nothing measured yet" in figure and figure == frontier_figure([])
+
+
+def test_series_of_a_comparison_are_told_by_what_differs() -> None:
+    assert [point.label for point in comparison_points(COMPARED)] == ["TopK"] * 2  # the third has no figures
+    wide = [COMPARED[0], {**COMPARED[1], "width": 128}]
+    assert [point.label for point in comparison_points(wide)] == ["TopK, width 64", "TopK, width 128"]

@@ -14,7 +14,7 @@ from kyomei.atomic import write_atomic
 from kyomei.errors import KyomeiError
 from kyomei.runs import Run, plain
 from kyomei.stages.arms import Pair, trained_pairs
-from kyomei.stages.certify import certificates_of
+from kyomei.stages.certify import certificate_path, certificates_of
 from kyomei.stages.family import family_of, members
 from kyomei.stages.harvested import digest, harvest_of, site_of
 from kyomei.stages.measure import measured
@@ -60,14 +60,14 @@ def named_runs(folders: Iterable[Path]) -> dict[str, Run]:
 def compare(runs: Mapping[str, Run]) -> Comparison:
     """Every trained dictionary of some runs, baselines included, by the runs' names."""
     rows: list[dict[str, Any]] = []
-    notes: list[str] = []
+    said: dict[str, list[str]] = {}
     for name, run in runs.items():
         try:
-            rows += _rows(name, run, notes)
+            rows += _rows(name, run, said)
         except KyomeiError as error:
             rows.append({"run": name, "folder": str(run.folder), "mechanism": run.recipe.mechanism.full_title})
-            notes.append(f"{name}: {error}")
-    return Comparison(rows, [*_other_rows(rows), *notes])
+            said.setdefault(str(error), []).append(name)
+    return Comparison(rows, [*_other_rows(rows), *(f"{words} ({', '.join(names)})" for words, names in said.items())])
 
 
 def page_links(runs: Mapping[str, Run], folder: Path) -> dict[str, str]:
@@ -76,18 +76,20 @@ def page_links(runs: Mapping[str, Run], folder: Path) -> dict[str, str]:
     return {name: quote(Path(os.path.relpath(page.resolve(), folder.resolve())).as_posix()) for name, page in pages.items()}
 
 
-def _rows(name: str, run: Run, notes: list[str]) -> list[dict[str, Any]]:
+def _rows(name: str, run: Run, said: dict[str, list[str]]) -> list[dict[str, Any]]:
     pairs = trained_pairs(run)
     certificates = certificates_of(run)
     evidence = None
     if run.path("evidence.json").exists():
         evidence = run.read_json("evidence.json") if measured(run) else None
         if evidence is None:
-            notes.append(f"{name}: trained since it was measured; run `kyomei measure` again")
+            said.setdefault("Trained since it was measured: run `kyomei measure` again", []).append(name)
     where = {"run": name, "folder": str(run.folder), "site": site_of(run), "harvest": digest(harvest_of(run))}
     each = []
     for pair in pairs:
         certificate = certificates.get(pair.name)
+        if certificate is None and certificate_path(run, pair).exists():
+            said.setdefault("A certificate has expired: run `kyomei certify` again", []).append(name)
         certified = None if certificate is None else certificate.to_dict()
         figures = {**_trained(run, pair), **_certified(certified), **_measured(pair, evidence)}
         each.append({**where, "mechanism": pair.title, **figures})

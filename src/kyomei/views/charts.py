@@ -25,12 +25,14 @@ class FrontierPoint:
         l0: mean number of active latents in a row.
         fvu: fraction of variance unexplained.
         name: of the dictionary; empty: the label.
+        certified: share of the width that is certified; none: there is no certificate.
     """
 
     label: str
     l0: float
     fvu: float
     name: str = ""
+    certified: float | None = None
 
 
 WIDTH, HEIGHT = 380.0, 240.0
@@ -108,41 +110,51 @@ def _up(high: float) -> _Axis:
 
 def frontier_chart(points: Sequence[FrontierPoint]) -> Chart | None:
     """L0 (logarithmic) against FVU; none without a point that has both."""
-    points = [p for p in points if finite(p.l0) and finite(p.fvu) and p.l0 > 0 and p.fvu >= 0]
+    return _against_l0("Sparsity against loss", "FVU", [(p, p.fvu) for p in points])
+
+
+def certified_chart(points: Sequence[FrontierPoint]) -> Chart | None:
+    """L0 (logarithmic) against the certified share of the width; none without a point that has both."""
+    certified = [(p, p.certified) for p in points if p.certified is not None]
+    return _against_l0("Sparsity against trust", "certified share of the width", certified)
+
+
+def _against_l0(name: str, y_label: str, points: Sequence[tuple[FrontierPoint, float]]) -> Chart | None:
+    points = [(p, y) for p, y in points if finite(p.l0) and finite(y) and p.l0 > 0 and y >= 0]
     if not points:
         return None
-    logs = [math.log10(p.l0) for p in points]
+    logs = [math.log10(p.l0) for p, _ in points]
     across = _across(min(logs) - 0.12, max(logs) + 0.12)
-    ticks = _linear_ticks(1.08 * max(p.fvu for p in points) or 1.0)
+    ticks = _linear_ticks(1.08 * max(y for _, y in points) or 1.0)
     up = _up(ticks[-1])
     series = []
-    for number, label in enumerate(dict.fromkeys(p.label for p in points)):
-        own = sorted((p for p in points if p.label == label), key=lambda p: p.l0)
-        dots = [(across(math.log10(p.l0)), up(p.fvu), _point_words(p)) for p in own]
+    for number, label in enumerate(dict.fromkeys(p.label for p, _ in points)):
+        own = sorted(((p, y) for p, y in points if p.label == label), key=lambda point: point[0].l0)
+        dots = [(across(math.log10(p.l0)), up(y), _point_words(p, y_label, y)) for p, y in own]
         series.append(Series(label, number % SERIES, dots))
     return Chart(
-        "Sparsity against loss",
+        name,
         "; ".join(title for one in series for *_, title in one.dots),
         "L0, active latents in a row",
-        "FVU",
+        y_label,
         _log_ticks(across),
         [Tick(up(t), format_number(t)) for t in ticks],
         series=series,
     )
 
 
-def _point_words(point: FrontierPoint) -> str:
-    return f"{point.name or point.label}: L0 {format_number(point.l0)}, FVU {format_number(point.fvu)}"
+def _point_words(point: FrontierPoint, y_label: str, y: float) -> str:
+    return f"{point.name or point.label}: L0 {format_number(point.l0)}, {y_label} {format_number(y)}"
 
 
 def comparison_points(rows: Sequence[Mapping[str, Any]]) -> list[FrontierPoint]:
     """Points of a comparison: a series for each mechanism, and for each site and width where those differ."""
-    several = [key for key in ("site", "width") if len({row.get(key) for row in rows}) > 1]
+    shown = [row for row in rows if finite(row.get("l0")) and finite(row.get("fvu"))]
+    several = [key for key in ("site", "width") if len({row.get(key) for row in shown}) > 1]
     points = []
-    for row in rows:
-        if finite(row.get("l0")) and finite(row.get("fvu")):
-            words = [row["mechanism"], *(f"width {row[key]}" if key == "width" else str(row[key]) for key in several)]
-            points.append(FrontierPoint(", ".join(words), row["l0"], row["fvu"], row["run"]))
+    for row in shown:
+        words = [row["mechanism"], *(f"width {row[key]}" if key == "width" else str(row[key]) for key in several)]
+        points.append(FrontierPoint(", ".join(words), row["l0"], row["fvu"], row["run"], row.get("certified")))
     return points
 
 
@@ -150,6 +162,8 @@ def frontier_figure(points: Sequence[FrontierPoint]) -> bytes:
     """The same chart as an SVG file of its own; without a point it says so."""
 
     def draw(figure: Figure) -> None:
+        from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
         axes = figure.subplots()
         axes.set_xlabel("L0, active latents in a row")
         axes.set_ylabel("FVU")
@@ -158,9 +172,13 @@ def frontier_figure(points: Sequence[FrontierPoint]) -> bytes:
             return
         for number, label in enumerate(dict.fromkeys(p.label for p in points)):
             own = sorted((p.l0, p.fvu) for p in points if p.label == label)
-            axes.plot(*zip(*own, strict=True), marker="os^Dv<>"[number % 7], label=label)
+            axes.plot(*zip(*own, strict=True), marker="os^Dv<>"[number % 7], label=label, clip_on=False)
         axes.set_xscale("log")
-        axes.set_ylim(bottom=0)
+        axes.set_xlim(min(p.l0 for p in points) / 1.4, max(p.l0 for p in points) * 1.4)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.set_ylim(0, 1.08 * max(p.fvu for p in points))
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
     return drawn(draw)

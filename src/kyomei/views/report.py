@@ -19,6 +19,7 @@ from kyomei.views.charts import (
     TOP,
     WIDTH,
     FrontierPoint,
+    certified_chart,
     comparison_points,
     consistency_chart,
     frontier_chart,
@@ -179,19 +180,14 @@ def render_comparison(title: str, rows: Sequence[Mapping[str, Any]], notes: Sequ
         notes: sentences under the table.
         links: addresses of pages by the run's name.
     """
-    table = compare_table(rows, title)
-    page = (
-        _environment()
-        .get_template("comparison.html.j2")
-        .render(
-            title=table.title,
-            table=table,
-            rows=rows,
-            notes=notes,
-            links=links,
-            frontier=frontier_chart(comparison_points(rows)),
-        )
-    )
+    table, points = compare_table(rows, title), comparison_points(rows)
+    drawn = [
+        (frontier_chart(points), "Fraction of variance unexplained (FVU). Lower and further left is better."),
+        (certified_chart(points), "Share of the latents that every other replica has too. Higher and further left is better."),
+    ]
+    figures = [(figure, meaning) for figure, meaning in drawn if figure is not None]
+    template = _environment().get_template("comparison.html.j2")
+    page = template.render(title=table.title, table=table, rows=rows, notes=notes, links=links, figures=figures)
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -211,6 +207,11 @@ def visible(text: str) -> Markup:
         return f'<span class="ws">{shown}</span>'
 
     return Markup(_INVISIBLE.sub(sign, str(escape(text))))
+
+
+def breakable(text: str) -> Markup:
+    """The same where a long name may break after its dots and underscores."""
+    return Markup(re.sub("([._/])(?=[^._/])", r"\1<wbr>", str(visible(text)))) if re.search("[A-Za-z]", text) else visible(text)
 
 
 def prose(text: str) -> Markup:
@@ -258,6 +259,6 @@ def _environment() -> Environment:
     )
     environment.filters.update(number=format_number, percent=percent, visible=visible, prose=prose, highlighted=highlighted)
     environment.filters.update(strongest=strongest_activation, dictionary=dictionary_title, css=css_name)
-    environment.filters.update(figures=premise_figures, expected=expected_recovery)
+    environment.filters.update(breakable=breakable, figures=premise_figures, expected=expected_recovery)
     environment.globals.update(box=(WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM), statuses=STATUSES, terms=TERMS)
     return environment
