@@ -256,6 +256,10 @@ def test_a_folder_without_shards_is_explained(tmp_path: Path) -> None:
     write(tmp_path / "layers.1.mlp")
     with pytest.raises(DataError, match=r"Name one of its sites: layers.1.mlp"):
         open_rows(str(tmp_path))
+    for part in ("evidence", "replica-0"):
+        write(tmp_path / "run" / "activations" / part / "layers.1.mlp")
+    with pytest.raises(DataError, match=r"sites: activations/evidence/layers.1.mlp, activations/replica-0/layers.1.mlp"):
+        open_rows(tmp_path / "run")
 
 
 def test_an_unfinished_harvest_is_no_rows(tmp_path: Path) -> None:

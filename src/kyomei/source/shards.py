@@ -300,7 +300,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise DataError("a finished harvest", f"an interrupted one in {folder}", "harvest again with --resume")
     if not folder.exists():
         raise DataError("a folder of activation shards", f"nothing at {folder}", "check the path, or run `kyomei harvest`")
-    inside = sorted(path.parent.name for path in folder.glob(f"*/{INDEX}"))
+    # A part of a harvest holds sites; a run holds parts.
+    found = [*folder.glob(f"*/{INDEX}"), *folder.glob(f"activations/*/*/{INDEX}")]
+    inside = sorted(path.parent.relative_to(folder).as_posix() for path in found)
     do = f"name one of its sites: {', '.join(inside)}" if inside else "check the path, or run `kyomei harvest`"
     raise DataError(f"a folder with {INDEX}", f"{folder} without one", do)
 
