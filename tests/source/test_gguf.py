@@ -16,6 +16,7 @@ from kyomei.source.model import LanguageModel
 pytest.importorskip("gguf", reason="reading GGUF files needs kyomei[gguf]")
 pytest.importorskip("accelerate", reason="reading GGUF files needs kyomei[gguf]")
 
+import gguf
 from tests.source.gguf_files import write_gguf
 
 IDS = torch.randint(1, 300, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -34,6 +35,17 @@ def test_a_file_holds_all_of_a_model(llama: LanguageModel, tmp_path: Path, capfd
     )
     assert loaded.tokenizer.eos_token_id == llama.tokenizer.eos_token_id
     assert loaded.default_site() == llama.default_site()
+
+
+def test_the_header_is_parsed_once(llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a minute for a large vocabulary, and transformers alone parses it four times."""
+    path = write_gguf(llama, tmp_path / "tiny.gguf")
+    made, reader = [], gguf.GGUFReader
+    monkeypatch.setattr(gguf, "GGUFReader", lambda name: made.append(name) or reader(name))
+    counting = gguf.GGUFReader
+    LanguageModel.load(str(path))
+    assert len(made) == 1
+    assert gguf.GGUFReader is counting
 
 
 def test_a_folder_with_one_file_is_that_model(llama: LanguageModel, tmp_path: Path) -> None:

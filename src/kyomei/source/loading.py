@@ -75,7 +75,8 @@ def _family(transformers: Any, config: Any, place: Place) -> Any:
     saved = set(getattr(config, "architectures", None) or [])
     families = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText")
     for family in (getattr(transformers, name) for name in families):
-        if type(config) in family._model_mapping and family._model_mapping[type(config)].__name__ in saved:
+        known = family._model_mapping.get(type(config), ())
+        if any(one.__name__ in saved for one in (known if isinstance(known, tuple) else (known,))):
             return family
     encoders = sorted(name for name in saved if name.endswith("EncoderModel") and hasattr(transformers, name))
     if encoders:  # one half of an encoder-decoder, whose configuration is that of the whole
