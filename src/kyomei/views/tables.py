@@ -382,6 +382,13 @@ def harvest_table(facts: Facts, folder: str) -> Table:
     return Table(f"{folder}: rows of each site", header, tuple(rows), _legend(*header), words=(0, 2))
 
 
+def index_table(facts: Mapping[str, Facts], folder: str) -> Table:
+    """The explorer's index of each dictionary."""
+    shown = ((name, *(format_number(of[key]) for key in ("width", "rows", "documents")), of["folder"]) for name, of in facts.items())
+    header = ("dictionary", "latents", "rows", "documents", "index")
+    return Table(f"{folder}: indices", header, tuple(shown), _legend("latent"), words=(0, 4))
+
+
 def train_table(facts: Facts, title: str) -> Table:
     """Every dictionary that was trained, nulls beside."""
     rows = []

@@ -1,0 +1,154 @@
+"""The explorer's indices of a run: one of each dictionary, made where it is missing or made from other things than now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kyomei.atomic import sha256_of
+from kyomei.errors import RunError
+from kyomei.locks import locked
+from kyomei.runs import Run
+from kyomei.stages.arms import Pair, trained_pairs
+from kyomei.stages.certify import certificate_path, standing
+from kyomei.stages.harvested import activations, harvest_of, site_of, tokens_of
+from kyomei.stages.progress import Reporter
+from kyomei.views.index import IndexState, Subject, build, state_of
+
+FOLDER = "explore"
+"""Where a run's indices are, in its folder."""
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """A dictionary of a run and its index.
+
+    Attributes:
+        name: of the dictionary and of the index's folder, such as "replicas-0".
+        folder: of the index.
+        state: what is there.
+    """
+
+    name: str
+    folder: Path
+    state: IndexState
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        facts = {key: self.state.facts.get(key) for key in ("width", "rows", "documents")}
+        return {"folder": str(self.folder), "condition": self.state.condition, "reason": self.state.reason, **facts}
+
+
+@dataclass(frozen=True)
+class _Dictionary:
+    """One trained dictionary: replica `number` of a pair's arm."""
+
+    pair: Pair
+    number: int
+
+    @property
+    def path(self) -> str:
+        return f"{self.pair.arm.folder}/{self.number}"
+
+    @property
+    def name(self) -> str:
+        return self.path.replace("/", "-")
+
+
+def dictionaries(run: Run) -> list[str]:
+    """Names of a run's dictionaries that can be explored: the ones that ship first, then the other replicas of each."""
+    return [d.name for d in _dictionaries(run)]
+
+
+def index_states(run: Run, *, thorough: bool = False) -> list[Indexed]:
+    """What there is of the index of each dictionary; nothing is made."""
+    found = []
+    for dictionary in _dictionaries(run):
+        folder = run.path(f"{FOLDER}/{dictionary.name}")
+        found.append(Indexed(dictionary.name, folder, state_of(folder, _made_from(run, dictionary), thorough=thorough)))
+    return found
+
+
+def index_run(
+    run: Run, reporter: Reporter, names: Sequence[str] | None = None, *, rebuild: bool = False
+) -> list[Indexed]:
+    """Make the indices that are missing, unfinished, damaged, or made from other things than there are now.
+
+    Args:
+        run: trained.
+        reporter: shows progress, and names what was wrong with an index that is made anew.
+        names: of dictionaries (see `dictionaries`); none: the ones that ship, the run's own and its baselines'.
+        rebuild: make them anew in any case.
+
+    Raises:
+        RunError: no such dictionary, or another process makes the same index.
+    """
+    known = {dictionary.name: dictionary for dictionary in _dictionaries(run)}
+    wanted = [name for name, d in known.items() if d.number == 0] if names is None else list(names)
+    unknown = [name for name in wanted if name not in known]
+    if unknown or not wanted:
+        found = f"'{unknown[0]}'" if unknown else f"none in {run.folder}"
+        raise RunError(f"a trained dictionary of the run: {', '.join(known)}", found, "choose one, or run `kyomei train` first")
+    return [_index(run, known[name], reporter, rebuild) for name in wanted]
+
+
+def _index(run: Run, dictionary: _Dictionary, reporter: Reporter, rebuild: bool) -> Indexed:
+    folder, made_from = run.path(f"{FOLDER}/{dictionary.name}"), _made_from(run, dictionary)
+    state = state_of(folder, made_from, thorough=True)
+    if rebuild or not state.is_ready:
+        if state.condition not in ("ready", "missing"):
+            reporter.note(f"the index of {dictionary.name} is made anew: {state.reason}")
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            build(_subject(run, dictionary, made_from), folder, lambda step: reporter.progress(f"{dictionary.name}: {step}"))
+        state = state_of(folder, made_from)
+    return Indexed(dictionary.name, folder, state)
+
+
+def _dictionaries(run: Run) -> list[_Dictionary]:
+    pairs = trained_pairs(run)
+    found = [_Dictionary(pair, number) for pair in pairs for number in range(pair.arm.replicas)]
+    found.sort(key=lambda dictionary: dictionary.number > 0)
+    return [d for d in found if run.path(f"{d.path}/sae.safetensors").exists()]
+
+
+def _made_from(run: Run, dictionary: _Dictionary) -> Mapping[str, str]:
+    """Digests of what an index rests on."""
+    host, site = harvest_of(run), site_of(run)
+    digests = host.digests([f"activations/evidence/{site}/index.json", "tokens/evidence/index.json"])
+    digests |= run.digests(f"{dictionary.pair.arm.folder}/{i}/sae.safetensors" for i in range(dictionary.pair.arm.replicas))
+    path = certificate_path(run, dictionary.pair)
+    if dictionary.number == 0 and path.exists():
+        digests[path.relative_to(run.folder).as_posix()] = sha256_of(path)
+    return digests
+
+
+def _subject(run: Run, dictionary: _Dictionary, made_from: Mapping[str, str]) -> Subject:
+    pair, first = dictionary.pair, dictionary.number == 0
+    certificate = standing(run, pair) if first else None
+    expired = certificate is None and first and certificate_path(run, pair).exists()
+    source = run.recipe.source
+    facts = {
+        "dictionary": dictionary.path,
+        "title": pair.title,
+        "mechanism": pair.arm.recipe.mechanism.name,
+        "model": source.model,
+        "revision": source.revision,
+        "site": site_of(run),
+        "side": source.side,
+        "text": source.address,
+        "context": source.context,
+    }
+    return Subject(
+        name=dictionary.name,
+        sae=pair.arm.dictionary(run, dictionary.number),
+        rows=activations(run, "evidence"),
+        tokens=tokens_of(run, "evidence"),
+        facts=facts,
+        made_from=made_from,
+        certificate=None if certificate is None else certificate.to_dict(),
+        certificate_state="holds" if certificate else "expired" if expired else "none",
+        seed=run.recipe.seed,
+    )
