@@ -31,11 +31,11 @@ def index_command(
     """What every latent of a run's dictionaries is and fires on, as files that the explorer shows; what is there is kept."""
     with verb(threads) as reporter:
         from kyomei.runs import Run
-        from kyomei.stages.index import index_run
+        from kyomei.stages.index import index_run, indexed
 
         def index_it(run: Run) -> Shown:
             found = index_run(run, reporter, dictionary, rebuild=rebuild)
             facts = {one.name: one.to_dict() for one in found}
             return Shown(facts, [tables.index_table(facts, str(run.folder))])
 
-        do_with(Run.open(folder), index_it, reporter, as_json)
+        do_with(Run.open(folder), index_it, reporter, as_json, only_reads=lambda run: not rebuild and indexed(run, dictionary))

@@ -9,7 +9,6 @@ from typing import Any
 
 from kyomei.atomic import sha256_of
 from kyomei.errors import RunError
-from kyomei.locks import locked
 from kyomei.runs import Run
 from kyomei.stages.arms import Pair, trained_pairs
 from kyomei.stages.certify import certificate_path, standing
@@ -71,27 +70,35 @@ def index_states(run: Run, *, thorough: bool = False) -> list[Indexed]:
     return found
 
 
-def index_run(
-    run: Run, reporter: Reporter, names: Sequence[str] | None = None, *, rebuild: bool = False
-) -> list[Indexed]:
+def index_run(run: Run, reporter: Reporter, names: Sequence[str] | None = None, *, rebuild: bool = False) -> list[Indexed]:
     """Make the indices that are missing, unfinished, damaged, or made from other things than there are now.
 
     Args:
-        run: trained.
+        run: trained; this process holds its lock, unless all are ready.
         reporter: shows progress, and names what was wrong with an index that is made anew.
         names: of dictionaries (see `dictionaries`); none: the ones that ship, the run's own and its baselines'.
         rebuild: make them anew in any case.
 
     Raises:
-        RunError: no such dictionary, or another process makes the same index.
+        RunError: no such dictionary.
     """
+    return [_index(run, dictionary, reporter, rebuild) for dictionary in _chosen(run, names)]
+
+
+def indexed(run: Run, names: Sequence[str] | None = None) -> bool:
+    """Whether `index_run` would make nothing."""
+    chosen = {dictionary.name for dictionary in _chosen(run, names)}
+    return all(one.state.is_ready for one in index_states(run) if one.name in chosen)
+
+
+def _chosen(run: Run, names: Sequence[str] | None) -> list[_Dictionary]:
     known = {dictionary.name: dictionary for dictionary in _dictionaries(run)}
     wanted = [name for name, d in known.items() if d.number == 0] if names is None else list(names)
     unknown = [name for name in wanted if name not in known]
     if unknown or not wanted:
         found = f"'{unknown[0]}'" if unknown else f"none in {run.folder}"
         raise RunError(f"a trained dictionary of the run: {', '.join(known)}", found, "choose one, or run `kyomei train` first")
-    return [_index(run, known[name], reporter, rebuild) for name in wanted]
+    return [known[name] for name in wanted]
 
 
 def _index(run: Run, dictionary: _Dictionary, reporter: Reporter, rebuild: bool) -> Indexed:
@@ -100,9 +107,7 @@ def _index(run: Run, dictionary: _Dictionary, reporter: Reporter, rebuild: bool)
     if rebuild or not state.is_ready:
         if state.condition not in ("ready", "missing"):
             reporter.note(f"the index of {dictionary.name} is made anew: {state.reason}")
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
-            build(_subject(run, dictionary, made_from), folder, lambda step: reporter.progress(f"{dictionary.name}: {step}"))
+        build(_subject(run, dictionary, made_from), folder, lambda step: reporter.progress(f"{dictionary.name}: {step}"))
         state = state_of(folder, made_from)
     return Indexed(dictionary.name, folder, state)
 

@@ -63,11 +63,9 @@ class Index:
 
     def _open(self) -> None:
         order = " ".join(f"WHEN '{name}' THEN {number}" for number, name in enumerate(_STATUS_ORDER))
-        figures = ("encoder_mcs", "decoder_mcs", "correlation")
-        weakest = ", ".join(f"list_min(from_json(certificate, '{{\"{name}\": [\"FLOAT\"]}}').{name})" for name in figures)
         self._connection.execute(
-            f"CREATE TABLE features AS SELECT *, CASE status {order} ELSE 9 END AS status_order, "
-            f"least({weakest}) AS agreement FROM read_parquet(?) ORDER BY latent",
+            f"CREATE TABLE features AS SELECT *, CASE status {order} ELSE 9 END AS status_order "
+            "FROM read_parquet(?) ORDER BY latent",
             [self._files[FEATURES]],
         )
         # From here on only the files of this index can be read, whatever a query says.
@@ -98,9 +96,7 @@ class Index:
             of ten: {"from", "to", "count", "certified"}), "mapped" (whether latents have places on the map).
         """
         facts = {name: value for name, value in self.facts.items() if name not in ("files", "made_from")}
-        (sums,) = self._rows(
-            "SELECT count(*) FILTER (frequency > 0) AS live, count(x) > 0 AS mapped FROM features"
-        )
+        (sums,) = self._rows("SELECT count(*) FILTER (frequency > 0) AS live, count(x) > 0 AS mapped FROM features")
         status = self._rows("SELECT status, count(*) AS n FROM features GROUP BY status, status_order ORDER BY status_order")
         origins = "SELECT origin, count(*) AS n FROM features WHERE origin IS NOT NULL AND {} GROUP BY origin ORDER BY origin"
         by_origin, certified = (self._rows(origins.format(of)) for of in ("frequency > 0", "status = 'certified'"))
@@ -119,7 +115,12 @@ class Index:
             "count(*) FILTER (status = 'certified') AS certified FROM features WHERE frequency > 0 GROUP BY bin ORDER BY bin"
         )
         return [
-            {"from": 10 ** (row["bin"] / 10), "to": 10 ** ((row["bin"] + 1) / 10), "count": row["n"], "certified": row["certified"]}
+            {
+                "from": 10 ** (row["bin"] / 10),
+                "to": 10 ** ((row["bin"] + 1) / 10),
+                "count": row["n"],
+                "certified": row["certified"],
+            }
             for row in counted
         ]
 
@@ -224,7 +225,8 @@ class Index:
         start = max(0, around - size // 2)
         # DuckDB's substring counts code points, as Python does.
         found = self._rows(
-            "SELECT document, name, substring(text, ?, ?) AS text, length(text) AS length FROM read_parquet(?) WHERE document = ?",
+            "SELECT document, name, substring(text, ?, ?) AS text, length(text) AS length FROM read_parquet(?) "
+            "WHERE document = ?",
             [start + 1, size, self._files[DOCUMENTS], document],
         )
         return {**found[0], "start": start} if found else None

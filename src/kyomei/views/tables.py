@@ -384,7 +384,8 @@ def harvest_table(facts: Facts, folder: str) -> Table:
 
 def index_table(facts: Mapping[str, Facts], folder: str) -> Table:
     """The explorer's index of each dictionary."""
-    shown = ((name, *(format_number(of[key]) for key in ("width", "rows", "documents")), of["folder"]) for name, of in facts.items())
+    counted = ("width", "rows", "documents")
+    shown = ((name, *(format_number(of[key]) for key in counted), of["folder"]) for name, of in facts.items())
     header = ("dictionary", "latents", "rows", "documents", "index")
     return Table(f"{folder}: indices", header, tuple(shown), _legend("latent"), words=(0, 4))
 

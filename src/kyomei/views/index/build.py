@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch.nn.functional import normalize
 
-from kyomei.atomic import TEMPORARY, disk_full_named, remove, remove_temporaries, sync_folder, write_atomic
+from kyomei.atomic import make_folder, refusals_named, remove, remove_temporaries, sync_folder, write_atomic
+from kyomei.evidence.certificate import weakest
 from kyomei.evidence.reproduction import rows_used
 from kyomei.learning.spaces import Whitening
 from kyomei.provenance import now
@@ -58,7 +59,7 @@ def build(subject: Subject, folder: Path, watched: Watched | None = None) -> Non
         DataError: rows, tokens and dictionary do not fit together.
     """
     watched = watched or (lambda _: nullcontext(lambda done, total: None))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     remove_temporaries(folder)
     _write_index(folder, subject, {"complete": False, "started": now()})
     for name in TABLES:
@@ -115,9 +116,7 @@ def _write_documents(subject: Subject, path: Path) -> None:
             writer.write_table(pa.table(columns, schema=DOCUMENT_COLUMNS))
 
 
-def _write_examples(
-    subject: Subject, codes: CodeStore, places: Places, path: Path, progress: Progress
-) -> list[LatentFigures]:
+def _write_examples(subject: Subject, codes: CodeStore, places: Places, path: Path, progress: Progress) -> list[LatentFigures]:
     """Write the examples of all latents, in order; returns the figures of each."""
     figures: list[LatentFigures] = []
     with _parquet(path, EXAMPLE_COLUMNS) as writer:
@@ -134,7 +133,7 @@ def _certificate_columns(subject: Subject) -> dict[str, Any]:
     """Status, origin and numbers of every latent as the certificate has them."""
     width, certificate = subject.sae.width, subject.certificate
     if certificate is None:
-        empty: dict[str, Any] = dict.fromkeys(("origin", "certificate", "explained"), [None] * width)
+        empty: dict[str, Any] = dict.fromkeys(("origin", "certificate", "agreement", "explained"), [None] * width)
         return {"status": [NOT_CERTIFIED] * width, **empty, "partners": [[] for _ in range(width)]}
     features, names = certificate["features"], certificate["replicas"][1:]
     whole = sum(max(0.0, feature["explained variance"]) for feature in features)
@@ -142,6 +141,7 @@ def _certificate_columns(subject: Subject) -> dict[str, Any]:
         "status": [feature["status"] for feature in features],
         "origin": [feature["origin"]["kind"] if feature["status"] != "dead" else None for feature in features],
         "certificate": [json.dumps(plain(feature), ensure_ascii=False) for feature in features],
+        "agreement": [weakest(feature) if feature["status"] != "dead" else None for feature in features],
         "explained": [feature["explained variance"] / whole if whole else None for feature in features],
         "partners": [_partners(feature, names) for feature in features],
     }
@@ -213,16 +213,15 @@ def _column(values: Any, kind: pa.DataType) -> pa.Array:
 @contextmanager
 def _parquet(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """A Parquet file that appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.0.tmp")
-    assert TEMPORARY.fullmatch(temporary.name)
-    with disk_full_named(path):
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with refusals_named(path):
         try:
             with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
                 yield writer
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
+            temporary.replace(path)
         except BaseException:
             remove(temporary)
             raise
-        temporary.replace(path)
         sync_folder(path.parent)

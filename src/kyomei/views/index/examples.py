@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 import pyarrow as pa
@@ -122,9 +122,7 @@ class LatentFigures:
         return cls(largest, float(values.mean(dtype=np.float64)), counts.tolist(), edges.tolist(), tokens)
 
 
-def read_group(
-    first: int, code: sparse.csc_array, places: Places, seed: int
-) -> tuple[list[LatentFigures], pa.Table]:
+def read_group(first: int, code: sparse.csc_array, places: Places, seed: int) -> tuple[list[LatentFigures], pa.Table]:
     """Figures of each latent of a group, and its rows of examples.parquet.
 
     Args:
@@ -133,35 +131,35 @@ def read_group(
         places: where rows lie in the text.
         seed: of the draws; those of a latent do not depend on its group.
     """
-    chosen_rows, columns, strongest, actives = [], [], [], []
-    for latent in range(code.shape[1]):
-        span = slice(code.indptr[latent], code.indptr[latent + 1])
+    columns, strongest, actives = [], [], []
+    for number in range(code.shape[1]):
+        span = slice(code.indptr[number], code.indptr[number + 1])
         row, value = code.indices[span].astype(np.int64), code.data[span]
         order = np.argsort(-value, kind="stable")
-        chosen = Chosen.of(len(row), np.random.default_rng([seed, first + latent]))
+        chosen = Chosen.of(len(row), np.random.default_rng([seed, first + number]))
         at = order[chosen.place]
-        chosen_rows.append(row[at])
-        columns.append((np.full(len(at), latent), chosen.decile, chosen.rank, value[at]))
+        columns.append((np.full(len(at), number), chosen.decile, chosen.rank, value[at], row[at]))
         strongest.append(places.row_token[row[order[:STRONGEST_READ]]])
         actives.append(value)
     words = iter(places.texts(np.concatenate(strongest)))
     named = [[next(words) for _ in tokens] for tokens in strongest]
     figures = [LatentFigures.of(value, texts) for value, texts in zip(actives, named, strict=True)]
-    latent, decile, rank, value = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    return figures, _table(first, latent, decile, rank, value, np.concatenate(chosen_rows), code, places)
+    shown = _Shown(*(np.concatenate(parts) for parts in zip(*columns, strict=True)))
+    return figures, _table(first, shown, code, places)
 
 
-def _table(
-    first: int,
-    latent: np.ndarray,
-    decile: np.ndarray,
-    rank: np.ndarray,
-    value: np.ndarray,
-    row: np.ndarray,
-    code: sparse.csc_array,
-    places: Places,
-) -> pa.Table:
-    place = places.row_token[row]
+class _Shown(NamedTuple):
+    """Examples of a group: the latent's number in the group, decile, rank, activation and row of each."""
+
+    latent: np.ndarray
+    decile: np.ndarray
+    rank: np.ndarray
+    value: np.ndarray
+    row: np.ndarray
+
+
+def _table(first: int, shown: _Shown, code: sparse.csc_array, places: Places) -> pa.Table:
+    place = places.row_token[shown.row]
     begin, end = places.around(place)
     length = end - begin
     offsets = np.concatenate([[0], np.cumsum(length)])
@@ -172,14 +170,14 @@ def _table(
     lists = pa.array(offsets, pa.int32())
     document = places.document[place]
     names = [places.name(d) for d in document.tolist()]
-    kind = np.where(decile < 0, "top", "decile")
+    kind = np.where(shown.decile < 0, "top", "decile")
     columns = {
-        "latent": latent + first,
+        "latent": shown.latent + first,
         "kind": pa.array(kind.tolist(), pa.string()),
-        "decile": decile,
-        "rank": rank,
-        "example": row,
-        "activation": value,
+        "decile": shown.decile,
+        "rank": shown.rank,
+        "example": shown.row,
+        "activation": shown.value,
         "document": document,
         "document_name": pa.array(names, pa.string()),
         "window": place // places.context,
@@ -187,7 +185,9 @@ def _table(
         "start": places.start[begin],
         "focus": place - begin,
         "tokens": pa.ListArray.from_arrays(lists, words),
-        "activations": pa.ListArray.from_arrays(lists, pa.array(_activations(code, np.repeat(latent, length), flat, places))),
+        "activations": pa.ListArray.from_arrays(
+            lists, pa.array(_activations(code, np.repeat(shown.latent, length), flat, places))
+        ),
     }
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in EXAMPLE_COLUMNS]
     return pa.Table.from_arrays(arrays, schema=EXAMPLE_COLUMNS)

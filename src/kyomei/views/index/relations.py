@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,7 +116,7 @@ def _listed(of: np.ndarray, other: np.ndarray, value: np.ndarray, first: int, la
     of, other, value = of[order], other[order], value[order]
     starts = np.searchsorted(of, np.arange(first, last + 1))
     lists = []
-    for begin, end in zip(starts[:-1], starts[1:], strict=True):
+    for begin, end in pairwise(starts.tolist()):
         span = slice(begin, min(begin + NEIGHBOURS, end))
         pairs = zip(other[span].tolist(), value[span].tolist(), strict=True)
         lists.append([{"latent": latent, name: round(v, 4)} for latent, v in pairs])

@@ -23,6 +23,7 @@ FEATURE_COLUMNS = pa.schema(
         "status": _TEXT,
         "origin": _TEXT,
         "certificate": _TEXT,
+        "agreement": _REAL,
         "frequency": _REAL,
         "max_activation": _REAL,
         "mean_activation": _REAL,
