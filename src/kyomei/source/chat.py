@@ -7,7 +7,7 @@ from typing import Any
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "bard": "assistant", "chatgpt": "assistant", "observation": "tool"}
 
 
-def chat_text(messages: list[Any], tokenizer: Any, strip_bos: bool) -> str:
+def chat_text(messages: list[Any], tokenizer: Any, strip_bos: bool, prompting: bool = False) -> str:
     """The text of a conversation, without the BOS (if `strip_bos`) and the last EOS that its template writes.
 
     Windows begin with BOS where the tokenizer adds one, and EOS stands between documents: each is there once.
@@ -17,6 +17,7 @@ def chat_text(messages: list[Any], tokenizer: Any, strip_bos: bool) -> str:
             calls.
         tokenizer: with a chat template.
         strip_bos: whether the window has a BOS already.
+        prompting: let the text end where the model would answer.
 
     Raises:
         ValueError: what is wrong, in a few words: no template, a message of another kind, or one the template refuses.
@@ -29,7 +30,7 @@ def chat_text(messages: list[Any], tokenizer: Any, strip_bos: bool) -> str:
     if not plain:
         return ""
     try:
-        text = str(tokenizer.apply_chat_template(plain, tokenize=False))
+        text = str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=prompting))
     except Exception as error:  # a template is a program of the model's author and fails in its own ways
         lines = str(error).strip().splitlines() or [""]
         raise ValueError(f"{type(error).__name__}: {lines[0]}") from error

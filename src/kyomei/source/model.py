@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, final
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kyomei.errors import ModelError
 from kyomei.source.hooks import Act, Calls, Layout, Side, acting, counting
 from kyomei.source.loading import load
+from kyomei.source.masking import hiding
 from kyomei.source.sites import MLP_PATHS, Site, in_layers, module_paths, require_sites
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -53,7 +54,7 @@ class LanguageModel:
 
     def __init__(self, model: nn.Module, tokenizer: Any, name: str) -> None:
         self.model, self.tokenizer, self.name = model.eval().requires_grad_(False), tokenizer, name
-        accepted = inspect.signature(model.forward).parameters
+        self._accepted = accepted = inspect.signature(model.forward).parameters
         self._options = {"use_cache": False} if "use_cache" in accepted else {}
         config: Any = getattr(model, "config", None)
         self._takes = "" if "input_ids" in accepted or not accepted else next(iter(accepted))
@@ -134,14 +135,18 @@ class LanguageModel:
         """Raise ModelError, with near matches, unless every site is a module path that sees every token."""
         require_sites(self.sites(), sites, self.name)
 
-    def require_context(self, context: int) -> None:
-        """Raise ModelError unless the model has positions for windows of so many tokens."""
+    @property
+    def max_context(self) -> int | None:
+        """Most tokens of a window that the model has positions for; none: it has no bound."""
         config = _text_config(self.model)
         bounds = (getattr(config, f"max_{part}position_embeddings", None) for part in ("", "encoder_", "decoder_"))
         # XLNet says −1: it has no bound.
         positions = min((bound for bound in bounds if bound is not None and bound > 0), default=None)
-        if positions is not None:
-            positions -= _positions_before_the_first(self.model, positions)
+        return None if positions is None else positions - _positions_before_the_first(self.model, positions)
+
+    def require_context(self, context: int) -> None:
+        """Raise ModelError unless the model has positions for windows of so many tokens."""
+        positions = self.max_context
         if positions is not None and positions < context:
             do = f"set source.context to at most {positions}"
             raise ModelError(f"windows of at most {positions} tokens, as {self.name} takes", f"{context} tokens", do)
@@ -157,27 +162,35 @@ class LanguageModel:
 
     @torch.no_grad()
     def capture(
-        self, ids: Int64[Tensor, "batch context"], sites: Sequence[str], side: Side = "output"
+        self,
+        ids: Int64[Tensor, "batch context"],
+        sites: Sequence[str],
+        side: Side = "output",
+        hidden: Bool[Tensor, "batch context"] | None = None,
     ) -> dict[str, Float[Tensor, "batch context dim"]]:
         """Activations at `sites` from one forward pass that stops right after the deepest of them.
 
         Args:
-            ids: full windows; nothing is masked.
+            ids: full windows.
             sites: module paths, each with #CALL where another call than the first in a pass is meant.
             side: the modules' outputs or inputs; of several values, the first floating-point tensor.
+            hidden: tokens masked from attention, positions kept; none: nothing is masked.
 
         Returns:
             Activations by site, in the order of `sites`, on the model's device.
 
         Raises:
-            ModelError: a site is unknown, does not run, or does not give one vector a token.
+            ModelError: a site is unknown, does not run, or does not give one vector a token; or tokens cannot be hidden.
         """
         self.require_sites(sites)
         self.require_ids(ids)
-        held = self._captured(ids, self._layouts(ids, sites, side), side)
+        masks = {} if hidden is None else hiding(hidden.to(self.device), self._accepted, _text_config(self.model), self.name)
+        held = self._captured(ids, self._layouts(ids, sites, side), side, masks)
         return {site: held[site] for site in sites}
 
-    def _captured(self, ids: Tensor, layouts: dict[str, Layout], side: Side) -> dict[str, Tensor]:
+    def _captured(
+        self, ids: Tensor, layouts: dict[str, Layout], side: Side, masks: Mapping[str, Any] | None = None
+    ) -> dict[str, Tensor]:
         """Activations by site, as `capture` gives them."""
         held: dict[str, Tensor] = {}
 
@@ -195,7 +208,7 @@ class LanguageModel:
                 for site, layout in layouts.items()
             }
             with self._explaining():
-                self._run(ids)
+                self._run(ids, masks)
         for site in layouts:
             _require_ran(site, calls[site])
         return held
@@ -210,13 +223,13 @@ class LanguageModel:
         self._captured(ids[:1], layouts, side)
         return {site: Layout(ids.shape, layout.context_first) for site, layout in layouts.items()}
 
-    def _run(self, ids: Int64[Tensor, "batch context"]) -> Any:
+    def _run(self, ids: Int64[Tensor, "batch context"], masks: Mapping[str, Any] | None = None) -> Any:
         """One forward pass on token ids alone."""
         if self._takes:
             raise ModelError("a model that reads token ids", f"{self.name}, which reads {self._takes}", "use a text model")
         ids = ids.to(self.device)
         more = {"decoder_input_ids": ids} if self.is_encoder_decoder else {}
-        return self.model(input_ids=ids, **more, **self._options)
+        return self.model(input_ids=ids, **more, **self._options, **(masks or {}))
 
     @contextlib.contextmanager
     def _explaining(self) -> Iterator[None]:
