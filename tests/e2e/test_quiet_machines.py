@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,6 +42,17 @@ def refused(done: subprocess.CompletedProcess[bytes]) -> str:
     lines = [line for line in said.splitlines() if line.startswith("kyomei: Expected")]
     assert done.returncode == 2 and len(lines) == 1 and "Traceback" not in said, said
     return lines[0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def text(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A little text, for all runs of this file."""
+    folder = tmp_path_factory.mktemp("text")
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "one", "cat", "sat", "on", "some", "mat", "and", "then", "went", "home", "狐"]
+    for number in range(48):
+        chosen = (words[(number * k * k + k) % len(words)] for k in range(1, 900 + 7 * number))
+        (folder / f"{number}.txt").write_text(" ".join(chosen), encoding="utf-8")
+    OPTIONS.extend(["--text", str(folder)])
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +111,70 @@ def test_what_is_up_to_date_is_read_while_another_process_works(finished: Path) 
             done = kyomei(*verb)
             assert done.returncode == 0, done.stderr.decode()
         assert "locked by process" in refused(kyomei("certify", finished, "--baseline", "l1"))
+
+
+@pytest.mark.slow
+def test_another_number_of_threads_on_resume_is_said(tmp_path: Path) -> None:
+    assert kyomei("harvest", tmp_path / "run", *OPTIONS).returncode == 0
+    for threads, said in (("1", False), ("2", True), ("2", True)):
+        manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+        manifest["stages"] = {"harvest": manifest["stages"]["harvest"]}
+        (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+        done = kyomei("train", tmp_path / "run", "--resume", "--threads", threads)
+        assert done.returncode == 0 and (b"CPU threads: worked on with 1 before and 2 now" in done.stderr) == said
+    history = json.loads((tmp_path / "run" / "manifest.json").read_text())["history"]
+    assert [act["threads"] for act in history] == [1, 1, 2, 2]
+
+
+ODD = ["two words", "-first", "共鳴 žluť", "x" * 200, "a\nb", "quote'$HOME\"", "[red]bold[/red]", "%s{}"]
+
+
+SEVERAL = """
+import json, sys
+from kyomei.cli import main
+for line in json.loads(sys.argv[1]):
+    sys.argv = ["kyomei", *line]
+    try:
+        main()
+        code = 0
+    except SystemExit as error:
+        code = error.code or 0
+    print(json.dumps([line, code]), flush=True)
+"""
+"""Verbs one after the other in one process."""
+
+
+@pytest.mark.slow
+def test_a_run_may_lie_in_any_folder(finished: Path, tmp_path: Path) -> None:
+    lines = []
+    for name in ODD:
+        shutil.copytree(finished, tmp_path / name)
+        lines += [[verb, "--json", "--", name] for verb in ("certify", "report", "list")]
+        lines.append(["train", "--resume", "--", name])
+    # One that is begun there.
+    lines += [["harvest", *OPTIONS, "--", name] for name in ("-first of all", "ü" * 100)]
+    command = [sys.executable, "-c", SEVERAL, json.dumps(lines)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    answers = [json.loads(said) for said in done.stdout.splitlines() if said.startswith("[[")]
+    assert answers == [[line, 0] for line in lines], done.stderr[-3000:]
+    reports = [json.loads(said)["report"] for said in done.stdout.splitlines() if said.startswith("{") and '"report"' in said]
+    assert [Path(path) for path in reports] == [Path(name) / "report.html" for name in ODD]
+    history = json.loads((tmp_path / "-first of all" / "manifest.json").read_text())["history"]
+    assert history[0]["outcome"] == "done"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_plain_terminal_gets_plain_text(finished: Path, tmp_path: Path, encoding: str) -> None:
+    folder = shutil.copytree(finished, tmp_path / "共鳴 žluť")
+    settings = {"PYTHONIOENCODING": encoding, "NO_COLOR": "1", "FORCE_COLOR": ""}
+    for verb in (["certify"], ["certify", "--json"], ["report"], ["report", "--json"], ["train", "--resume"]):
+        done = kyomei(*verb, folder, **settings)
+        assert done.returncode == 0, done.stderr.decode(encoding)
+        said = done.stdout.decode(encoding) + done.stderr.decode(encoding)
+        assert "\x1b" not in said and "Traceback" not in said
+        if "--json" in verb:
+            assert json.loads(done.stdout.decode(encoding))
+    for verb in ([], ["train"], ["plan"], ["reproduce"]):
+        kyomei(*verb, "--help", **settings).stdout.decode(encoding)
+    assert refused(kyomei("certify", tmp_path / "無い", **settings))

@@ -111,6 +111,7 @@ def harvest_run(run: Run, reporter: Reporter, source: Source | None = None) -> d
     """
     recipe = run.recipe
     if not run.done(STAGE):
+        reporter.note_threads(run)
         source = source or open_source(recipe, reporter, run.path("tokens"))
         if recipe.source.keep_text:
             do = "source.keep_text=false keeps token ids instead"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Task as RichTask
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from kyomei.errors import Interrupted
 from kyomei.learning.mesh import Mesh
+from kyomei.runs import Run
 from kyomei.signals import asked
 from kyomei.views.numbers import duration
 
@@ -97,6 +99,14 @@ class Reporter:
     def note(self, message: str) -> None:
         """Say what is going on."""
         self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+    def note_threads(self, run: Run) -> None:
+        """Say that a run is gone on with on another number of threads than before, which may change its last digits."""
+        threads = torch.get_num_threads()
+        before = sorted({act["threads"] for act in run.manifest.get("history", []) if act.get("threads")} - {threads})
+        if before:
+            words = f"worked on with {' and '.join(map(str, before))} before and {threads} now"
+            self.note(f"CPU threads: {words}: sums are added up in another order, so results may differ in their last digits")
 
     @contextlib.contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:

@@ -96,6 +96,8 @@ def train_run(run: Run, reporter: Reporter) -> dict[str, Any]:
     """
     if reporter.mesh.size > 1 and not run.done(STAGE):
         raise RunError("a harvested run on a mesh", f"none in {run.folder}", "run `kyomei harvest` first, in one process")
+    if run.done(STAGE) and not trained(run):
+        reporter.note_threads(run)
     harvested = harvest_run(run, reporter)
     own = main_arm(run)
     constant = {} if run.done(own.stage(0)) else require_measurable(run, reporter)
