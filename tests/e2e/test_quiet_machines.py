@@ -48,7 +48,24 @@ def refused(done: subprocess.CompletedProcess[bytes]) -> str:
 def text(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A little text, for all runs of this file."""
     folder = tmp_path_factory.mktemp("text")
-    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "one", "cat", "sat", "on", "some", "mat", "and", "then", "went", "home", "狐"]
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        "while",
+        "one",
+        "cat",
+        "sat",
+        "on",
+        "mats",
+        "狐",
+    ]
     for number in range(48):
         chosen = (words[(number * k * k + k) % len(words)] for k in range(1, 900 + 7 * number))
         (folder / f"{number}.txt").write_text(" ".join(chosen), encoding="utf-8")
