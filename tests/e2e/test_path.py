@@ -31,7 +31,13 @@ SMALL = {
     "train.batch_rows": 128,
     "train.checkpoint_every": 20,
 }
-OPTIONS = ["--threads", "1", *(part for key, value in SMALL.items() for part in ("--set", f"{key}={value}"))]
+
+
+def options_of(settings: dict[str, object]) -> list[str]:
+    return ["--threads", "1", *(part for key, value in settings.items() for part in ("--set", f"{key}={value}"))]
+
+
+OPTIONS = options_of(SMALL)
 
 
 def kyomei(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -45,13 +51,14 @@ def tensors(run: Path) -> dict[str, str]:
     return {str(path.relative_to(run)): sha256_of(path) for path in made}
 
 
-def train_through_sigterm(folder: Path, *options: str) -> None:
-    """Train a run that is asked to stop at its first checkpoint, and go on with it."""
+def train_through_sigterm(folder: Path, *options: str, run: str = ".") -> None:
+    """Train a run, or a family, that is asked to stop at the first checkpoint of the run or a member, and go on with it."""
     process = subprocess.Popen(
         [*KYOMEI, "train", str(folder), *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
     deadline = time.monotonic() + 200
-    while not list(folder.glob("replicas/0/checkpoints/step-*")) and process.poll() is None and time.monotonic() < deadline:
+    first = f"{run}/replicas/0/checkpoints/step-*"
+    while not list(folder.glob(first)) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
@@ -170,6 +177,15 @@ def test_same_recipe_and_seed_give_the_same_bytes_even_through_sigterm(run: Path
     train_through_sigterm(tmp_path / "again", *OPTIONS)
     ours, theirs = tensors(run), tensors(tmp_path / "again")
     assert ours == theirs and any(name.startswith("controls/") for name in ours)
+
+
+@pytest.mark.slow
+def test_a_family_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    options = options_of({**SMALL, "dictionary.width": "[48, 64]", "mechanism.name": "topk"})
+    assert kyomei("train", tmp_path / "whole", *options).returncode == 0
+    train_through_sigterm(tmp_path / "again", *options, run="members/width-64")
+    ours, theirs = tensors(tmp_path / "whole"), tensors(tmp_path / "again")
+    assert ours == theirs and sum(name.endswith("replicas/0/sae.safetensors") for name in ours) == 2
 
 
 @pytest.mark.slow
