@@ -211,7 +211,7 @@ def compare_coded(
     """`certify_latents` where the codes of the rows are at hand: one for each dictionary [rows, width]."""
     first, *others = dictionaries
     code, *other_codes = codes
-    matches = [_match(first, other, space, code, z) for other, z in zip(others, other_codes, strict=True)]
+    matches = [match(first, other, space, code, z) for other, z in zip(others, other_codes, strict=True)]
     kinship = [Kinship.of(code, z) for z in other_codes]
     (null_match, null_frequency), (back, frequency_back) = _null_matches(null, null_rows)
     # The rule comes from the null one way round and is tested the other way, on latents that did not set it.
@@ -273,13 +273,21 @@ def _null_matches(
     space, index = Whitening.fit(rows), rows_used(rows.num_rows)
     codes = [encode_rows(sae, rows, index) for sae in null]
     ways = [(0, 1), (1, 0)]
-    return [(_match(null[i], null[j], space, codes[i], codes[j]), firing_counts(codes[i]) / len(index)) for i, j in ways]
+    return [(match(null[i], null[j], space, codes[i], codes[j]), firing_counts(codes[i]) / len(index)) for i, j in ways]
 
 
-def _match(
+def match(
     a: SparseAutoencoder, b: SparseAutoencoder, space: Whitening, code_a: sparse.csr_array, code_b: sparse.csr_array
 ) -> Match:
-    """An encoder row e scores e·x = (C^(1/2) e)·z on whitened z; a decoder row d adds C^(−1/2) d to it."""
+    """Each latent of `a` in `b`.
+
+    An encoder row e scores e·x = (C^(1/2) e)·z on whitened z; a decoder row d adds C^(−1/2) d to it.
+
+    Args:
+        a, b: dictionaries of one input space.
+        space: in which cosines are taken.
+        code_a, code_b: of the same rows [rows, width].
+    """
     encoders = [_units(sae.encoder, space.backward) for sae in (a, b)]
     decoders = [_units(sae.decoder, space.forward) for sae in (a, b)]
     best: list[tuple[Tensor, ...]] = []

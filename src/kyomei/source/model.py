@@ -18,6 +18,7 @@ from kyomei.source.hooks import Act, Calls, Layout, Side, acting, counting
 from kyomei.source.loading import load
 from kyomei.source.masking import hiding
 from kyomei.source.sites import MLP_PATHS, Site, in_layers, module_paths, require_sites
+from kyomei.source.unembedding import Unembedding, unembedding
 
 _ONE_AT_A_TIME = threading.Lock()
 """Hooks sit on the module itself: two callers, such as a stream's thread and one that splices, must not meet in a pass."""
@@ -58,6 +59,7 @@ class LanguageModel:
         self._options = {"use_cache": False} if "use_cache" in accepted else {}
         config: Any = getattr(model, "config", None)
         self._takes = "" if "input_ids" in accepted or not accepted else next(iter(accepted))
+        self._unembedding: Unembedding | None = None
         self.is_encoder_decoder = "decoder_input_ids" in accepted and bool(getattr(config, "is_encoder_decoder", True))
 
     @classmethod
@@ -95,6 +97,27 @@ class LanguageModel:
         """Whether the model predicts the next token, so that `logits` means something."""
         head = getattr(self.model, "get_output_embeddings", None)
         return callable(head) and head() is not None
+
+    def unembed(self, vectors: Float[Tensor, "vectors dim"]) -> Float[Tensor, "vectors vocabulary"]:
+        """What directions in the residual stream say of the next token, see `Unembedding.logits`.
+
+        Raises:
+            ModelError: the model is not causal, or directions of another width.
+        """
+        if self._unembedding is None:
+            ids = torch.zeros(1, 2, dtype=torch.int64)
+            with _ONE_AT_A_TIME, self._explaining():
+                self._unembedding = unembedding(self.model, self.name, ids, self._run)
+        dim = self._unembedding.head.shape[1]
+        if vectors.shape[1] != dim:
+            found = f"directions of width {vectors.shape[1]}"
+            raise ModelError(f"directions of width {dim}, the residual stream of {self.name}", found, "choose another site")
+        return self._unembedding.logits(vectors)
+
+    def vocabulary(self) -> list[str]:
+        """The text of every token id; its number in angle brackets for one that has no text of its own."""
+        texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
+        return [text or f"<{i}>" for i, text in enumerate(texts)]
 
     @property
     def special_ids(self) -> set[int]:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from kyomei.atomic import sha256_of
+from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import RunError
 from kyomei.runs import Run
 from kyomei.stages.arms import Pair, trained_pairs
 from kyomei.stages.certify import certificate_path, standing
+from kyomei.stages.harvest import load_model
 from kyomei.stages.harvested import activations, harvest_of, site_of, tokens_of
 from kyomei.stages.progress import Reporter
 from kyomei.views.index import IndexState, Subject, build, state_of
@@ -156,4 +158,12 @@ def _subject(run: Run, dictionary: _Dictionary, made_from: Mapping[str, str]) ->
         certificate=None if certificate is None else certificate.to_dict(),
         certificate_state="holds" if certificate else "expired" if expired else "none",
         seed=run.recipe.seed,
+        others={} if certificate else _others(run, dictionary),
+        open_model=lambda: load_model(run.recipe),
     )
+
+
+def _others(run: Run, dictionary: _Dictionary) -> dict[str, SparseAutoencoder]:
+    """The other replicas of a dictionary by their place in the run."""
+    arm = dictionary.pair.arm
+    return {f"{arm.folder}/{i}": arm.dictionary(run, i) for i in range(arm.replicas) if i != dictionary.number}

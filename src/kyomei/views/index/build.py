@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,17 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch.nn.functional import normalize
 
 from kyomei.atomic import make_folder, refusals_named, remove, remove_temporaries, sync_folder, write_atomic
-from kyomei.evidence.certificate import weakest
-from kyomei.evidence.reproduction import rows_used
-from kyomei.learning.spaces import Whitening
 from kyomei.provenance import now
-from kyomei.runs import plain
 from kyomei.views.index.codes import CodeStore, Progress
+from kyomei.views.index.columns import comparison_space, evidence_columns, figure_columns, relation_columns
 from kyomei.views.index.examples import LatentFigures, Places, read_group
-from kyomei.views.index.relations import NEIGHBOURS, Named, kin, nearest_directions
+from kyomei.views.index.logits import logit_columns
 from kyomei.views.index.schema import (
     DOCUMENT_COLUMNS,
     DOCUMENTS,
@@ -31,7 +26,6 @@ from kyomei.views.index.schema import (
     FEATURE_COLUMNS,
     FEATURES,
     INDEX,
-    NOT_CERTIFIED,
     SCHEMA_VERSION,
     TABLES,
 )
@@ -71,12 +65,18 @@ def build(subject: Subject, folder: Path, watched: Watched | None = None) -> Non
     places = Places(subject.tokens, subject.rows.row_tokens())
     with watched("examples") as progress:
         figures = _write_examples(subject, codes, places, folder / EXAMPLES, progress)
-    columns = {**_certificate_columns(subject), **_figure_columns(figures, codes.counts(), subject)}
-    with watched("relations"):
-        columns |= _relation_columns(subject, codes)
-    _write_features(columns, folder / FEATURES)
+    space = comparison_space(subject.rows)
+    with watched("evidence"):
+        columns = evidence_columns(subject, space)
+    columns |= figure_columns(figures, codes.counts() / codes.num_rows, subject)
+    with watched("relations and map"):
+        columns |= relation_columns(subject, codes, space)
+    with watched("logits"):
+        logits, note = logit_columns(subject.sae, subject.open_model)
+    _write_features(columns | logits, folder / FEATURES)
     files = {name: file_facts(folder / name) for name in TABLES}
-    _write_index(folder, subject, {"complete": True, "finished": now(), "files": files})
+    found = {"space": "raw" if space is None else "whitened", "logits_note": note}
+    _write_index(folder, subject, {"complete": True, "finished": now(), **found, "files": files})
     codes.remove()
 
 
@@ -127,75 +127,6 @@ def _write_examples(subject: Subject, codes: CodeStore, places: Places, path: Pa
             writer.write_table(table, row_group_size=8192)
             progress(len(figures), codes.width)
     return figures
-
-
-def _certificate_columns(subject: Subject) -> dict[str, Any]:
-    """Status, origin and numbers of every latent as the certificate has them."""
-    width, certificate = subject.sae.width, subject.certificate
-    if certificate is None:
-        empty: dict[str, Any] = dict.fromkeys(("origin", "certificate", "agreement", "explained"), [None] * width)
-        return {"status": [NOT_CERTIFIED] * width, **empty, "partners": [[] for _ in range(width)]}
-    features, names = certificate["features"], certificate["replicas"][1:]
-    whole = sum(max(0.0, feature["explained variance"]) for feature in features)
-    return {
-        "status": [feature["status"] for feature in features],
-        "origin": [feature["origin"]["kind"] if feature["status"] != "dead" else None for feature in features],
-        "certificate": [json.dumps(plain(feature), ensure_ascii=False) for feature in features],
-        "agreement": [weakest(feature) if feature["status"] != "dead" else None for feature in features],
-        "explained": [feature["explained variance"] / whole if whole else None for feature in features],
-        "partners": [_partners(feature, names) for feature in features],
-    }
-
-
-def _partners(feature: dict[str, Any], names: list[str]) -> Named:
-    """A latent's partner in each other replica, from the certificate's matching; a dead one has none."""
-    if feature["status"] == "dead":
-        return []
-    numbers = (feature[name] for name in ("partner", "encoder_mcs", "decoder_mcs", "correlation"))
-    return [
-        {"replica": name, "latent": latent, "encoder": encoder, "decoder": decoder, "correlation": correlation}
-        for name, latent, encoder, decoder, correlation in zip(names, *numbers, strict=True)
-    ]
-
-
-def _figure_columns(figures: list[LatentFigures], counts: np.ndarray, subject: Subject) -> dict[str, Any]:
-    features = subject.certificate["features"] if subject.certificate is not None else [{} for _ in figures]
-    named = [[text for text, _ in feature.get("tokens", ())] for feature in features]
-    return {
-        "frequency": counts / subject.rows.num_rows,
-        "max_activation": [f.maximum for f in figures],
-        "mean_activation": [f.mean for f in figures],
-        "top_tokens": [f.top_tokens for f in figures],
-        "token_text": [
-            "\n".join(dict.fromkeys([*f.top_tokens, *more])).lower() for f, more in zip(figures, named, strict=True)
-        ],
-        "histogram": [f.histogram for f in figures],
-        "histogram_edges": [f.edges for f in figures],
-    }
-
-
-def _relation_columns(subject: Subject, codes: CodeStore) -> dict[str, Any]:
-    width = subject.sae.width
-    live = np.flatnonzero(codes.counts() > 0)
-    metric = Whitening.fit(subject.rows).forward
-    directions = normalize(subject.sae.decoder[live].detach().cpu().float() @ metric, dim=1)
-    near = nearest_directions(directions, live, NEIGHBOURS)
-    decoder: list[Named] = [[] for _ in range(width)]
-    for latent, others, cosines in zip(live.tolist(), near.latent.tolist(), near.cosine.tolist(), strict=True):
-        pairs = zip(others, cosines, strict=True)
-        decoder[latent] = [{"latent": other, "cosine": round(cosine, 4)} for other, cosine in pairs]
-    found = kin(codes.pattern(rows_used(codes.num_rows)))
-    empty: list[Named] = [[] for _ in range(width)]
-    return {
-        "neighbours_decoder": decoder,
-        "neighbours_coactivation": found.together,
-        "parents": found.parents,
-        "children": found.children,
-        "logits_top": empty,
-        "logits_bottom": empty,
-        "x": [None] * width,
-        "y": [None] * width,
-    }
 
 
 def _write_features(columns: dict[str, Any], path: Path) -> None:

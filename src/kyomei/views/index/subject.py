@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.source.model import LanguageModel
 from kyomei.source.shards import ShardFolder
 from kyomei.source.text import Tokens
 
@@ -25,6 +26,8 @@ class Subject:
         certificate: as `Certificate.to_dict` gives it; none: there is none that holds.
         certificate_state: "holds", "expired" or "none".
         seed: of the draws of examples and of the map.
+        others: the other replicas by their names, which a dictionary without a certificate is compared with.
+        open_model: gives the language model, for the logits; none: it is not asked.
     """
 
     name: str
@@ -36,4 +39,5 @@ class Subject:
     certificate: Mapping[str, Any] | None = None
     certificate_state: str = "none"
     seed: int = 0
-    partner_names: Sequence[str] = field(default=())
+    others: Mapping[str, SparseAutoencoder] = field(default_factory=dict)
+    open_model: Callable[[], LanguageModel] | None = None
