@@ -54,7 +54,7 @@ def run(index: int) -> dict[str, Any] | None:
     except kyomei.KyomeiError:
         return None
     found = kyomei.resonate(planted.sample(rows, seed=index + 1)[0], seed=index)
-    seen = richness(found.vectors, found.support, found.frequency, len(found.candidates))
+    seen = richness(len(found), len(found) + found.sums, found.frequency, len(found.candidates))
     return {"index": index, "family": family, "law": law, "rows": rows, "richness": seen._asdict()}
 
 

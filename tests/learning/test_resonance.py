@@ -19,7 +19,7 @@ from kyomei.config import ResonanceRecipe
 from kyomei.errors import DataError
 from kyomei.evidence.controls import GAUSSIAN
 from kyomei.learning.directions import Directions
-from kyomei.learning.merging import distinct, merge, mixture_share
+from kyomei.learning.merging import distinct, merge, not_mixtures
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.occurrence import Richness, estimate_occurrence, richness, unseen_share
 from kyomei.learning.resonance import _Halves, _round, default_frequencies, frequency_threshold, resonate
@@ -145,21 +145,32 @@ def test_mixtures_are_not_counted_as_features() -> None:
     features = normalize(torch.randn(40, 64, generator=generator), dim=1)
     sums = normalize(features[:20] + features[20:], dim=1)
     support = torch.tensor([9] * 40 + [2] * 20)
-    found = richness(torch.cat([features, sums]), support, torch.full((60,), 0.05), 60)
-    assert (found.own, found.found) == (40, 60)
-    assert found.interval[0] <= 40 <= found.interval[1]
-    assert richness(features[:0], support[:0], torch.zeros(0), 0) == Richness(0, 0, np.inf, 1.0)
+    kept = not_mixtures(torch.cat([features, sums]), support)
+    assert kept.tolist() == [True] * 40 + [False] * 20
+    number = richness(int(kept.sum()), 60, torch.full((40,), 0.05), 60)
+    assert number.interval[0] <= 40 <= number.interval[1]
+    assert richness(0, 0, torch.zeros(0), 0) == Richness(0, 0, np.inf, 1.0)
 
 
-def test_the_share_of_mixtures_of_many_is_that_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    features = normalize(torch.randn(60, 128, generator=generator), dim=1)
-    rows = torch.cat([features, normalize(features[:30] + features[30:], dim=1)])
-    support = torch.arange(len(rows), 0, -1)
-    assert mixture_share(rows, support) == pytest.approx(1 / 3, abs=0.01)
-    monkeypatch.setattr("kyomei.learning.merging.ALL_ASKED", 50)
-    monkeypatch.setattr("kyomei.learning.merging.SAMPLED", 45)
-    assert mixture_share(rows, support) == pytest.approx(1 / 3, abs=0.05)
+@pytest.mark.parametrize("rows, features, dim, active", [(60_000, 300, 96, 4), (60_000, 60, 24, 2)])
+def test_more_rows_find_no_sums(rows: int, features: int, dim: int, active: int) -> None:
+    """Constant coefficients: each sum that a few dozen rows share is a cluster of rows that is as exact as a feature."""
+    planted = kyomei.Planted(features, dim, active, seed=0)
+    x, truth = planted.sample(rows, seed=1)[0], normalize(planted.features, dim=1)
+    found = resonate(x, seed=0)
+    nearest = (found.vectors @ truth.T).amax(dim=1)
+    assert (nearest > 0.9).double().mean() >= 0.95
+    assert found.n_features == pytest.approx(features, rel=0.05)
+    assert found.interval[0] <= features <= found.interval[1]
+
+
+def test_a_search_that_found_sums_goes_on_until_it_has_the_features() -> None:
+    planted = kyomei.Planted(220, 72, 3, seed=0)
+    x, truth = planted.sample(60_000, seed=1)[0], normalize(planted.features, dim=1)
+    recipe = ResonanceRecipe(frequencies=(5e-4, 1e-2), enough=128, rounds=1)
+    found = resonate(x, seed=0, recipe=recipe)
+    assert (truth @ found.vectors.T).amax(dim=1).gt(0.9).double().mean() >= 0.95
+    assert (found.vectors @ truth.T).amax(dim=1).gt(0.9).double().mean() >= 0.95
 
 
 def test_the_interval_is_wide_where_features_may_be_missing() -> None:

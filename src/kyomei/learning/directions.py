@@ -39,6 +39,7 @@ class Directions:
         whitening: the map between the two spaces.
         converged: whether the search ended by itself: little was left to find, or what it found was stable no more, or it was
             enough. False: its rounds ran out. None: a file of an older Kyomei, which does not say.
+        sums: stable directions that were left out, because they are positive sums of a few of these.
     """
 
     vectors: Float[Tensor, "k dim"]
@@ -53,6 +54,7 @@ class Directions:
     interval: tuple[int, int]
     whitening: Whitening
     converged: bool | None = None
+    sums: int = 0
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -69,7 +71,7 @@ class Directions:
         tensors = {name: getattr(self, name).contiguous() for name in _SAVED}
         tensors |= {f"whitening.{name}": getattr(self.whitening, name).contiguous() for name in _SAVED_WHITENING}
         numbers = [self.n_features, *self.interval, self.whitening.num_outliers]
-        numbers += [] if self.converged is None else [int(self.converged)]
+        numbers += [] if self.converged is None else [int(self.converged), self.sums]
         # One key only: safetensors writes several in a random order, and the same run must give the same bytes.
         metadata = {FORMAT: " ".join(map(str, numbers))}
         write_atomic(path, safetensors.torch.save(tensors, metadata))
@@ -96,12 +98,13 @@ class Directions:
 
     @classmethod
     def _of(cls, tensors: dict[str, Tensor], numbers: str) -> Directions:
-        n_features, low, high, outliers, *converged = map(int, numbers.split())
+        n_features, low, high, outliers, *ending = map(int, numbers.split())
         whitening = Whitening(**{n: tensors[f"whitening.{n}"] for n in _SAVED_WHITENING}, num_outliers=outliers)
         return cls(
             **{name: tensors[name] for name in _SAVED},
             n_features=n_features,
             interval=(low, high),
             whitening=whitening,
-            converged=bool(converged[0]) if converged else None,
+            converged=bool(ending[0]) if ending else None,
+            sums=ending[1] if len(ending) > 1 else 0,
         )

@@ -15,8 +15,11 @@ from kyomei.learning.mesh import Mesh
 
 MIXTURE_COSINE, MIXTURE_PARTS, LEAST_PART = 0.92, 3, 0.2
 """A direction this near to a positive sum of at most so many others, each with this weight or more, is their mixture."""
-ALL_ASKED, SAMPLED = 2048, 512
-"""Directions up to which each is asked whether it is a mixture, and how many are of more: the time grows with the square."""
+NEAREST_PART, NEIGHBOURS, BLOCK = 0.4, 256, 1024
+"""A mixture of four is at least this near to one of its parts, and parts are among so many neighbours."""
+SUM_PARTS = 4
+CHANCE_ASKED, CHANCE = 100, 0.02
+"""Random directions that are asked, and the share of them that may be sums by chance."""
 
 
 def distinct(vectors: Float[Tensor, "k dim"], cosine: float, mesh: Mesh | None = None) -> Int[Tensor, "kept"]:
@@ -82,37 +85,71 @@ def _near(vectors: Float[Tensor, "k dim"], cosine: float, mesh: Mesh | None) -> 
     return near
 
 
-def not_mixtures(vectors: Float[Tensor, "k dim"], support: Int[Tensor, " k"]) -> Bool[Tensor, " k"]:
+def not_mixtures(
+    vectors: Float[Tensor, "k dim"], support: Int[Tensor, " k"], parts: int = MIXTURE_PARTS
+) -> Bool[Tensor, " k"]:
     """Which directions are no positive sum of a few others, asked from the one that fewest starts fell to upwards.
 
     Few features make few combinations of active ones, and each combination is then an exact cluster of rows that is found as
     if it were a feature; but it is a sum of features, and the features are no positive sums of it.
+
+    Args:
+        vectors: unit directions.
+        support: random starts that ended in each.
+        parts: of a sum at most.
     """
-    rows = vectors.double().numpy()
+    if not len(vectors):
+        return torch.ones(0, dtype=torch.bool, device=vectors.device)
+    rows = vectors.double().cpu().numpy()
+    neighbours, nearest_other = _neighbours(vectors)
     left = np.ones(len(rows), dtype=bool)
     for i in support.argsort(stable=True).tolist():
-        left[i] = False
-        left[i] = not _is_mixture(rows[i], rows[left])
-    return torch.from_numpy(left)
+        if nearest_other[i] >= NEAREST_PART:
+            left[i] = False
+            others = neighbours[i][left[neighbours[i]]]
+            left[i] = not _is_mixture(rows[i], rows[others], parts)
+    return torch.from_numpy(left).to(vectors.device)
 
 
-def mixture_share(vectors: Float[Tensor, "k dim"], support: Int[Tensor, " k"]) -> float:
-    """Share of directions that are a positive sum of a few others; of very many, evenly taken ones are asked.
+def no_sums(vectors: Float[Tensor, "k dim"], support: Int[Tensor, " k"]) -> Bool[Tensor, " k"]:
+    """Which directions are no sums of up to `SUM_PARTS` others, of fewer where dimensions do not tell such sums from chance.
 
-    Those are compared with the directions that more starts fell to, mixtures among them or not: a sum has fewer than its parts.
+    In few dimensions anything is a sum of a few of many directions: of 64 in 16 dimensions, 13 % of random ones are sums of
+    four, 3 % of three. What is left must not make sums of random directions.
     """
-    if len(vectors) <= ALL_ASKED:
-        return 1 - float(not_mixtures(vectors, support).double().mean()) if len(vectors) else 0.0
-    rows = vectors[support.argsort(descending=True, stable=True)].numpy()
-    asked = np.linspace(0, len(rows) - 1, SAMPLED).astype(np.int64)
-    return float(np.mean([_is_mixture(rows[i], rows[:i]) for i in asked]))
+    for parts in range(SUM_PARTS, 1, -1):
+        left = not_mixtures(vectors, support, parts)
+        if _chance(vectors[left], parts) <= CHANCE:
+            return left
+    return torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
 
 
-def _is_mixture(target: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
+def _chance(vectors: Float[Tensor, "k dim"], parts: int) -> float:
+    """Share of random directions that are sums of these."""
+    generator = torch.Generator().manual_seed(0)
+    random = normalize(torch.randn(CHANCE_ASKED, vectors.shape[1], generator=generator), dim=1).double().numpy()
+    rows = vectors.double().cpu().numpy()
+    return float(np.mean([_is_mixture(one, rows, parts) for one in random])) if len(rows) else 0.0
+
+
+def _neighbours(vectors: Float[Tensor, "k dim"]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Those nearest to each direction, of which parts of a sum are some, and the largest cosine with another."""
+    count = min(NEIGHBOURS, len(vectors))
+    blocks, largest = [], []
+    for first in range(0, len(vectors), BLOCK):
+        cosine = vectors[first : first + BLOCK].float() @ vectors.float().T
+        cosine[:, first:].fill_diagonal_(-1.0)
+        found = cosine.topk(count, dim=1)
+        blocks.append(found.indices.cpu().numpy())
+        largest.append(found.values[:, 0].cpu().numpy())
+    return np.concatenate(blocks), np.concatenate(largest)
+
+
+def _is_mixture(target: NDArray[np.float64], others: NDArray[np.float64], parts: int) -> bool:
     """Non-negative orthogonal matching pursuit of a unit vector with unit rows, a few steps."""
     chosen: list[int] = []
     rest = target
-    for _ in range(min(MIXTURE_PARTS, len(others))):
+    for _ in range(min(parts, len(others))):
         best = int((others @ rest).argmax())
         if best in chosen or others[best] @ rest <= 0:
             return False

@@ -12,8 +12,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kyomei.learning.merging import mixture_share
-
 SCORE_ROWS = 32_768
 """Held-out rows that the occurrence estimate uses at most."""
 NEURONS_PER_BLOCK = 64
@@ -171,23 +169,19 @@ class Richness(NamedTuple):
         return math.floor(low), math.ceil(high)
 
 
-def richness(
-    vectors: Float[Tensor, "k dim"], support: Int[Tensor, " k"], frequency: Float[Tensor, " k"], num_candidates: int
-) -> Richness:
-    """Number of features: of the directions found, those that are no positive sum of a few others.
+def richness(own: int, found: int, frequency: Float[Tensor, " own"], num_candidates: int) -> Richness:
+    """Number of features: of the directions that were found, those that are no positive sum of a few others.
 
     Features of rows with few combinations of them make each combination a cluster, which is found beside the features. Features
     that no start fell to are not counted; where they are many, starts end in unstable directions too, and the interval is wide.
 
     Args:
-        vectors: unit directions in input space.
-        support: random starts that ended in each.
-        frequency: share of rows in which each occurs.
-        num_candidates: distinct directions that the search came to, these and the unstable ones.
+        own: directions that are no sums of others.
+        found: these, and the sums.
+        frequency: share of rows in which each of the former occurs.
+        num_candidates: distinct directions that the search came to, found or unstable.
     """
-    found = len(vectors)
-    if not found:
-        return Richness(0, 0, math.inf, 1.0)
+    if not own:
+        return Richness(0, found, math.inf, 1.0)
     low, high = frequency.double().quantile(torch.tensor([0.1, 0.9], dtype=torch.float64, device=frequency.device)).tolist()
-    own = round(found * (1 - mixture_share(vectors.cpu(), support.cpu())))
     return Richness(own, found, num_candidates / found, high / max(low, 1e-9))

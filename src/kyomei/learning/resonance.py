@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from kyomei.dictionary.kernels import active_above, csr_matmul
 from kyomei.errors import DataError
 from kyomei.learning.anchoring import usual_scores
 from kyomei.learning.directions import Directions
-from kyomei.learning.merging import distinct, merge, nearest_of
+from kyomei.learning.merging import distinct, merge, nearest_of, no_sums
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.occurrence import estimate_occurrence, richness, unseen_share
 from kyomei.learning.refinement import JOINT_ROWS, explained, refine_jointly, thinned
@@ -57,6 +58,11 @@ PUSH_COSINE = 0.8
 """How far a direction is pushed, to opposite sides, before each half of the rows refines it: unpulled, they agree by 0.28."""
 RARE_SHARE = 0.1
 """A direction that fewer starts fall to than this share of the median is a mixture between features, not one more."""
+PROBE_FREQUENCIES, PROBE_NEURONS, PROBE_STREAM = 2, 512, 2000
+"""A round of so many starts at each of the highest frequencies finds parts of which sums may be made."""
+MIXED_SHARE, MOSTLY_SUMS = 0.1, 0.5
+"""A search does not end with enough directions while more than the first, a share of them, are sums; rounds at a frequency end
+when more than the second of what the last one found is."""
 JOINT_FROM, JOINT_EXPLAINED = 0.4, 0.6
 """Explained shares of the median row from which a joint refinement is tried, and from which its result stands: below them rows
 are no sums of a few directions, and least squares would fit to what is not there."""
@@ -128,7 +134,7 @@ def resonate(
     whitening = Whitening.fit(rows).to(device)
     data = _Halves(rows, whitening, device, mesh or Mesh())
     ladder = recipe.frequencies or default_frequencies(data.num_finding)
-    ends, parts = _Ends(recipe, data.mesh), []
+    ends, parts = _Ends(recipe, data, ladder[-PROBE_FREQUENCIES:], [seed, PROBE_STREAM]), []
     for i, p in enumerate(ladder):
         parts.append(_search(data, p, recipe, ends, seed=[seed, i]))
         done = ends.enough(_Found.join(parts))
@@ -144,6 +150,9 @@ def resonate(
         found, support = found.select(usual), support[usual]
     if recipe.joint and len(found.w):
         found, support = _jointly(data, found, support, parts, recipe, seed)
+    features = _no_sums(found.w, support, recipe)
+    sums = int((~features).sum())
+    found, support = found.select(features), support[features]
     clearest = _clarity(data, found.w).argsort(descending=True, stable=True)
     found, support = found.select(clearest), support[clearest]
     # The stable ones stand first, so that none of them gives way to a sharper but unstable neighbour.
@@ -151,7 +160,7 @@ def resonate(
     candidates = candidates[distinct(candidates, recipe.merge_cosine, data.mesh)]
     frequency = estimate_occurrence(data.held_out, found.w)
     vectors = normalize(found.w @ whitening.backward, dim=1).cpu()
-    number = richness(vectors, support, frequency, len(candidates))
+    number = richness(len(vectors), len(vectors) + sums, frequency, len(candidates))
     return Directions(
         vectors=vectors,
         encoders=normalize(found.w @ whitening.forward, dim=1).cpu(),
@@ -165,6 +174,7 @@ def resonate(
         interval=number.interval,
         whitening=whitening.to("cpu"),
         converged=ends.converged,
+        sums=sums,
     )
 
 
@@ -255,6 +265,16 @@ def _stable(found: _Found, recipe: ResonanceRecipe, mesh: Mesh) -> _Found:
     return stable.select(distinct(stable.w, recipe.merge_cosine, mesh))
 
 
+def _no_sums(w: Tensor, support: Tensor, recipe: ResonanceRecipe) -> Tensor:
+    """Which directions are features rather than sums of them, in whitened space; a null keeps all.
+
+    Where features have few combinations, each is an exact cluster of rows, and more rows resolve more of them.
+    """
+    if recipe.min_stability == -1 or not len(w):
+        return torch.ones(len(w), dtype=torch.bool, device=w.device)
+    return no_sums(w, support)
+
+
 class _Ends:
     """When a search ends, at each frequency and as a whole.
 
@@ -262,14 +282,19 @@ class _Ends:
         converged: whether every frequency searched so far ended for a reason; where the rounds ran out, more may be there.
     """
 
-    def __init__(self, recipe: ResonanceRecipe, mesh: Mesh) -> None:
-        self.recipe, self.mesh, self.converged = recipe, mesh, True
+    def __init__(self, recipe: ResonanceRecipe, data: _Halves, probed: tuple[float, ...], seed: list[int]) -> None:
+        self.recipe, self.data, self.probed, self.seed = recipe, data, probed, seed
+        self.converged = True
 
     def enough(self, found: _Found) -> bool:
-        """Whether so many stable directions are found as are asked for; where all are kept, as in a null, none counts."""
+        """Whether so many stable directions are found as are asked for; where all are kept, as in a null, none counts.
+
+        Sums of features do not count: the features may all be at frequencies that are still to be searched.
+        """
         if self.recipe.enough is None or self.recipe.min_stability == -1:
             return False
-        return len(_stable(found.sharpest_first(), self.recipe, self.mesh).w) >= self.recipe.enough
+        stable = _stable(found.sharpest_first(), self.recipe, self.data.mesh).w
+        return len(stable) >= self.recipe.enough and self.sums(stable) <= MIXED_SHARE
 
     def at_frequency(self, rounds: int, found: _Found, latest: _Found) -> bool:
         """Whether a frequency is done after so many rounds.
@@ -279,20 +304,43 @@ class _Ends:
             found: what all of them found.
             latest: what the last one did.
         """
-        stable = float((latest.stability >= ROUND_STABILITY).float().mean()) if len(latest.w) else 0.0
+        stable = latest.w[latest.stability >= ROUND_STABILITY]
         little_left = unseen_share(latest.support, self.recipe.neurons) <= UNSEEN_SHARE
-        reason = little_left or stable < STABLE_ROUND or self.enough(found)
+        reason = little_left or len(stable) < STABLE_ROUND * len(latest.w) or self.enough(found)
+        reason = reason or self.sums(stable) > MOSTLY_SUMS
         ran_out = rounds >= self.recipe.rounds
         self.converged &= reason or not ran_out
         return reason or ran_out
+
+    def sums(self, w: Tensor) -> float:
+        """Share of directions that are sums of what a few starts find at the highest frequencies."""
+        if not len(w):
+            return 0.0
+        everything = torch.cat([w, self.probes])
+        asked_first = (torch.arange(len(everything)) >= len(w)).long()
+        return 1 - float(_no_sums(everything, asked_first, self.recipe)[: len(w)].double().mean())
+
+    @cached_property
+    def probes(self) -> Tensor:
+        rounds = []
+        for i, p in enumerate(self.probed):
+            rng = np.random.default_rng([*self.seed, i])
+            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            starts = _random_starts(self.data, PROBE_NEURONS, generator)
+            rounds.append(_round(self.data, starts, p, self.recipe, rng, generator))
+        return _stable(_Found.join(rounds).sharpest_first(), self.recipe, self.data.mesh).w
+
+
+def _random_starts(data: _Halves, number: int, generator: torch.Generator) -> Tensor:
+    starts = torch.randn(number, data.rows.dim, generator=generator).to(data.device)
+    return normalize(starts * data.varies, dim=1)
 
 
 def _search(data: _Halves, p: float, recipe: ResonanceRecipe, ends: _Ends, seed: list[int]) -> _Found:
     """Directions at one frequency: a round of random starts, then rounds that start at rows which nothing found covers."""
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    starts = torch.randn(recipe.neurons, data.rows.dim, generator=generator).to(data.device)
-    starts = normalize(starts * data.varies, dim=1)
+    starts = _random_starts(data, recipe.neurons, generator)
     found = latest = _round(data, starts, p, recipe, rng, generator)
     rounds = 1
     while not ends.at_frequency(rounds, found, latest):
