@@ -19,6 +19,7 @@ from kyomei.evidence.survey import Survey, survey
 from kyomei.learning.directions import Directions
 from kyomei.learning.spaces import Whitening
 from kyomei.runs import Run
+from kyomei.source.model import LanguageModel
 from kyomei.source.rows import Rows
 from kyomei.source.trial import try_sites
 from kyomei.stages.arms import Arm, Pair, made_from, require_trained, trained_pairs
@@ -144,16 +145,20 @@ def _cross_entropy(run: Run, pairs: Sequence[Pair]) -> dict[str, Any]:
     reason = try_sites(model, tokens.ids, [site], source.side).unspliceable.get(site)
     if reason is not None:
         return {"cross_entropy": {}, "cross_entropy_note": reason}
-    # What the harvest dropped, no dictionary has learnt.
-    special_ids = model.special_ids if source.drop_special else set()
-    max_norm = source.norm_bound * activations(run, "evidence", verify=False).meta["median_norm"]
     figures = {}
     for pair in pairs:
         sae = pair.arm.dictionary(run, 0).to(model.device)
         figures[pair.name] = cross_entropy_recovered(
-            model, tokens, site, sae, max_windows=32, side=source.side, special_ids=special_ids, max_norm=max_norm
+            model, tokens, site, sae, max_windows=32, side=source.side, **kept_rows(run, model)
         ).to_dict()
     return {"cross_entropy": figures}
+
+
+def kept_rows(run: Run, model: LanguageModel) -> dict[str, Any]:
+    """Where a site keeps its own activation: what the harvest dropped, no dictionary has learnt."""
+    source, median_norm = run.recipe.source, activations(run, "evidence", verify=False).meta["median_norm"]
+    special = model.special_ids if source.drop_special else set()
+    return {"special_ids": special, "max_norm": source.norm_bound * median_norm}
 
 
 def _measure_directions(run: Run, pair: Pair, metric: Tensor) -> dict[str, Any]:

