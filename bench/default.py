@@ -82,7 +82,7 @@ def harvested(name: str, folder: Path) -> Run:
     source = {
         "source.model": cell.model,
         "source.sites": (cell.site,),
-        "source.tokens": cell.tokens,
+        "source.num_tokens": cell.tokens,
         "source.context": cell.context,
         "source.text": cell.text,
         "source.replicas": REPLICAS,
