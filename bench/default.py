@@ -35,8 +35,8 @@ from kyomei.learning.fit import fit, starts_from_resonance
 from kyomei.learning.resonance import resonate
 from kyomei.runs import Run
 from kyomei.source.rows import Rows
-from kyomei.source.text import Tokens
-from kyomei.stages.harvest import activations, harvested_run, load_model, site_of
+from kyomei.stages.harvest import harvested_run, load_model
+from kyomei.stages.harvested import activations, site_of, tokens_of
 from kyomei.stages.measure import kept_rows
 from kyomei.stages.progress import Reporter
 
@@ -173,7 +173,7 @@ class Trial:
         model = load_model(self.run.recipe)
         if not model.is_causal:
             return None
-        text, site = Tokens.load(self.run.path("tokens/evidence")), site_of(self.run)
+        text, site = tokens_of(self.run, "evidence"), site_of(self.run)
         kept = kept_rows(self.run, model)
         found = [cross_entropy_recovered(model, text, site, sae, WINDOWS, **kept) for sae in saes]
         return [[one.recovered, one.recovered_error] for one in found]
