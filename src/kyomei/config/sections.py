@@ -112,8 +112,7 @@ class ResonanceRecipe(Section):
     """Rounds of starts at each frequency at most; they end when little is left to find or what is found is not stable."""
     enough: int | None = Field(None, gt=0)
     """Search no further round or frequency, in their order, once so many stable directions are found; none: as many as
-    `dictionary.width`, or without one all there are.
-    A `min_stability` of −1 calls none stable, so that a null is searched whole."""
+    `dictionary.width`, or without one all there are. Sums of others do not count."""
     steps: int = Field(15, gt=0)
     """Power-like iterations of each start."""
     batch_rows: int = Field(16_384, gt=0)

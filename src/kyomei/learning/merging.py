@@ -85,9 +85,7 @@ def _near(vectors: Float[Tensor, "k dim"], cosine: float, mesh: Mesh | None) -> 
     return near
 
 
-def not_mixtures(
-    vectors: Float[Tensor, "k dim"], support: Int[Tensor, " k"], parts: int = MIXTURE_PARTS
-) -> Bool[Tensor, " k"]:
+def not_mixtures(vectors: Float[Tensor, "k dim"], support: Int[Tensor, " k"], parts: int = MIXTURE_PARTS) -> Bool[Tensor, " k"]:
     """Which directions are no positive sum of a few others, asked from the one that fewest starts fell to upwards.
 
     Few features make few combinations of active ones, and each combination is then an exact cluster of rows that is found as

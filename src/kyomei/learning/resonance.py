@@ -287,11 +287,11 @@ class _Ends:
         self.converged = True
 
     def enough(self, found: _Found) -> bool:
-        """Whether so many stable directions are found as are asked for; where all are kept, as in a null, none counts.
+        """Whether so many stable directions are found as are asked for; where all are kept, as in a null, all count.
 
         Sums of features do not count: the features may all be at frequencies that are still to be searched.
         """
-        if self.recipe.enough is None or self.recipe.min_stability == -1:
+        if self.recipe.enough is None:
             return False
         stable = _stable(found.sharpest_first(), self.recipe, self.data.mesh).w
         return len(stable) >= self.recipe.enough and self.sums(stable) <= MIXED_SHARE
@@ -314,7 +314,7 @@ class _Ends:
 
     def sums(self, w: Tensor) -> float:
         """Share of directions that are sums of what a few starts find at the highest frequencies."""
-        if not len(w):
+        if self.recipe.min_stability == -1 or not len(w):
             return 0.0
         everything = torch.cat([w, self.probes])
         asked_first = (torch.arange(len(everything)) >= len(w)).long()

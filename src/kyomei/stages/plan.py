@@ -34,8 +34,8 @@ from kyomei.views.numbers import duration
 
 PROBE_STEPS = 5
 PROBE_ROWS = 8192
-NULL_ROUNDS, USUAL_ROUNDS = 1.0, 2.0
-"""Rounds of resonance on Gaussian rows, where nothing is stable, and on activations, where they often end early."""
+USUAL_ROUNDS = 2.0
+"""Rounds of resonance on activations, where they often end early."""
 LEFT_AFTER_MERGING = 0.5
 """Share of the neurons that is carried on once those that met are one."""
 NUM_NULLS = 2
@@ -284,10 +284,13 @@ def _training_seconds(recipe: Recipe, size: _Size, rates: _Rates) -> dict[str, f
     warm = recipe.mechanism.placing.first_share * steps
     training = warm * rates.warm_step + (steps - warm) * rates.step
     own = recipe.resonance
-    rounds = min(own.rounds, USUAL_ROUNDS) * replicas + NULL_ROUNDS * NUM_NULLS
+    frequencies = own.frequencies or default_frequencies(int(0.9 * size.rows))
+    searched = min(own.rounds, USUAL_ROUNDS) * replicas * _search_work(own, size.rows)
+    # A null has enough directions after a round at the first frequency.
+    searched += NUM_NULLS * _search_work(own.model_copy(update={"frequencies": frequencies[:1]}), size.rows)
     placing = (replicas + NUM_NULLS) * _placing_seconds(size, rates)
     return {
-        "resonance": rounds * _search_work(own, size.rows) / rates.neuron_rows,
+        "resonance": searched / rates.neuron_rows,
         "placing latents": placing,
         "training": (replicas + NUM_NULLS) * training,
         **streaming,

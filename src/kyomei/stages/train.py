@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from kyomei.atomic import make_folder
@@ -77,7 +76,11 @@ def _used(run: Run, arm: Arm, directions: Directions) -> Directions:
     if arm.as_many_as is None:
         return directions
     # Nothing is refused on Gaussian rows: they have a direction for almost every start.
-    return directions.no_more_than(Directions.load(run.path(f"{arm.as_many_as}/0/directions.safetensors")))
+    return directions.no_more_than(_first_directions(run, arm.as_many_as))
+
+
+def _first_directions(run: Run, folder: str) -> Directions:
+    return Directions.load(run.path(f"{folder}/0/directions.safetensors"))
 
 
 def trained(run: Run) -> bool:
@@ -140,7 +143,7 @@ def _train_replica(run: Run, arm: Arm, replica: int, reporter: Reporter) -> None
     make_folder(folder)
     rows = rows_of(run, arm, replica)
     seed = replica_seed(arm.recipe.seed, replica, null=arm.control is not None)
-    directions = _directions(arm, rows, arm.directions_path(run, replica), seed, f"{arm.folder}/{replica}", reporter)
+    directions = _directions(run, arm, rows, replica, seed, reporter)
     if directions is not None:
         directions = _used(run, arm, directions)
     mesh = reporter.mesh
@@ -179,21 +182,23 @@ def _provenance(run: Run, arm: Arm, replica: int) -> dict[str, Any]:
     }
 
 
-def _directions(arm: Arm, rows: Rows, path: Path, seed: int, label: str, reporter: Reporter) -> Directions | None:
+def _directions(run: Run, arm: Arm, rows: Rows, replica: int, seed: int, reporter: Reporter) -> Directions | None:
     if not starts_from_resonance(arm.recipe):
         return None
-    mesh = reporter.mesh
+    mesh, path, search = reporter.mesh, arm.directions_path(run, replica), arm.recipe.search
     if mesh.tell(path.exists())[0]:
         return Directions.load(path)
-    with reporter.progress(f"resonance {label}") as progress:
+    if arm.as_many_as is not None:
+        # A null is asked for as many as it may start from: on its rows almost every start is a direction.
+        search = search.model_copy(update={"enough": max(1, len(_first_directions(run, arm.as_many_as)))})
+    with reporter.progress(f"resonance {arm.folder}/{replica}") as progress:
 
         def frequency_done(done: int, total: int) -> None:
             progress(done, total)
             reporter.leave_if_asked("resonance")
 
         device = choose_device(arm.recipe.device)
-        recipe = arm.recipe.search
-        directions = resonate(rows, seed=seed, recipe=recipe, device=device, progress=frequency_done, mesh=mesh)
+        directions = resonate(rows, seed=seed, recipe=search, device=device, progress=frequency_done, mesh=mesh)
     if mesh.leads:
         directions.save(path)
     mesh.wait()
