@@ -267,7 +267,7 @@ def test_search_ends_once_enough_is_found(planted: kyomei.Planted) -> None:
     null = torch.randn(8000, 12, generator=torch.Generator().manual_seed(1))
     keep_all = recipe.model_copy(update={"min_stability": -1.0, "enough": 20})
     unstable = resonate(null, seed=0, recipe=keep_all)
-    assert len(unstable) > 20 and len(unstable.found_at.unique()) == 2
+    assert len(unstable) >= 20 and len(unstable.found_at.unique()) == 1
 
 
 def test_a_search_says_whether_it_ended_by_itself(planted: kyomei.Planted, tmp_path: Path) -> None:
