@@ -1,6 +1,12 @@
-"""The words of the explorer's pages, English and Japanese side by side: one place for both."""
+"""The words of the explorer's pages, English and Japanese side by side: one catalogue for both.
+
+What pages say by themselves stands in strings.json, by key; what is missing, which the server says too, stands here.
+"""
 
 from __future__ import annotations
+
+import json
+from importlib import resources
 
 from kyomei.errors import DataError
 
@@ -72,6 +78,9 @@ STRINGS: dict[str, tuple[str, str]] = {
     ),
 }
 """By key, what is said in English and in Japanese; what stands in braces is put in as text, never as markup."""
+
+_PAGES: dict[str, list[str]] = json.loads((resources.files("kyomei.views") / "strings.json").read_text(encoding="utf-8"))
+STRINGS |= {key: (english, japanese) for key, (english, japanese) in _PAGES.items()}
 
 
 def catalogue(language: str) -> dict[str, str]:

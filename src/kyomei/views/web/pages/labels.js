@@ -1,0 +1,2 @@
+import { html } from "../vendor/preact-htm.module.js";
+export function Labels() { return html`<h1>Labels</h1>`; }

@@ -1,0 +1,169 @@
+// Pieces that several pages are made of.
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/preact-htm.module.js";
+import { Link } from "./address.js";
+import { fixed, is, percent, rich, short, t, whole } from "./words.js";
+
+export const STATUSES = ["certified", "split", "merged", "unstable", "not certified", "dead"];
+export const ORIGINS = ["token", "position", "context-or-unexplained"];
+const slug = (name) => name.replaceAll(" ", "_").replaceAll("-", "_");
+export const statusName = (status) => t(`status.${slug(status)}`);
+export const statusMeaning = (status) => t(`status.${slug(status)}.means`);
+export const originName = (origin) => t(`origin.${slug(origin)}`);
+
+// A shape for each status: it is told without its colour.
+const SHAPES = {
+  certified: "M3 8.5l3.2 3.2L13 4.8",
+  split: "M8 14V9M8 9L3.5 3M8 9l4.5-6",
+  merged: "M8 2v5M8 7l-4.5 6M8 7l4.5 6",
+  unstable: "M2 9c2-5 4-5 6 0s4 5 6 0",
+  "not certified": "M4 8h8",
+  dead: "M4 4l8 8M12 4l-8 8",
+};
+
+export function Mark({ status }) {
+  return html`<svg class="mark" viewBox="0 0 16 16" aria-hidden="true"><path d=${SHAPES[status] || SHAPES["not certified"]} /></svg>`;
+}
+
+export function Badge({ status, large = false }) {
+  return html`<span class=${`badge is-${slug(status)} ${large ? "large" : ""}`} title=${statusMeaning(status)}>
+    <${Mark} status=${status} />${statusName(status)}
+  </span>`;
+}
+
+/** Whitespace that would move a line is shown by a sign; everything else as it is. */
+export function visible(token) {
+  return token.replace(/\r?\n[ \t]*/g, "↵ ").replace(/\t/g, "⇥ ").replace(/ {3,}/g, "  ");
+}
+
+/** One token on its own: a space before it, and one that is all there is, are seen. */
+export const Chip = ({ token }) => html`<bdi class="chip">${visible(token).replace(/^ /, "␣").trimEnd() || "␣"}</bdi>`;
+
+export function Chips({ tokens, most = 8 }) {
+  return html`<span class="chips">${tokens.slice(0, most).map((token) => html`<${Chip} token=${token} />`)}</span>`;
+}
+
+export const shade = (value, most) => (value > 0 && most > 0 ? 0.12 + 0.88 * Math.min(1, value / most) : 0);
+
+/** A stretch of text, each token shaded by what the latent does there. */
+export function Shaded({ tokens, values, most, focus = -1 }) {
+  return html`<bdi class="shaded">${tokens.map((token, i) => {
+    const a = shade(values[i], most);
+    const said = a ? `${token.trim() || JSON.stringify(token)} · ${short(values[i])}` : undefined;
+    return html`<span class=${`${a ? "lit" : ""} ${i === focus ? "focus" : ""}`} style=${a ? { "--a": a.toFixed(3) } : undefined} title=${said}>${visible(token)}</span>`;
+  })}</bdi>`;
+}
+
+export function Meter({ value, most = 1, tone = "" }) {
+  const share = is(value) && most > 0 ? Math.max(0, Math.min(1, value / most)) : 0;
+  return html`<span class=${`meter ${tone}`} aria-hidden="true"><i style=${{ width: `${(share * 100).toFixed(1)}%` }}></i></span>`;
+}
+
+export function Notice({ tone = "plain", title, children }) {
+  return html`<div class=${`notice ${tone}`} role=${tone === "bad" ? "alert" : "note"}>
+    ${title && html`<p class="notice-title">${title}</p>`}<div>${children}</div>
+  </div>`;
+}
+
+export function Failure({ error, again }) {
+  if (error.status === 401) return null;
+  const text = error.status === 0 ? t("error.unreachable") : error.status === undefined ? String(error) : null;
+  return html`<${Notice} tone="bad" title=${t("error.title")}>
+    ${text ? html`<p>${text}</p>` : html`<p>${t("error.told", { expected: error.expected, found: error.found })}</p><p>${t("error.do", { do: error.todo })}</p>`}
+    ${again && html`<button class="button" onClick=${again}>${t("error.again")}</button>`}
+  <//>`;
+}
+
+export function Empty({ title, children }) {
+  return html`<div class="empty"><svg viewBox="0 0 64 32" aria-hidden="true"><circle cx="24" cy="16" r="13" /><circle cx="40" cy="16" r="13" /></svg>
+    <p class="empty-title">${title}</p>${children && html`<p>${children}</p>`}</div>`;
+}
+
+export const Waiting = () => html`<p class="waiting" role="status">${t("waiting")}</p>`;
+
+/** What a promise gives: {value}, {error} or neither yet; the last value stays until the next one is there. */
+export function useAsked(ask, asked) {
+  const [found, set] = useState({});
+  const [turn, setTurn] = useState(0);
+  useEffect(() => {
+    let current = true;
+    set((before) => ({ ...before, busy: true }));
+    ask().then(
+      (value) => current && set({ value }),
+      (error) => current && set({ error }),
+    );
+    return () => (current = false);
+  }, [...asked, turn]);
+  return { ...found, again: () => setTurn(turn + 1) };
+}
+
+export function Pager({ page, size, total, to }) {
+  const last = Math.max(1, Math.ceil(total / size));
+  if (last < 2) return null;
+  const step = (number, text, rel) =>
+    number < 1 || number > last
+      ? html`<span class="button off" aria-disabled="true">${text}</span>`
+      : html`<${Link} class="button" to=${to(number)} rel=${rel}>${text}<//>`;
+  return html`<nav class="pager" aria-label=${t("pager.name")}>
+    ${step(page - 1, t("pager.before"), "prev")}
+    <span>${t("pager.at", { page: whole(page), last: whole(last) })}</span>
+    ${step(page + 1, t("pager.after"), "next")}
+  </nav>`;
+}
+
+const seen = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+/** Bars of a histogram, drawn by uPlot in the page's own colours.
+ *  series: [{counts, tone}] one behind the other; x: left edges (or their logarithms). */
+export function Bars({ x, series, label, xName, format, height = 180 }) {
+  const place = useRef(null);
+  useLayoutEffect(() => {
+    let plot = null;
+    const draw = () => {
+      plot?.destroy();
+      const soft = seen("--soft");
+      const axis = { stroke: soft, font: "12px system-ui, sans-serif", grid: { show: false }, ticks: { stroke: seen("--line"), size: 4 } };
+      const step = x.length > 1 ? x[1] - x[0] : 1;
+      plot = new window.uPlot(
+        {
+          width: Math.max(220, place.current.clientWidth),
+          height,
+          legend: { show: false },
+          cursor: { show: false },
+          padding: [8, 8, 0, 0],
+          scales: { x: { time: false, range: [x[0], x[x.length - 1] + step] }, y: { range: (u, low, high) => [0, Math.max(1, high * 1.05)] } },
+          axes: [
+            { ...axis, size: 30, label: xName, labelFont: axis.font, labelSize: 20, labelGap: 0, gap: 4, values: (u, ticks) => ticks.map(format), space: 56 },
+            { ...axis, size: 52, values: (u, ticks) => ticks.map((v) => (Number.isInteger(v) ? whole(v) : "")), grid: { stroke: seen("--grid"), width: 1 } },
+          ],
+          series: [{}, ...series.map(({ tone }) => ({ paths: window.uPlot.paths.bars({ size: [0.9, 100], align: 1 }), fill: seen(tone), stroke: seen(tone), width: 0, points: { show: false } }))],
+        },
+        [x, ...series.map(({ counts }) => counts)],
+        place.current,
+      );
+    };
+    draw();
+    const watch = new ResizeObserver(() => plot?.setSize({ width: Math.max(220, place.current.clientWidth), height }));
+    watch.observe(place.current);
+    window.addEventListener("kyomei-theme", draw);
+    return () => {
+      watch.disconnect();
+      window.removeEventListener("kyomei-theme", draw);
+      plot?.destroy();
+    };
+  }, [x, series, label]);
+  return html`<div class="chart" role="img" aria-label=${label}><div ref=${place}></div></div>`;
+}
+
+/** Shares of a whole in one bar, with their names and numbers under it. */
+export function Shares({ counts, name, of, to }) {
+  const total = of.reduce((sum, key) => sum + (counts[key] || 0), 0) || 1;
+  const shown = of.filter((key) => counts[key]);
+  return html`<div class="shares">
+    <div class="stack" aria-hidden="true">${shown.map((key) => html`<i class=${`is-${slug(key)}`} style=${{ flexGrow: counts[key] }}></i>`)}</div>
+    <ul>${shown.map((key) => html`<li class=${`is-${slug(key)}`}><i class="dot" aria-hidden="true"></i>
+      ${to ? html`<${Link} to=${to(key)}>${name(key)}<//>` : html`<span>${name(key)}</span>`}
+      <span class="num">${whole(counts[key])}</span><span class="num soft">${percent(counts[key] / total)}</span></li>`)}</ul>
+  </div>`;
+}
+
+export { fixed, percent, rich, short, whole };

@@ -1,0 +1,51 @@
+// What pages say, from the one catalogue; and numbers as both languages write them.
+import { html } from "./vendor/preact-htm.module.js";
+import { strings } from "./data.js";
+
+let held = {};
+export let language = "en";
+
+export async function speak(lang) {
+  held = await strings(lang);
+  language = lang;
+  document.documentElement.lang = lang;
+}
+
+/** A sentence with values put in as text. */
+export function t(key, values = {}) {
+  const found = held[key];
+  if (found === undefined) {
+    console.error(`no such string: ${key}`);
+    return key;
+  }
+  return found.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
+}
+
+/** A sentence whose values may be elements; what stands in backticks is code. */
+export function rich(key, values = {}) {
+  return t(key)
+    .split(/(\{\w+\}|`[^`]+`)/)
+    .map((part) => {
+      if (part.startsWith("`")) return html`<code>${part.slice(1, -1)}</code>`;
+      const name = /^\{(\w+)\}$/.exec(part)?.[1];
+      return name && name in values ? values[name] : part;
+    });
+}
+
+const NONE = "–";
+export const is = (value) => typeof value === "number" && Number.isFinite(value);
+export const whole = (value) => (is(value) ? value.toLocaleString(language) : NONE);
+export const fixed = (value, digits = 2) => (is(value) ? value.toFixed(digits).replace(/^-/, "−") : NONE);
+export function short(value) {
+  if (!is(value)) return NONE;
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 0.001 || size >= 1e6)) return value.toExponential(1).replace("-", "−");
+  return String(Number(value.toPrecision(3))).replace(/^-/, "−");
+}
+export function percent(value) {
+  if (!is(value)) return NONE;
+  const share = value * 100;
+  if (share === 0) return "0%";
+  const digits = share >= 99.95 || share >= 10 ? 0 : share >= 1 ? 1 : share >= 0.1 ? 2 : share >= 0.01 ? 3 : 4;
+  return `${share.toFixed(digits)}%`;
+}
