@@ -1,4 +1,4 @@
-"""The explorer's pages as files: vendored libraries are what they are said to be, and everything that is said is said in both languages."""
+"""The explorer's pages as files: vendored libraries are what they claim to be; everything is said in both languages."""
 
 from __future__ import annotations
 

@@ -18,7 +18,17 @@ MOST_ROWS = 500
 """Of one page."""
 MOST_CHARACTERS = 20_000
 """Of a document that are given at once."""
-LISTED = ("latent", "status", "origin", "frequency", "max_activation", "mean_activation", "explained", "agreement", "top_tokens")
+LISTED = (
+    "latent",
+    "status",
+    "origin",
+    "frequency",
+    "max_activation",
+    "mean_activation",
+    "explained",
+    "agreement",
+    "top_tokens",
+)
 """Columns of a row of the list."""
 SORTS = {
     "latent": "latent",
