@@ -200,6 +200,12 @@ class Index:
         held = found[0]["certificate"]
         return {**found[0], "certificate": None if held is None else json.loads(held)}
 
+    def activity(self) -> dict[str, list[Any]]:
+        """Columns of all latents in order: "frequency" and "mean_activation", as features.parquet has them."""
+        names = ("frequency", "mean_activation")
+        rows = self._rows(f"SELECT {', '.join(names)} FROM features ORDER BY latent")
+        return {name: [row[name] for row in rows] for name in names}
+
     def examples(self, latent: int, kind: str | None = None, decile: int | None = None) -> list[dict[str, Any]]:
         """Examples of a latent in their order: the strongest ones, then samples of its deciles, the strongest decile first.
 

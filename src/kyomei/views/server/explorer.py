@@ -1,0 +1,103 @@
+"""What the server shows, and how: plain descriptions that a stage fills in."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.source.hooks import Side
+from kyomei.source.model import LanguageModel
+from kyomei.source.text import Tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Explored:
+    """A dictionary and its index.
+
+    Attributes:
+        name: under which requests ask for it, such as "replicas-0".
+        title: as pages call it.
+        index: folder of its index, whether it is there or not.
+        sae: folder of the dictionary itself.
+        digest: SHA-256 of its file; labels are of this dictionary only.
+        load: reads it.
+    """
+
+    name: str
+    title: str
+    index: Path
+    sae: Path
+    digest: str
+    load: Callable[[], SparseAutoencoder]
+
+
+@dataclass(frozen=True, eq=False)
+class Explorer:
+    """A run, or a dictionary without one, as it is explored.
+
+    Attributes:
+        name: of the run.
+        dictionaries: by name, the one that is shown first first.
+        site: in the language model.
+        side: of the site's module.
+        replicas: how many dictionaries say which features are found again.
+        facts: what the overview says beside the index, as JSON can hold it: verdict, premises, certificates, frontier, cost.
+        load_model: loads the language model; none: there is none.
+        tokens: reads the text that the indices are of; none: it is not there.
+        labels: file of the labels.
+        is_running: whether another process is at work in the run's folder, such as on an index.
+        force_bos, max_norm: as `Live` takes them.
+        revision: of the language model.
+    """
+
+    name: str
+    dictionaries: Mapping[str, Explored]
+    site: str
+    labels: Path
+    side: Side = "output"
+    replicas: int = 1
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    load_model: Callable[[], LanguageModel] | None = None
+    tokens: Callable[[], Tokens] | None = None
+    is_running: Callable[[], bool] = lambda: False
+    force_bos: bool = False
+    max_norm: float = float("inf")
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How it is served.
+
+    Attributes:
+        host: address that is listened on.
+        port: of that address.
+        token: what has to be entered once before anything is shown; none: nothing, which is for loopback only.
+        read_only: labels cannot be written, and the model is not run.
+        language: that pages begin with.
+        hosts: further names that a browser may know this server by.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8321
+    token: str | None = None
+    read_only: bool = False
+    language: str = "en"
+    hosts: tuple[str, ...] = ()
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
