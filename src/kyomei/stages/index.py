@@ -28,11 +28,15 @@ class Indexed:
 
     Attributes:
         name: of the dictionary and of the index's folder, such as "replicas-0".
+        path: of the dictionary in the run, such as "replicas/0".
+        title: of its mechanism, as tables call it.
         folder: of the index.
         state: what is there.
     """
 
     name: str
+    path: str
+    title: str
     folder: Path
     state: IndexState
 
@@ -57,6 +61,10 @@ class _Dictionary:
     def name(self) -> str:
         return self.path.replace("/", "-")
 
+    @property
+    def title(self) -> str:
+        return f"{self.pair.title}, replica {self.number}" if self.number else self.pair.title
+
 
 def dictionaries(run: Run) -> list[str]:
     """Names of a run's dictionaries that can be explored: the ones that ship first, then the other replicas of each."""
@@ -68,7 +76,15 @@ def index_states(run: Run, *, thorough: bool = False) -> list[Indexed]:
     found = []
     for dictionary in _dictionaries(run):
         folder = run.path(f"{FOLDER}/{dictionary.name}")
-        found.append(Indexed(dictionary.name, folder, state_of(folder, _made_from(run, dictionary), thorough=thorough)))
+        found.append(
+            Indexed(
+                dictionary.name,
+                dictionary.path,
+                dictionary.title,
+                folder,
+                state_of(folder, _made_from(run, dictionary), thorough=thorough),
+            )
+        )
     return found
 
 
@@ -111,7 +127,7 @@ def _index(run: Run, dictionary: _Dictionary, reporter: Reporter, rebuild: bool)
             reporter.note(f"the index of {dictionary.name} is made anew: {state.reason}")
         build(_subject(run, dictionary, made_from), folder, lambda step: reporter.progress(f"{dictionary.name}: {step}"))
         state = state_of(folder, made_from)
-    return Indexed(dictionary.name, folder, state)
+    return Indexed(dictionary.name, dictionary.path, dictionary.title, folder, state)
 
 
 def _dictionaries(run: Run) -> list[_Dictionary]:

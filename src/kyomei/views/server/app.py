@@ -6,8 +6,7 @@ import contextlib
 import hashlib
 import mimetypes
 from collections.abc import AsyncIterator
-from importlib import resources
-from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import NamedTuple
 
 from fastapi import FastAPI, Request
@@ -19,6 +18,9 @@ from kyomei.views.server.explorer import Explorer, Options
 from kyomei.views.server.guard import Guard, Sessions
 from kyomei.views.server.reading import Reading
 from kyomei.views.server.shelf import Gate, LiveModels, Shelf
+
+WEB = Path(__file__).parents[1] / "web"
+"""Where the pages are."""
 
 
 class Page(NamedTuple):
@@ -74,21 +76,10 @@ def read_pages() -> dict[str, Page]:
     return {name: _page(name, file.read_bytes()) for name, file in page_files().items()}
 
 
-def page_files() -> dict[str, Traversable]:
+def page_files() -> dict[str, Path]:
     """The files of the pages by their address."""
-    root = resources.files("kyomei.views") / "web"
-    return dict(_below(root, "")) if root.is_dir() else {}
-
-
-def _below(folder: Traversable, prefix: str) -> list[tuple[str, Traversable]]:
-    found: list[tuple[str, Traversable]] = []
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        name = f"{prefix}{entry.name}"
-        if entry.is_dir():
-            found += _below(entry, f"{name}/")
-        elif not entry.name.startswith(".") and not entry.name.endswith((".py", ".pyc")):
-            found.append((name, entry))
-    return found
+    found = sorted(path for path in WEB.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {path.relative_to(WEB).as_posix(): path for path in found}
 
 
 def _page(name: str, content: bytes) -> Page:

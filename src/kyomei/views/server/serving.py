@@ -11,6 +11,7 @@ import webbrowser
 import uvicorn
 
 from kyomei.errors import RunError
+from kyomei.signals import Stop
 from kyomei.views.server.app import app_for
 from kyomei.views.server.explorer import Explorer, Options
 from kyomei.views.server.guard import MOST_AT_ONCE
@@ -18,6 +19,7 @@ from kyomei.views.server.guard import MOST_AT_ONCE
 KEEP_ALIVE_SECONDS = 15
 LONGEST_HEAD = 16_384
 """Bytes of a request's first lines."""
+SECONDS_TO_CLOSE = 5.0
 _TRIED_PORTS = 20
 
 
@@ -53,6 +55,15 @@ def address_of(options: Options) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{options.port}/"
 
 
+def exposed(options: Options) -> str:
+    """What an address that others reach gives away."""
+    may = "" if options.read_only else " They may also write labels, and let this machine run the model."
+    return (
+        f"Whoever reaches {options.host}:{options.port} and has the token sees the texts, features and labels of this run, "
+        f"and the names of files.{may} Nothing is encrypted on the way."
+    )
+
+
 def serve(explorer: Explorer, options: Options, bound: socket.socket, *, browser: bool) -> None:
     """Serve until a signal comes.
 
@@ -61,6 +72,9 @@ def serve(explorer: Explorer, options: Options, bound: socket.socket, *, browser
         options: how; the port is that of `bound`.
         bound: what is listened on.
         browser: open one.
+
+    Raises:
+        RunError: the server stopped by itself.
     """
     app = app_for(explorer, options)
     config = uvicorn.Config(
@@ -72,16 +86,37 @@ def serve(explorer: Explorer, options: Options, bound: socket.socket, *, browser
         proxy_headers=False,
         limit_concurrency=2 * MOST_AT_ONCE,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=3,
+        timeout_graceful_shutdown=2,
         h11_max_incomplete_event_size=LONGEST_HEAD,
         http="h11",
         ws="none",
     )
+    server = uvicorn.Server(config)
+    failed: list[BaseException] = []
+    ended = threading.Event()
+
+    def run() -> None:
+        try:
+            server.run(sockets=[bound])
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            ended.set()
+
+    # In a thread of its own, so that a signal reaches the thread that all of Kyomei hears signals in. It is waited for by an
+    # event: a signal during Thread.join makes Python take the thread for one that has ended.
+    threading.Thread(target=run, name="server", daemon=True).start()
     if browser:
         opener = threading.Timer(0.5, webbrowser.open, (address_of(options),))
         opener.daemon = True
         opener.start()
-    uvicorn.Server(config).run(sockets=[bound])
+    try:
+        ended.wait()
+    except (Stop, KeyboardInterrupt):
+        server.should_exit = True
+        ended.wait(SECONDS_TO_CLOSE)
+    if failed:
+        raise RunError("a server that runs", f"{type(failed[0]).__name__}: {failed[0]}", "see the terminal") from failed[0]
 
 
 def _is_v6(host: str) -> bool:

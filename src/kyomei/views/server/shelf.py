@@ -126,7 +126,8 @@ class LiveModels:
     def begin(self) -> None:
         """Load the model, unless that has begun."""
         if self.condition == "loading":
-            threading.Thread(target=self._load, name="model", daemon=True).start()
+            # No daemon: a process that ends waits for it, for libraries do not like to be left in the middle.
+            threading.Thread(target=self._load, name="model", daemon=False).start()
 
     def state(self) -> dict[str, Any]:
         """What there is, as plain values."""

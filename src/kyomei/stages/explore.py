@@ -1,0 +1,105 @@
+"""What a run gives the explorer to show, and where the rest of it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from kyomei.atomic import sha256_of
+from kyomei.dictionary.formats import load
+from kyomei.errors import KyomeiError, RunError
+from kyomei.locks import refuse_if_locked
+from kyomei.runs import Run, plain
+from kyomei.stages.harvest import load_model
+from kyomei.stages.harvested import activations, site_of, tokens_of
+from kyomei.stages.index import FOLDER, Indexed, index_run, index_states
+from kyomei.stages.progress import Reporter
+from kyomei.stages.report import report_data
+from kyomei.views.labels import FILE as LABELS
+from kyomei.views.server import Explored, Explorer
+
+_NOT_SHOWN = ("features", "folder")
+"""What the report has and the explorer shows otherwise."""
+
+
+def prepare(run: Run, reporter: Reporter, names: Sequence[str] | None = None) -> None:
+    """Make the indices that are not ready, unless the folder cannot be written or another process is at work in it.
+
+    Args:
+        run: trained.
+        reporter: shows progress, and says why nothing was made.
+        names: of dictionaries; none: the ones that ship.
+    """
+    states = index_states(run)
+    wanted = [one for one in states if one.name in names] if names else [one for one in states if one.path.endswith("/0")]
+    if wanted and all(one.state.is_ready for one in wanted):
+        return
+    try:
+        with run.lock():
+            index_run(run, reporter, names)
+    except RunError as error:
+        # What is there is shown all the same, and its page says what is not.
+        reporter.note(f"no index is made: {error}")
+
+
+def explorer_of(run: Run) -> Explorer:
+    """A run as the explorer shows it; what fails here is said on the pages, where they can say it.
+
+    Args:
+        run: trained.
+
+    Raises:
+        RunError: there is no dictionary in it.
+    """
+    states = index_states(run)
+    if not states:
+        raise RunError("a trained run", f"no dictionary in {run.folder}", "run `kyomei train` first")
+    # A dictionary that has an index is shown before one that may get one.
+    known = sorted(states, key=lambda one: (one.state.condition == "missing", not one.path.endswith("/0")))
+    source = run.recipe.source
+    return Explorer(
+        name=run.folder.resolve().name,
+        dictionaries={one.name: _explored(run, one) for one in known},
+        site=site_of(run),
+        labels=run.path(f"{FOLDER}/{LABELS}"),
+        side=source.side,
+        replicas=source.replicas,
+        facts=_facts(run),
+        load_model=lambda: load_model(run.recipe),
+        tokens=lambda: tokens_of(run, "evidence"),
+        is_running=lambda: _is_held(run),
+        force_bos=source.force_bos,
+        max_norm=_max_norm(run),
+        revision=source.revision,
+    )
+
+
+def _explored(run: Run, one: Indexed) -> Explored:
+    folder = run.path(one.path)
+    return Explored(one.name, one.title, one.folder, folder, sha256_of(folder / "sae.safetensors"), lambda: load(folder))
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """What the report says of the run, as plain values; without it, why."""
+    try:
+        data = report_data(run)
+    except KyomeiError as error:
+        return {"missing": [str(error)]}
+    shown = {name: value for name, value in asdict(data).items() if name not in _NOT_SHOWN}
+    facts: dict[str, Any] = plain({**shown, "history": run.manifest.get("history", [])})
+    return facts
+
+
+def _max_norm(run: Run) -> float:
+    """Norm above which rows were dropped from the harvest."""
+    return float(run.recipe.source.norm_bound * activations(run, "evidence", verify=False).meta["median_norm"])
+
+
+def _is_held(run: Run) -> bool:
+    """Whether another process is at work in the run's folder."""
+    try:
+        refuse_if_locked(run.folder)
+    except RunError:
+        return True
+    return False

@@ -1,0 +1,64 @@
+"""A small explorer over the embedded model, with texts and names that try to be more than text."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fastapi.testclient import TestClient
+from tests.views.live_samples import SITE, TEXT, dictionary, embedded
+from tests.views.samples import HOSTILE
+
+from kyomei.atomic import sha256_of
+from kyomei.config import SourceRecipe
+from kyomei.dictionary.formats import load
+from kyomei.source.harvest import harvest
+from kyomei.source.text import Document, Tokens, pack
+from kyomei.views.index import Subject, build
+from kyomei.views.server import Explored, Explorer, Options, app_for
+
+NAME = "replicas-0"
+ADDRESS = "http://127.0.0.1:8321"
+TURNING = "\u202etxt.exe\u2066"
+
+
+def make_explorer(folder: Path, *, names: tuple[str, ...] = (NAME,), **more: Any) -> Explorer:
+    """An explorer with an index of each dictionary, everything below `folder`."""
+    model = embedded()
+    texts = [(TEXT + "\n") * 4, f"{HOSTILE}\nimport os {TURNING}\n" * 4, "for i in range(10):\n    print(i)\n" * 8]
+    documents = [Document(f"{n}{HOSTILE}.py", text) for n, text in enumerate(texts)]
+    tokens = pack(documents, model.tokenizer, 32, 32 * 30)
+    rows = harvest(model, tokens, folder / "activations", SourceRecipe(sites=(SITE,), context=32))[SITE]
+    explored = {}
+    for seed, name in enumerate(names):
+        sae = dictionary(model, seed=seed)
+        sae.save(folder / name)
+        digest = sha256_of(folder / name / "sae.safetensors")
+        facts = {"dictionary": name, "title": HOSTILE, "mechanism": "gba", "model": HOSTILE, "site": SITE, "side": "output"}
+        made_from = {f"{name}/sae.safetensors": digest}
+        build(
+            Subject(name=name, sae=sae, rows=rows, tokens=tokens, facts=facts, made_from=made_from), folder / "explore" / name
+        )
+        read: Callable[[], Any] = functools.partial(load, folder / name)
+        explored[name] = Explored(name, HOSTILE, folder / "explore" / name, folder / name, digest, read)
+    options: dict[str, Any] = {"load_model": embedded, "tokens": lambda: tokens, "replicas": 3, "facts": {"verdict": HOSTILE}}
+    return Explorer("a run", explored, SITE, folder / "explore" / "labels.sqlite", **{**options, **more})
+
+
+def kept_tokens(explorer: Explorer) -> Tokens:
+    assert explorer.tokens is not None
+    return explorer.tokens()
+
+
+def with_own_labels(explorer: Explorer, folder: Path) -> Explorer:
+    return replace(explorer, labels=folder / "labels.sqlite")
+
+
+def client_of(explorer: Explorer, **options: Any) -> Iterator[TestClient]:
+    """A browser that asks without leaving the process."""
+    app = app_for(explorer, Options(**options))
+    with TestClient(app, base_url=ADDRESS, raise_server_exceptions=False) as client:
+        yield client
