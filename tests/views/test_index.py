@@ -260,11 +260,11 @@ def test_a_killed_build_goes_on_with_what_was_encoded(indexed: Run, tmp_path: Pa
     folder = copy.path("explore/replicas-0")
     encode, calls = CodeStore._encoded, []
 
-    def dies_third(store: CodeStore, first: int, last: int) -> Any:
+    def dies_third(store: CodeStore, first: int, last: int, pool: Any) -> Any:
         calls.append(first)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return encode(store, first, last)
+        return encode(store, first, last, pool)
 
     monkeypatch.setattr(CodeStore, "_encoded", dies_third)
     with pytest.raises(KeyboardInterrupt):

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from scipy import sparse
 from torch import Tensor
 
+from kyomei.dictionary.kernels import sampled_products, supported
+from kyomei.dictionary.products import DENSE_ABOVE
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.learning.anchoring import to_scipy
 from kyomei.source.rows import Rows
@@ -124,6 +126,15 @@ def _parts(count: int, size: int = 8192) -> Iterator[slice]:
     return (slice(first, min(first + size, count)) for first in range(0, count, size))
 
 
+def _products(a: Tensor, b: Tensor, code: sparse.csr_array) -> Float[np.ndarray, " active"]:
+    """a[row]·b[latent] at the active entries of a code, in its order."""
+    if code.nnz > DENSE_ABOVE * code.shape[0] * code.shape[1] or not supported(a.device, a.dtype):
+        return np.asarray((a @ b.T).numpy()[np.repeat(np.arange(code.shape[0]), np.diff(code.indptr)), code.indices])
+    starts, columns = (torch.from_numpy(part.astype(np.int32)) for part in (code.indptr, code.indices))
+    products: np.ndarray = sampled_products(starts, columns, a, b).numpy()
+    return products
+
+
 class ExplainedSums:
     """Each latent's part of the explained variance, its own mean taken off, block by block.
 
@@ -143,9 +154,9 @@ class ExplainedSums:
         if self._shift is None:
             self._shift = block.x.double().mean(dim=0).float().cpu()
         x, reconstruction = block.x.cpu() - self._shift, block.reconstruction.cpu() - self._shift
-        scores = ((2 * x - reconstruction).to(self._decoder) @ self._decoder.T).numpy()
-        entries = block.code.tocoo()
-        self._products += np.bincount(entries.col, entries.data * scores[entries.row, entries.col], len(self._products))
+        code = block.code.tocsr()
+        products = _products((2 * x - reconstruction).to(self._decoder), self._decoder, code)
+        self._products += np.bincount(code.indices, code.data * products, len(self._products))
         self._activation += total(block.code)
         self._x += x.sum(dim=0, dtype=torch.float64)
         self._reconstruction += reconstruction.sum(dim=0, dtype=torch.float64)

@@ -250,8 +250,12 @@ class Index:
     def map(self) -> dict[str, list[Any]]:
         """Columns of the latents that have a place on the map: "latent", "x", "y", "status", "origin", "frequency"."""
         names = ("latent", "x", "y", "status", "origin", "frequency")
-        rows = self._rows(f"SELECT {', '.join(names)} FROM features WHERE x IS NOT NULL ORDER BY latent")
-        return {name: [row[name] for row in rows] for name in names}
+        cursor = self._connection.cursor()
+        try:
+            rows = cursor.execute(f"SELECT {', '.join(names)} FROM features WHERE x IS NOT NULL ORDER BY latent").fetchall()
+        finally:
+            cursor.close()
+        return {name: [row[number] for row in rows] for number, name in enumerate(names)}
 
 
 def _conditions(
@@ -273,7 +277,7 @@ def _conditions(
     if q.strip():
         text = q.strip().lower()
         number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
-        add("(contains(token_text, ?) OR latent = ? OR list_contains(?::INTEGER[], latent))", text, number, list(named))
+        add("(contains(token_text, ?) OR latent = ? OR latent IN (SELECT unnest(?::INTEGER[])))", text, number, list(named))
     if status:
         add("list_contains(?::VARCHAR[], status)", list(status))
     if origin:
@@ -284,7 +288,7 @@ def _conditions(
     if high is not None:
         add("frequency <= ?", float(high))
     if latents is not None:
-        add("list_contains(?::INTEGER[], latent)", list(latents))
+        add("latent IN (SELECT unnest(?::INTEGER[]))", list(latents))
     return " AND ".join(conditions), parameters
 
 

@@ -67,7 +67,7 @@ def build(subject: Subject, folder: Path, watched: Watched | None = None) -> Non
         figures = _write_examples(subject, codes, places, folder / EXAMPLES, progress)
     space = comparison_space(subject.rows)
     with watched("evidence"):
-        columns = evidence_columns(subject, space)
+        columns = evidence_columns(subject, codes, space)
     columns |= figure_columns(figures, codes.counts() / codes.num_rows, subject)
     with watched("relations and map"):
         columns |= relation_columns(subject, codes, space)

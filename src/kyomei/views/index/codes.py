@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, final
 
@@ -54,26 +56,35 @@ class CodeStore:
             write_atomic(mark, wanted)
         remove_temporaries(folder)
 
-    @torch.no_grad()
     def fill(self, progress: Progress | None = None) -> None:
-        """Encode the rows that are not encoded yet."""
+        """Encode the rows that are not encoded yet, with as many threads as torch has.
+
+        Each thread has its own rows: threads that share a product wait for one another after every small block of it.
+        """
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(threads, thread_name_prefix="encode") as pool:
+                self._fill(pool, progress)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _fill(self, pool: ThreadPoolExecutor, progress: Progress | None) -> None:
         for number, first in enumerate(range(0, self.num_rows, ROWS_PER_FILE)):
             last = min(first + ROWS_PER_FILE, self.num_rows)
             if not _is_whole(self._path(number)):
-                code = self._encoded(first, last)
+                code = self._encoded(first, last, pool)
                 arrays = {"starts": code.indptr.astype(np.int64), "row": code.indices.astype(np.int32), "value": code.data}
                 write_atomic(self._path(number), save(arrays))
             if progress is not None:
                 progress(last, self.num_rows)
 
-    def _encoded(self, first: int, last: int) -> sparse.csc_array:
-        latents, rows, values = [], [], []
-        for begin in range(first, last, ROWS_AT_ONCE):
-            x = self._rows.read(np.arange(begin, min(begin + ROWS_AT_ONCE, last)))
-            latent, row, value = active_entries(self._sae, x)
-            latents.append(latent)
-            rows.append(row + (begin - first))
-            values.append(value)
+    def _encoded(self, first: int, last: int, pool: ThreadPoolExecutor) -> sparse.csc_array:
+        begins = range(first, last, ROWS_AT_ONCE)
+        blocks = (self._rows.read(np.arange(begin, min(begin + ROWS_AT_ONCE, last))) for begin in begins)
+        found = list(pool.map(functools.partial(active_entries, self._sae), blocks))
+        latents, rows, values = zip(*found, strict=True)
+        rows = tuple(row + (begin - first) for row, begin in zip(rows, begins, strict=True))
         return _by_latent(np.concatenate(latents), np.concatenate(rows), np.concatenate(values), (last - first, self.width))
 
     def counts(self) -> Int64[np.ndarray, " width"]:
@@ -106,17 +117,18 @@ class CodeStore:
         shape = (self.num_rows, last - first)
         return _by_latent(np.concatenate(latents), np.concatenate(rows), np.concatenate(values), shape)
 
-    def pattern(self, taken: Int64[np.ndarray, " taken"]) -> sparse.csc_array:
-        """Ones [taken, width] where latents are active in some rows, whose numbers ascend."""
-        latents, rows = [], []
+    def of_rows(self, taken: Int64[np.ndarray, " taken"]) -> sparse.csc_array:
+        """The code [taken, width] of some rows, whose numbers ascend."""
+        latents, rows, values = [], [], []
         for offset, held in self._files():
             row = held.get_slice("row")[:].astype(np.int64) + offset
             place = np.searchsorted(taken, row).clip(max=len(taken) - 1)
             kept = taken[place] == row
             latents.append(np.repeat(np.arange(self.width), np.diff(held.get_slice("starts")[:]))[kept])
             rows.append(place[kept])
-        latent = np.concatenate(latents)
-        return _by_latent(latent, np.concatenate(rows), np.ones(len(latent), dtype=np.float32), (len(taken), self.width))
+            values.append(held.get_slice("value")[:][kept])
+        shape = (len(taken), self.width)
+        return _by_latent(np.concatenate(latents), np.concatenate(rows), np.concatenate(values), shape)
 
     def remove(self) -> None:
         """Delete the files."""
@@ -132,6 +144,7 @@ class CodeStore:
                 yield first, held
 
 
+@torch.no_grad()
 def active_entries(sae: SparseAutoencoder, x: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Latent, row and activation (float32) of every active entry of the code of rows [rows, dim], by latent, then row."""
     if sae.k is None and sae.encoder.dtype == torch.float32 and sae.encoder.device.type == "cpu":

@@ -14,12 +14,12 @@ from torch.nn.functional import normalize
 
 from kyomei.errors import DataError
 from kyomei.evidence.certificate import weakest
-from kyomei.evidence.codes import ExplainedSums, coded_blocks, encode_rows
+from kyomei.evidence.codes import Coded, ExplainedSums, encode_rows
 from kyomei.evidence.reproduction import match, rows_used
 from kyomei.learning.spaces import Whitening
 from kyomei.runs import plain
-from kyomei.source.rows import Rows, TensorRows
-from kyomei.views.index.codes import CodeStore
+from kyomei.source.rows import Rows
+from kyomei.views.index.codes import ROWS_AT_ONCE, CodeStore
 from kyomei.views.index.examples import LatentFigures
 from kyomei.views.index.layout import NEIGHBOURS as LAID_OUT
 from kyomei.views.index.layout import layout
@@ -27,23 +27,24 @@ from kyomei.views.index.relations import NEIGHBOURS, Named, kin, nearest_directi
 from kyomei.views.index.schema import NOT_CERTIFIED
 from kyomei.views.index.subject import Subject
 
-EXPLAINED_ROWS = 32_768
+EXPLAINED_ROWS = 131_072
 """Rows, evenly spread, on which parts of the explained variance are measured where no certificate says them."""
 
 Columns = dict[str, Any]
 
 
-def evidence_columns(subject: Subject, space: Whitening | None) -> Columns:
+def evidence_columns(subject: Subject, codes: CodeStore, space: Whitening | None) -> Columns:
     """Status, origin and the numbers behind them: the certificate's, or what can be said without one.
 
     Args:
         subject: the dictionary.
+        codes: of all rows.
         space: in which it is compared with others; none: there are too few rows to tell.
     """
     certificate = subject.certificate
     if certificate is None:
         nothing: Columns = dict.fromkeys(("origin", "certificate", "agreement"), [None] * subject.sae.width)
-        explained = _shares(_explained(subject))
+        explained = _shares(_explained(subject, codes))
         status = [NOT_CERTIFIED] * subject.sae.width
         return {"status": status, **nothing, "explained": explained, "partners": _partners_of(subject, space)}
     features, names = certificate["features"], certificate["replicas"][1:]
@@ -84,13 +85,15 @@ def _partners_of(subject: Subject, space: Whitening | None) -> list[Named]:
     return [_partner(names, *([c[i] for c in column] for column in columns)) if alive[i] else [] for i in range(sae.width)]
 
 
-def _explained(subject: Subject) -> Float64[np.ndarray, " width"]:
+def _explained(subject: Subject, codes: CodeStore) -> Float64[np.ndarray, " width"]:
     """Each latent's part of the explained variance, on rows evenly spread."""
-    rows: Rows = subject.rows
+    sae, rows = subject.sae, subject.rows
     index = np.linspace(0, rows.num_rows - 1, min(EXPLAINED_ROWS, rows.num_rows)).astype(np.int64)
-    sums = ExplainedSums(subject.sae)
-    for (block,) in coded_blocks([subject.sae], TensorRows(rows.read(index))):
-        sums.add(block)
+    code, sums = codes.of_rows(index).tocsr(), ExplainedSums(sae)
+    for first in range(0, len(index), ROWS_AT_ONCE):
+        x, z = rows.read(index[first : first + ROWS_AT_ONCE]), code[first : first + ROWS_AT_ONCE]
+        reconstruction = torch.from_numpy(z @ sae.decoder.detach().float().numpy()) + sae.center.float()
+        sums.add(Coded(first, x, z, reconstruction))
     return sums.figures()
 
 
@@ -131,7 +134,7 @@ def relation_columns(subject: Subject, codes: CodeStore, space: Whitening | None
     for latent, others, cosines in zip(live.tolist(), near.latent.tolist(), near.cosine.tolist(), strict=True):
         pairs = list(zip(others, cosines, strict=True))[:NEIGHBOURS]
         decoder[latent] = [{"latent": other, "cosine": round(cosine, 4)} for other, cosine in pairs]
-    found = kin(codes.pattern(rows_used(codes.num_rows)))
+    found = kin(codes.of_rows(rows_used(codes.num_rows)))
     x, y = np.full((2, width), np.nan)
     x[live], y[live] = layout(near, live, subject.seed).T
     return {

@@ -60,6 +60,9 @@ class Places:
     Args:
         tokens: the text.
         row_token: window × context + position of each row, ascending [rows].
+
+    Attributes:
+        row_of: number of the row at each place; −1 where it was dropped [windows × context].
     """
 
     def __init__(self, tokens: Tokens, row_token: Int64[np.ndarray, " rows"]) -> None:
@@ -72,6 +75,8 @@ class Places:
         changes[1:-1] = np.diff(self.document) != 0
         changes[:: self.context] = True
         self._edges = np.flatnonzero(changes)
+        self.row_of = np.full(len(self.document), -1, dtype=np.int64)
+        self.row_of[row_token] = np.arange(len(row_token))
 
     def around(self, place: Int64[np.ndarray, " n"]) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
         """First place of the stretch of text shown around each, and one past its last: of the same window and document."""
@@ -164,7 +169,10 @@ def _table(first: int, shown: _Shown, code: sparse.csc_array, places: Places) ->
     length = end - begin
     offsets = np.concatenate([[0], np.cumsum(length)])
     flat = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - begin, length)
-    distinct, back = np.unique(flat, return_inverse=True)
+    # What np.unique gives, without sorting.
+    seen = np.zeros(len(places.document), dtype=bool)
+    seen[flat] = True
+    distinct, back = np.flatnonzero(seen), (np.cumsum(seen) - 1)[flat]
     texts = pa.array(places.texts(distinct), pa.string()).dictionary_encode()
     words = pa.DictionaryArray.from_arrays(texts.indices.take(pa.array(back)), texts.dictionary).cast(pa.string())
     lists = pa.array(offsets, pa.int32())
@@ -197,14 +205,13 @@ def _activations(
     code: sparse.csc_array, latent: Int64[np.ndarray, " n"], place: Int64[np.ndarray, " n"], places: Places
 ) -> Float32[np.ndarray, " n"]:
     """Activations of latents of a group at places; 0 where a latent is silent, or the row was dropped."""
-    row = np.searchsorted(places.row_token, place).clip(max=len(places.row_token) - 1)
-    kept = places.row_token[row] == place
+    row = places.row_of[place]
     rows = code.shape[0]
     keys = np.repeat(np.arange(code.shape[1]), np.diff(code.indptr)) * rows + code.indices.astype(np.int64)
     wanted = latent * rows + row
     at = np.searchsorted(keys, wanted).clip(max=max(0, len(keys) - 1))
     found = np.zeros(len(place), dtype=np.float32)
     if len(keys):
-        hit = kept & (keys[at] == wanted)
+        hit = (row >= 0) & (keys[at] == wanted)
         found[hit] = code.data[at[hit]]
     return found

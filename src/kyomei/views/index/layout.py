@@ -38,7 +38,7 @@ def layout(neighbours: Neighbours, numbers: Int64[np.ndarray, " live"], seed: in
     method = "bh" if live <= FEW else "fft"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        embedding = TSNEEmbedding(start, near, random_state=seed, n_jobs=1, negative_gradient_method=method)
+        embedding = TSNEEmbedding(start, near, random_state=seed, n_jobs=1, negative_gradient_method=method, ints_in_interval=2)
         embedding.optimize(200, exaggeration=12, momentum=0.5, inplace=True)
         embedding.optimize(300, exaggeration=1, momentum=0.8, inplace=True)
     return np.asarray(embedding, dtype=np.float64)

@@ -70,13 +70,14 @@ class Kin(NamedTuple):
     children: list[Named]
 
 
-def kin(pattern: sparse.csc_array) -> Kin:
+def kin(code: sparse.csc_array) -> Kin:
     """What latents share of some rows.
 
     Args:
-        pattern: ones where a latent is active [rows, width].
+        code: of the rows [rows, width].
     """
-    rows, width = pattern.shape
+    rows, width = code.shape
+    pattern = sparse.csc_array((np.ones(code.nnz, dtype=np.float32), code.indices, code.indptr), shape=code.shape)
     by_row = pattern.tocsr()
     counts = firing_counts(by_row)
     together: list[Named] = []
