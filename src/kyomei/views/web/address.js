@@ -2,7 +2,7 @@
 import { html, useEffect, useState } from "./vendor/preact-htm.module.js";
 import { query } from "./data.js";
 
-const MANY = ["status", "origin"];
+const MANY = ["status", "origin", "edit"];
 
 export function read() {
   const found = { view: "overview" };

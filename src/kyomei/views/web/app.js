@@ -98,8 +98,8 @@ function Header({ state, address, onLanguage }) {
 }
 
 // What a page itself says at the place where it matters is not said above it too.
-const QUIET = ["state.not_redacted"];
-const OF_MODEL = ["state.no_model", "state.model_failed", "state.model_loading", "state.no_causal_head", "state.read_only"];
+const QUIET = ["state.not_redacted", "state.model_loading"];
+const OF_MODEL = ["state.no_model", "state.model_failed", "state.no_causal_head", "state.read_only"];
 const SOFT = ["state.redacted", "state.read_only_folder", "state.stale_labels", ...OF_MODEL];
 
 function Notes({ state, view }) {

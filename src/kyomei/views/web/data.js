@@ -2,7 +2,7 @@
 
 const base = document.querySelector('meta[name="kyomei-data"]').content;
 export const isStatic = base !== "api";
-const MOST_KEPT = 60;
+const MOST_KEPT = 400;
 const kept = new Map();
 
 export class Refused extends Error {
@@ -78,6 +78,9 @@ export async function feature(dictionary, latent) {
   if (isStatic) return file(`${named(dictionary)}/features/${latent}`);
   return get(`features/${latent}`, { dictionary }, false);
 }
+
+/** What is said of a latent in a line; remembered, unlike its page, whose label may have changed. */
+export const brief = (dictionary, latent) => (isStatic ? feature(dictionary, latent) : get(`features/${latent}`, { dictionary }));
 
 export async function examples(dictionary, latent) {
   const found = isStatic ? await file(`${named(dictionary)}/features/${latent}`) : await get(`features/${latent}/examples`, { dictionary });

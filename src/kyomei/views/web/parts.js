@@ -35,8 +35,9 @@ export function visible(token) {
   return token.replace(/\r?\n[ \t]*/g, "↵ ").replace(/\t/g, "⇥ ").replace(/ {3,}/g, "  ");
 }
 
-/** One token on its own: a space before it, and one that is all there is, are seen. */
-export const Chip = ({ token }) => html`<bdi class="chip">${visible(token).replace(/^ /, "␣").trimEnd() || "␣"}</bdi>`;
+/** One token on its own: the space at its ends is seen, and counted where there is more than one. */
+const exact = (token) => token.replace(/\r?\n/g, "↵").replace(/\t/g, "⇥").replace(/ {2,}/g, (run) => `␣×${run.length}`).replace(/^ | $|(?<=↵) /g, "␣");
+export const Chip = ({ token }) => html`<bdi class="chip">${exact(token) || "∅"}</bdi>`;
 
 export function Chips({ tokens, most = 8 }) {
   return html`<span class="chips">${tokens.slice(0, most).map((token) => html`<${Chip} token=${token} />`)}</span>`;

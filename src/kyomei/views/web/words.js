@@ -32,6 +32,9 @@ export function rich(key, values = {}) {
     });
 }
 
+/** A sentence of the run's own: what stands in backticks is code. */
+export const coded = (text) => text.split(/(`[^`]+`)/).map((part) => (part.startsWith("`") ? html`<code>${part.slice(1, -1)}</code>` : part));
+
 const NONE = "–";
 export const is = (value) => typeof value === "number" && Number.isFinite(value);
 export const whole = (value) => (is(value) ? value.toLocaleString(language) : NONE);
