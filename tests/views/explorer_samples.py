@@ -44,7 +44,13 @@ def make_explorer(folder: Path, *, names: tuple[str, ...] = (NAME,), **more: Any
         )
         read: Callable[[], Any] = functools.partial(load, folder / name)
         explored[name] = Explored(name, HOSTILE, folder / "explore" / name, folder / name, digest, read)
-    options: dict[str, Any] = {"load_model": embedded, "tokens": lambda: tokens, "replicas": 3, "facts": {"verdict": HOSTILE}}
+    options: dict[str, Any] = {
+        "load_model": embedded,
+        "tokens": lambda: tokens,
+        "rows": lambda: rows,
+        "replicas": 3,
+        "facts": {"verdict": HOSTILE},
+    }
     return Explorer("a run", explored, SITE, folder / "explore" / "labels.sqlite", **{**options, **more})
 
 

@@ -128,6 +128,21 @@ def test_an_error_of_ours_tells_nothing_of_what_is_inside(explorer: Explorer, mo
         assert "secret" not in answer.text and "Traceback" not in answer.text
 
 
+def test_dictionaries_are_compared_latent_by_latent(client: TestClient, explorer: Explorer) -> None:
+    a, b = explorer.dictionaries
+    found = client.get("/api/compare", params={"a": a, "b": b, "size": 20}).json()
+    assert sum(found["counts"].values()) == found["total"] == WIDTH - found["dead"]
+    assert len(found["rows"]) == 20 and found["counts"]["only"] > WIDTH / 2  # random directions have nothing in common
+    same = client.get("/api/compare", params={"a": a, "b": a, "kind": "shared", "size": 500}).json()
+    assert same["counts"]["shared"] == same["total"] == len(same["rows"])
+    assert all(row["partners"][0]["latent"] == row["latent"] and row["top_tokens"] for row in same["rows"])
+    few = client.get("/api/compare", params={"a": a, "b": b, "kind": "shared"}).json()
+    assert few["total"] == found["counts"]["shared"] and few["counts"] == found["counts"]
+    for wrong in ({"a": a}, {"a": a, "b": b, "kind": "all"}, {"a": a, "b": b, "page": 0}):
+        assert client.get("/api/compare", params=wrong).status_code == 400
+    assert client.get("/api/compare", params={"a": a, "b": "../x"}).status_code == 404
+
+
 # ── The live model ──
 
 
@@ -351,6 +366,9 @@ def test_an_export_holds_what_the_server_answers(explorer: Explorer, client: Tes
         assert feature == client.get("/api/features/5", params={"dictionary": name}).json()
         assert HOSTILE in held(f"{name}/documents/1.json")["text"]
     assert held("strings-ja.json") == catalogue("ja")
+    pair = held("compare/replicas-0~replicas-1.json")
+    asked = client.get("/api/compare", params={"a": "replicas-0", "b": "replicas-1", "size": WIDTH}).json()
+    assert pair == asked
     assert export_to(explorer, tmp_path / "site", "en") == count  # over one of ours
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")

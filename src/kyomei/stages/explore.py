@@ -68,6 +68,7 @@ def explorer_of(run: Run) -> Explorer:
         facts=_facts(run),
         load_model=lambda: load_model(run.recipe),
         tokens=lambda: tokens_of(run, "evidence"),
+        rows=lambda: activations(run, "evidence", verify=False),
         is_running=lambda: _is_held(run),
         force_bos=source.force_bos,
         max_norm=_max_norm(run),

@@ -52,7 +52,7 @@ def app_for(explorer: Explorer, options: Options) -> FastAPI:
     app = FastAPI(title="Kyomei", docs_url=None, redoc_url=None, openapi_url=None, lifespan=life, redirect_slashes=False)
     explain_errors(app)
     shown = Reading(explorer, options, Shelf(explorer), models)
-    app.include_router(reading.routes(shown))
+    app.include_router(reading.routes(shown, Gate(patience=120.0)))
     app.include_router(acting.routes(shown, sessions, Gate()))
     pages = read_pages()
 

@@ -11,6 +11,7 @@ from typing import Any
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.source.hooks import Side
 from kyomei.source.model import LanguageModel
+from kyomei.source.rows import Rows
 from kyomei.source.text import Tokens
 
 
@@ -48,6 +49,7 @@ class Explorer:
         facts: what the overview says beside the index, as JSON can hold it: verdict, premises, certificates, frontier, cost.
         load_model: loads the language model; none: there is none.
         tokens: reads the text that the indices are of; none: it is not there.
+        rows: opens activations of the site, on which dictionaries are compared; none: there are none.
         labels: file of the labels.
         is_running: whether another process is at work in the run's folder, such as on an index.
         force_bos, max_norm: as `Live` takes them.
@@ -63,6 +65,7 @@ class Explorer:
     facts: Mapping[str, Any] = field(default_factory=dict)
     load_model: Callable[[], LanguageModel] | None = None
     tokens: Callable[[], Tokens] | None = None
+    rows: Callable[[], Rows] | None = None
     is_running: Callable[[], bool] = lambda: False
     force_bos: bool = False
     max_norm: float = float("inf")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def export_to(explorer: Explorer, folder: Path, language: str, progress: Progres
     for name in ready:
         _add_dictionary(reading, name, writer, lambda latents, done=done: progress and progress(done + latents, total))  # type: ignore[misc]
         done += reading.shelf.index(name).facts["width"]
+    for a, b in permutations(ready, 2) if explorer.rows is not None else ():
+        writer.add(f"data/compare/{a}~{b}.json", reading.comparison(a, b, None, (1, reading.shelf.index(a).facts["width"])))
     return writer.count
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, final
+from typing import Annotated, Any, Literal, final
 
 from fastapi import APIRouter, Query
 from fastapi.responses import PlainTextResponse
@@ -14,7 +14,7 @@ from kyomei.views.labels import Label, Labels
 from kyomei.views.queries import MOST_ROWS
 from kyomei.views.server.answers import Missing, plain_numbers
 from kyomei.views.server.explorer import Explored, Explorer, Options
-from kyomei.views.server.shelf import LiveModels, Shelf
+from kyomei.views.server.shelf import Gate, LiveModels, Shelf
 from kyomei.views.server.standing import can_write, notes
 from kyomei.views.words import STATUSES, origin_words, why
 
@@ -96,6 +96,31 @@ class Reading:
         page = self.shelf.index(dictionary).features(**asked, named=named)
         return {**page, "rows": labelled(page["rows"], self.labels_of(chosen))}
 
+    def comparison(self, a: str, b: str, kind: str | None, page: tuple[int, int]) -> dict[str, Any]:
+        """A page of the latents of one dictionary in another, with what a list says of both sides."""
+        whole = self.shelf.comparison(a, b)
+        rows = [row for row in whole["rows"] if kind in (None, row["kind"])]
+        number, size = page
+        shown = rows[(number - 1) * size : number * size]
+        left = self._briefly(a, [row["latent"] for row in shown])
+        right = self._briefly(b, [partner["latent"] for row in shown for partner in row["partners"]])
+        described = [
+            {**left.get(row["latent"], {}), **row, "partners": [{**right.get(p["latent"], {}), **p} for p in row["partners"]]}
+            for row in shown
+        ]
+        facts = {"counts": whole["counts"], "dead": whole["dead"], "total": len(rows), "page": number, "size": size}
+        return {"a": a, "b": b, "rows": described, **facts}
+
+    def _briefly(self, dictionary: str, latents: list[int]) -> dict[int, dict[str, Any]]:
+        """What a list says of some latents."""
+        found: dict[int, dict[str, Any]] = {}
+        wanted = sorted(set(latents))
+        for first in range(0, len(wanted), MOST_ROWS):
+            part = wanted[first : first + MOST_ROWS]
+            page = self.shelf.index(dictionary).features(latents=part, page=(1, MOST_ROWS))
+            found |= {row["latent"]: row for row in page["rows"]}
+        return found
+
     def labels_of(self, dictionary: Explored) -> dict[int, Label]:
         """The label that a list shows of each latent: the newest by hand, else the newest automatic one."""
         shown: dict[int, Label] = {}
@@ -136,7 +161,7 @@ def ordered(sort: str) -> tuple[str, bool]:
     return sort.removeprefix("-"), sort.startswith("-")
 
 
-def routes(reading: Reading) -> APIRouter:
+def routes(reading: Reading, gate: Gate) -> APIRouter:
     """GET requests below /api/."""
     router = APIRouter(prefix="/api")
     shelf = reading.shelf
@@ -197,6 +222,16 @@ def routes(reading: Reading) -> APIRouter:
     @router.get("/map")
     def places(dictionary: Dictionary = None) -> dict[str, list[Any]]:
         return shelf.index(dictionary).map()
+
+    @router.get("/compare")
+    async def compare(
+        a: Annotated[str, Query(max_length=200)],
+        b: Annotated[str, Query(max_length=200)],
+        kind: Annotated[Literal["shared", "split", "merged", "only"] | None, Query()] = None,
+        page: Annotated[int, Query(ge=1, le=10**6)] = 1,
+        size: Annotated[int, Query(ge=1, le=MOST_ROWS)] = 50,
+    ) -> dict[str, Any]:
+        return await gate.do(lambda: reading.comparison(a, b, kind, (page, size)))
 
     @router.get("/labels")
     def labels(

@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from kyomei.errors import DataError
 from kyomei.source.model import LanguageModel
 from kyomei.source.text import Tokens
+from kyomei.views.comparison import compare
 from kyomei.views.index import state_of
 from kyomei.views.index.schema import INDEX
 from kyomei.views.live import Live, Ordinary
@@ -24,6 +25,8 @@ from kyomei.views.server.explorer import Explored, Explorer
 
 MOST_LIVE = 4
 """Dictionaries that are held in memory beside the model."""
+MOST_COMPARED = 8
+"""Pairs of dictionaries whose comparison is held."""
 _log = logging.getLogger("kyomei")
 T = TypeVar("T")
 
@@ -36,6 +39,7 @@ class Shelf:
         self._explorer = explorer
         self._held: dict[str, tuple[int, Index]] = {}
         self._ordinary: dict[str, tuple[int, Ordinary]] = {}
+        self._compared: dict[tuple[str, str], dict[str, Any]] = {}
         self._lock = threading.Lock()
 
     def dictionary(self, name: str | None) -> Explored:
@@ -80,6 +84,23 @@ class Shelf:
             frequency, mean = (np.array(columns[key], dtype=np.float64) for key in ("frequency", "mean_activation"))
             held = self._ordinary[dictionary.name] = (version, Ordinary(frequency, mean, int(index.facts["rows"])))
         return held[1]
+
+    def comparison(self, a: str, b: str) -> dict[str, Any]:
+        """Every live latent of one dictionary in another, computed once.
+
+        Raises:
+            NotReady: there are no rows to compare on.
+        """
+        first, second = self.dictionary(a), self.dictionary(b)
+        pair = (first.name, second.name)
+        if pair not in self._compared:
+            if self._explorer.rows is None:
+                raise NotReady("activations to compare dictionaries on", "none", "compare them where the run is")
+            found = compare(first.load(), second.load(), self._explorer.rows())
+            self._compared[pair] = found
+            while len(self._compared) > MOST_COMPARED:
+                self._compared.pop(next(iter(self._compared)))
+        return self._compared[pair]
 
     def states(self) -> list[dict[str, Any]]:
         """What there is of each dictionary's index."""
