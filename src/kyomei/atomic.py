@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from kyomei.errors import RunError
 
@@ -28,13 +29,24 @@ def write_atomic(path: Path | str, data: bytes) -> None:
         RunError: the disk is full, or nothing may be written there. What was there before is untouched, and no temporary
             file is left.
     """
+    with appearing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def appearing(path: Path | str) -> Iterator[BinaryIO]:
+    """A file to write piece by piece, which appears whole when the block ends, or not at all.
+
+    Raises:
+        RunError: as `write_atomic` does.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with refusals_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -152,6 +155,29 @@ def test_a_missing_part_is_named(parts: Path, tmp_path: Path, number: int) -> No
 def test_a_cache_that_cannot_be_written_is_named(parts: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file in the folder's place")
     with pytest.raises(ModelError, match=r"room for tiny.gguf in .*Set XDG_CACHE_HOME to a folder that can be written"):
+        LanguageModel.load(f"package:{parts.name}")
+
+
+def test_a_full_disk_leaves_nothing_in_the_cache(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ModelError, match=r"room for tiny.gguf in .* Found none left while writing .*tiny.gguf. Set XDG_CACHE"):
+        LanguageModel.load(f"package:{parts.name}")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_part_that_cannot_be_read_is_named(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def refused(path: Path, *how: Any, **more: Any) -> Any:
+        if path.suffix == ".part01":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *how, **more)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(ModelError, match=r"to read .*part01\. Found .*denied.* Make it readable"):
         LanguageModel.load(f"package:{parts.name}")
 
 

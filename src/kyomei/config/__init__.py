@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from kyomei.atomic import write_atomic
 from kyomei.config.keys import explain, settings_of, unknown_key
 from kyomei.config.mechanisms import (
     DEFAULT,
@@ -139,7 +140,7 @@ class Recipe(Section):
 
     def write(self, path: Path | str) -> None:
         """Write the recipe, with every default filled in, as a YAML file."""
-        Path(path).write_text(self.to_yaml(), encoding="utf-8")
+        write_atomic(path, self.to_yaml().encode())
 
     def with_values(self, dotted: dict[str, Any]) -> Recipe:
         """A copy in which dotted keys such as "train.steps" are replaced, validated anew.

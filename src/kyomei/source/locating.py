@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kyomei.errors import ModelError
+from kyomei.atomic import appearing
+from kyomei.errors import ModelError, RunError
 from kyomei.source.text import EMBEDDED
 
 _WEIGHTS = "model.safetensors"
@@ -151,25 +152,28 @@ def _promised(sums: Path | None, name: str) -> str | None:
 
 def _join(parts: Sequence[Path], whole: Path, promised: str | None) -> None:
     digest = hashlib.sha256()
-    unfinished = whole.with_name(f"{whole.name}.{os.getpid()}")
     try:
-        whole.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as out:
-            for part in parts:
-                with part.open("rb") as file:
-                    while block := file.read(1 << 22):
-                        digest.update(block)
-                        out.write(block)
-        if promised not in (None, digest.hexdigest()):
-            do = "install all parts, of one version"
-            raise ModelError(f"{whole.name} with SHA-256 {promised}", f"{digest.hexdigest()} from {len(parts)} parts", do)
-        unfinished.replace(whole)
+        with appearing(whole) as out:
+            for block in itertools.chain.from_iterable(map(_blocks, parts)):
+                digest.update(block)
+                out.write(block)
+            if promised not in (None, digest.hexdigest()):
+                do = "install all parts, of one version"
+                found = f"{digest.hexdigest()} from {len(parts)} parts"
+                raise ModelError(f"{whole.name} with SHA-256 {promised}", found, do)
+    except (OSError, RunError) as error:
+        found = error.found if isinstance(error, RunError) else str(error)
+        do = "set XDG_CACHE_HOME to a folder that can be written and has room"
+        raise ModelError(f"room for {whole.name} in {whole.parent}", found, do) from error
+
+
+def _blocks(part: Path) -> Iterator[bytes]:
+    try:
+        with part.open("rb") as file:
+            while block := file.read(1 << 22):
+                yield block
     except OSError as error:
-        do = "set XDG_CACHE_HOME to a folder that can be written"
-        raise ModelError(f"room for {whole.name} in {whole.parent}", str(error), do) from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+        raise ModelError(f"to read {part}", str(error), "make it readable, or install it again") from error
 
 
 def require_whole(place: Place, weights: bool = True) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kyomei.atomic import make_folder, refusals_named, remove, remove_temporaries, sync_folder, write_atomic
+from kyomei.atomic import appearing, make_folder, remove_temporaries, write_atomic
 from kyomei.provenance import now
 from kyomei.views.index.codes import CodeStore, Progress
 from kyomei.views.index.columns import comparison_space, evidence_columns, figure_columns, relation_columns
@@ -144,15 +143,5 @@ def _column(values: Any, kind: pa.DataType) -> pa.Array:
 @contextmanager
 def _parquet(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """A Parquet file that appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with refusals_named(path):
-        try:
-            with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-                yield writer
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            remove(temporary)
-            raise
-        sync_folder(path.parent)
+    with appearing(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        yield writer
