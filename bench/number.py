@@ -2,13 +2,16 @@
 
 python bench/number.py --part sweep --sets 120     (appends to bench/data/number.jsonl, one core, about an hour)
 python bench/number.py --part table                (factors, and how many sets the interval holds, as in docs/results.md)
+python bench/number.py --part rows                 (plain sets at growing numbers of rows: nothing but features, however many)
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,25 @@ def sweep(path: Path, sets: int) -> None:
                 file.flush()
 
 
+ROWS = (20_000, 60_000, 200_000)
+PLAIN = ((100, 48), (300, 96), (1000, 256))
+
+
+def rows_table(most: int) -> None:
+    """Recovery and number of features of plain sets, one seed each, printed as they are done."""
+    print("| n | d | active | coefficients | rows | directions | within 0.9 | FRR 0.9 | n̂ | seconds |\n" + "|---" * 10 + "|")
+    for (features, dim), active, coefficient, rows in itertools.product(PLAIN, (2, 4, 8), ("constant", "uniform"), ROWS):
+        if features * rows > most:
+            continue
+        planted = kyomei.Planted(features, dim, active, seed=0, coefficient=coefficient)  # type: ignore[arg-type]
+        x, began = planted.sample(rows, seed=1)[0], time.perf_counter()
+        found = kyomei.resonate(x, seed=0)
+        seconds, figures = time.perf_counter() - began, kyomei.recovery(found.vectors, planted.features)
+        cells = [features, dim, active, coefficient, f"{rows:,}", len(found), f"{figures.monosemantic(0.9):.3f}"]
+        cells += [f"{figures.frr(0.9):.3f}", f"{found.n_features} ({found.interval[0]}–{found.interval[1]})", f"{seconds:.0f}"]
+        print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
 def table(path: Path) -> None:
     """Factors by kind of search; sets that the interval holds, each tenth of them by factors fitted on the others."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -78,9 +100,9 @@ def table(path: Path) -> None:
     group = np.array([found.group for found in seen])
     shipped, part = np.zeros(len(ratio), dtype=bool), np.random.default_rng(0).permutation(len(ratio)) % 10
     held = shipped.copy()
-    for number in range(10):
-        fitted = Factors.fit(ratio[part != number].tolist(), group[part != number].tolist(), BY_KIND.cuts)
-        for i in np.flatnonzero(part == number):
+    for tenth in range(10):
+        fitted = Factors.fit(ratio[part != tenth].tolist(), group[part != tenth].tolist(), BY_KIND.cuts)
+        for i in np.flatnonzero(part == tenth):
             low, high = fitted.interval(1.0, group[i])
             held[i] = low * (1 - SLACK) <= ratio[i] <= high * (1 + SLACK)
     for i, (line, found) in enumerate(zip(lines, seen, strict=True)):
@@ -97,12 +119,16 @@ def table(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["sweep", "table"], default="table")
+    parser.add_argument("--part", choices=["sweep", "table", "rows"], default="table")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--sets", type=int, default=120)
+    parser.add_argument("--most", type=int, default=10**8, help="leave out sets of more features × rows")
     args = parser.parse_args()
     if args.part == "sweep":
         sweep(args.data, args.sets)
+    elif args.part == "rows":
+        torch.set_num_threads(1)
+        rows_table(args.most)
     else:
         table(args.data)
 
