@@ -14,6 +14,21 @@ from kyomei.views import tables
 if TYPE_CHECKING:
     from kyomei.runs import Run
 
+Redact = Annotated[
+    bool | None,
+    typer.Option(
+        "--redact/--no-redact",
+        help="Mask e-mail addresses, phone and card numbers and keys in every text that is shown.",
+        show_default="as said before for this run",
+    ),
+]
+RedactPatterns = Annotated[
+    Path | None,
+    typer.Option(
+        "--redact-patterns", help="Mask these as well: a file of regular expressions, one a line.", show_default=False
+    ),
+]
+
 
 @app.command("index")
 def index_command(
@@ -27,20 +42,27 @@ def index_command(
         ),
     ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Make anew what is there.")] = False,
+    redact: Redact = None,
+    redact_patterns: RedactPatterns = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """What every latent of a run's dictionaries is and fires on, as files that the explorer shows; what is there is kept."""
     with verb(threads) as reporter:
         from kyomei.runs import Run
-        from kyomei.stages.index import index_run, indexed
+        from kyomei.stages import index as stage
 
         def index_it(run: Run) -> Shown:
-            found = index_run(run, reporter, dictionary, rebuild=rebuild)
+            stage.redact(run, redact, redact_patterns)
+            found = stage.index_run(run, reporter, dictionary, rebuild=rebuild)
             facts = {one.name: one.to_dict() for one in found}
             return Shown(facts, [tables.index_table(facts, str(run.folder))])
 
-        do_with(Run.open(folder), index_it, reporter, as_json, only_reads=lambda run: not rebuild and indexed(run, dictionary))
+        def only_reads(run: Run) -> bool:
+            said = rebuild or redact is not None or redact_patterns is not None
+            return not said and stage.indexed(run, dictionary)
+
+        do_with(Run.open(folder), index_it, reporter, as_json, only_reads=only_reads)
 
 
 @app.command("explore")
@@ -62,6 +84,8 @@ def explore_command(
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Open no browser.")] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="No labels are written, and the model is not run.")] = False,
     lang: Annotated[Literal["en", "ja"], typer.Option(help="Language that pages begin with.")] = "en",
+    redact: Redact = None,
+    redact_patterns: RedactPatterns = None,
     index_only: Annotated[bool, typer.Option("--index-only", help="Make what is missing of the index, and stop.")] = False,
     export: Annotated[
         Path | None, typer.Option("--export", help="Write pages for any file server here, and stop.", show_default=False)
@@ -71,6 +95,7 @@ def explore_command(
     """Look at a run's dictionaries in a browser: features, their examples, the model at work, labels."""
     with verb(threads) as reporter:
         from kyomei.runs import Run
+        from kyomei.stages import index as stage
         from kyomei.stages.explore import explorer_of, prepare
         from kyomei.stages.family import refuse_family
         from kyomei.views.server.explorer import Options
@@ -78,6 +103,9 @@ def explore_command(
 
         run = Run.open(folder)
         refuse_family(run)
+        if redact is not None or redact_patterns is not None:
+            with run.lock():
+                stage.redact(run, redact, redact_patterns)
         prepare(run, reporter, dictionary)
         if index_only:
             return

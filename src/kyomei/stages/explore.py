@@ -12,8 +12,8 @@ from kyomei.errors import KyomeiError, RunError
 from kyomei.locks import refuse_if_locked
 from kyomei.runs import Run, plain
 from kyomei.stages.harvest import load_model
-from kyomei.stages.harvested import activations, site_of, tokens_of
-from kyomei.stages.index import FOLDER, Indexed, index_run, index_states
+from kyomei.stages.harvested import activations, site_of
+from kyomei.stages.index import FOLDER, Indexed, index_run, index_states, shown_tokens
 from kyomei.stages.progress import Reporter
 from kyomei.stages.report import report_data
 from kyomei.views.labels import FILE as LABELS
@@ -67,7 +67,7 @@ def explorer_of(run: Run) -> Explorer:
         replicas=source.replicas,
         facts=_facts(run),
         load_model=lambda: load_model(run.recipe),
-        tokens=lambda: tokens_of(run, "evidence"),
+        tokens=lambda: shown_tokens(run),
         rows=lambda: activations(run, "evidence", verify=False),
         is_running=lambda: _is_held(run),
         force_bos=source.force_bos,

@@ -9,14 +9,17 @@ from typing import Any
 
 from kyomei.atomic import sha256_of
 from kyomei.dictionary.sae import SparseAutoencoder
-from kyomei.errors import RunError
+from kyomei.errors import RecipeError, RunError
 from kyomei.runs import Run
+from kyomei.source.text import Tokens
 from kyomei.stages.arms import Pair, trained_pairs
 from kyomei.stages.certify import certificate_path, standing
 from kyomei.stages.harvest import load_model
 from kyomei.stages.harvested import activations, harvest_of, site_of, tokens_of
 from kyomei.stages.progress import Reporter
 from kyomei.views.index import IndexState, Subject, build, state_of
+from kyomei.views.index.redaction import FILE as REDACTION
+from kyomei.views.index.redaction import Redaction
 
 FOLDER = "explore"
 """Where a run's indices are, in its folder."""
@@ -145,7 +148,42 @@ def _made_from(run: Run, dictionary: _Dictionary) -> Mapping[str, str]:
     path = certificate_path(run, dictionary.pair)
     if dictionary.number == 0 and path.exists():
         digests[path.relative_to(run.folder).as_posix()] = sha256_of(path)
-    return digests
+    redaction = redaction_of(run)
+    return digests if redaction is None else {**digests, "redaction": redaction.sha256}
+
+
+def redaction_of(run: Run) -> Redaction | None:
+    """What is masked in every text of a run's indices; none: nothing is.
+
+    Raises:
+        RunError: what was asked for cannot be read.
+    """
+    return Redaction.kept(run.path(FOLDER))
+
+
+def redact(run: Run, wanted: bool | None, patterns: Path | None = None) -> None:
+    """Let every index of a run be made with some texts masked, or with none; those made otherwise are made anew.
+
+    Args:
+        run: this process holds its lock, if anything is said.
+        wanted: whether texts are masked; none: as it was said before, unless there are patterns.
+        patterns: file of a user's own regular expressions, masked as well; none: no such.
+
+    Raises:
+        RecipeError: the file cannot be read, or a line is no regular expression, or nothing is to be masked by it.
+    """
+    if patterns is not None and wanted is False:
+        raise RecipeError("patterns with --redact", "--no-redact", "choose one of them")
+    if patterns is not None or wanted:
+        (Redaction() if patterns is None else Redaction.read(patterns)).keep(run.path(FOLDER))
+    elif wanted is False:
+        run.path(f"{FOLDER}/{REDACTION}").unlink(missing_ok=True)
+
+
+def shown_tokens(run: Run) -> Tokens:
+    """The tokens of the evidence rows as they may be shown."""
+    tokens, redaction = tokens_of(run, "evidence"), redaction_of(run)
+    return tokens if redaction is None else redaction.tokens(tokens)[0]
 
 
 def _subject(run: Run, dictionary: _Dictionary, made_from: Mapping[str, str]) -> Subject:
@@ -174,6 +212,7 @@ def _subject(run: Run, dictionary: _Dictionary, made_from: Mapping[str, str]) ->
         certificate=None if certificate is None else certificate.to_dict(),
         certificate_state="holds" if certificate else "expired" if expired else "none",
         seed=run.recipe.seed,
+        redaction=redaction_of(run),
         others={} if certificate else _others(run, dictionary),
         open_model=lambda: load_model(run.recipe),
     )

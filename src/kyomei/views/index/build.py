@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def build(subject: Subject, folder: Path, watched: Watched | None = None) -> Non
         DataError: rows, tokens and dictionary do not fit together.
     """
     watched = watched or (lambda _: nullcontext(lambda done, total: None))
+    subject, redacted = _redacted(subject)
     make_folder(folder)
     remove_temporaries(folder)
     _write_index(folder, subject, {"complete": False, "started": now()})
@@ -75,8 +77,24 @@ def build(subject: Subject, folder: Path, watched: Watched | None = None) -> Non
     _write_features(columns | logits, folder / FEATURES)
     files = {name: file_facts(folder / name) for name in TABLES}
     found = {"space": "raw" if space is None else "whitened", "logits_note": note}
-    _write_index(folder, subject, {"complete": True, "finished": now(), **found, "files": files})
+    _write_index(folder, subject, {"complete": True, "finished": now(), **found, "redaction": redacted, "files": files})
     codes.remove()
+
+
+def _redacted(subject: Subject) -> tuple[Subject, dict[str, Any] | None]:
+    """The subject with every text masked, and how often each kind of text was; none where nothing is masked."""
+    redaction, certificate = subject.redaction, subject.certificate
+    if redaction is None:
+        return subject, None
+    tokens, counts = redaction.tokens(subject.tokens)
+    if certificate is not None:
+        features = [
+            {**feature, "tokens": [[redaction.mask(text)[0], share] for text, share in feature.get("tokens", ())]}
+            for feature in certificate["features"]
+        ]
+        certificate = {**certificate, "features": features}
+    found = {"count": counts.total(), "kinds": dict(counts), "patterns": len(redaction.patterns)}
+    return replace(subject, tokens=tokens, certificate=certificate), found
 
 
 def _write_index(folder: Path, subject: Subject, progress: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.source.model import LanguageModel
 from kyomei.source.shards import ShardFolder
 from kyomei.source.text import Tokens
+from kyomei.views.index.redaction import Redaction
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,7 @@ class Subject:
         certificate_state: "holds", "expired" or "none".
         seed: of the draws of examples and of the map.
         others: the other replicas by their names, which a dictionary without a certificate is compared with.
+        redaction: what is masked in every text; none: nothing is.
         open_model: gives the language model, for the logits; none: it is not asked.
     """
 
@@ -40,4 +42,5 @@ class Subject:
     certificate_state: str = "none"
     seed: int = 0
     others: Mapping[str, SparseAutoencoder] = field(default_factory=dict)
+    redaction: Redaction | None = None
     open_model: Callable[[], LanguageModel] | None = None
