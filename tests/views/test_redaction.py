@@ -119,7 +119,7 @@ def test_an_index_shows_nothing_that_is_masked(indexed: Run, tmp_path: Path, mon
         assert "jane@" not in str(feature) and all("self" not in token for token in feature["top_tokens"])
     index = Index(folder)
     said = index.overview()["redaction"]
-    assert said["kinds"]["e-mail"] == 2 * len(tokens.documents) and said["kinds"]["pattern"] > 0
+    assert said["kinds"]["e-mail"] >= 2 * len(tokens.documents) and said["kinds"]["pattern"] > 0
     assert said["count"] == sum(said["kinds"].values()) and said["patterns"] == 1
     shown = stage.shown_tokens(copy)
     for example in index.examples(index.features()["rows"][0]["latent"]):
