@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,9 +11,11 @@ import typer
 
 from kyomei.cli.frame import AsJson, RunFolder, Shown, Threads, app, do_with, verb
 from kyomei.views import tables
+from kyomei.views.console import estimate_words, show
 
 if TYPE_CHECKING:
     from kyomei.runs import Run
+    from kyomei.views.autolabel import Estimate
 
 Redact = Annotated[
     bool | None,
@@ -125,3 +128,40 @@ def explore_command(
             reporter.note(f"token, shown this once: {options.token}")
         reporter.note(f"{explorer.name}: {address_of(options)} (Ctrl-C ends it)")
         serve(explorer, options, bound, browser=not no_browser)
+
+
+@app.command("label")
+def label_command(
+    folder: RunFolder,
+    endpoint: Annotated[str, typer.Option(help="Base address of an OpenAI-compatible API: http://localhost:11434/v1.")],
+    model: Annotated[str, typer.Option(help="Name of the model there.")],
+    latents: Annotated[int, typer.Option(help="How many of the list, certified ones first.", min=1, max=500)] = 50,
+    dictionary: Annotated[str | None, typer.Option(help="Such as replicas-0.", show_default="the run's own")] = None,
+    key_variable: Annotated[
+        str, typer.Option(help="Environment variable with the key, where one is needed.")
+    ] = "KYOMEI_API_KEY",
+    requests_per_minute: Annotated[float, typer.Option(help="At most.", min=0.1)] = 60.0,
+    price_in: Annotated[float | None, typer.Option(help="Of a million tokens sent.", show_default=False)] = None,
+    price_out: Annotated[float | None, typer.Option(help="Of a million tokens answered.", show_default=False)] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Labels of latents by a language model of yours, scored on examples that it did not see; marked as automatic."""
+    with verb(None) as reporter:
+        from kyomei.runs import Run
+        from kyomei.stages.family import refuse_family
+        from kyomei.stages.label import label_run
+        from kyomei.views.endpoint import Client, Endpoint
+
+        run = Run.open(folder)
+        refuse_family(run)
+        where = Endpoint(endpoint, model, os.environ.get(key_variable) or None)
+        prices = None if price_in is None and price_out is None else (price_in or 0.0, price_out or 0.0)
+
+        def agree(estimate: Estimate) -> bool:
+            for line in estimate_words(estimate, where.address, prices):
+                reporter.note(line)
+            return yes or typer.confirm("Send this?", err=True)
+
+        found = label_run(run, Client(where, requests_per_minute), reporter, agree, dictionary=dictionary, latents=latents)
+        show(found, as_json, tables.labels_table(found["labels"], where.source))

@@ -7,9 +7,12 @@ import json
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from kyomei.views.tables import Table
+
+if TYPE_CHECKING:
+    from kyomei.views.autolabel import Estimate
 
 _PLAIN = {
     **dict.fromkeys("\u2013\u2014\u2212", "-"), **dict.fromkeys("\u202f\xa0", " "), **dict.fromkeys("\u2018\u2019", "'"),
@@ -65,6 +68,21 @@ def verdict_words(verdict: Mapping[str, Any]) -> str:
     width = max((len(reason["side"]) for reason in reasons), default=0)
     lines = [f"  {r['side']:<{width}}  {r['name']}: {r['figure']}; {r['meaning']}" for r in reasons]
     return "\n".join([verdict["headline"], *lines])
+
+
+def estimate_words(estimate: Estimate, address: str, prices: tuple[float, float] | None) -> list[str]:
+    """What labels will take, and what is sent where, before it is sent.
+
+    Args:
+        estimate: of the work.
+        address: of the endpoint.
+        prices: of a million tokens sent and answered; none: nobody said.
+    """
+    lines = [f"{address} will be sent excerpts of this run's text, such as:"]
+    lines += [f"  | {line}" for line in estimate.sample[:2000].splitlines()[:24]]
+    cost = "" if prices is None else f", {estimate.cost(*prices):.2f} at the prices given"
+    tokens = f"about {estimate.tokens_in:,} tokens sent and {estimate.tokens_out:,} answered"
+    return [*lines, f"{estimate.latents:,} latents: {estimate.requests:,} requests, {tokens}{cost}"]
 
 
 def _print(table: Table) -> None:

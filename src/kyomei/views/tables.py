@@ -390,6 +390,13 @@ def index_table(facts: Mapping[str, Facts], folder: str) -> Table:
     return Table(f"{folder}: indices", header, tuple(shown), _legend("latent"), words=(0, 4))
 
 
+def labels_table(labels: Sequence[Facts], source: str) -> Table:
+    """Automatic labels, each score beside its null."""
+    rows = ((str(e["latent"]), e["label"], format_number(e["score"]), format_number(e["null_score"])) for e in labels)
+    header = ("latent", "label", "score", "null")
+    return Table(f"automatic labels: {source}", header, tuple(rows), _legend("latent", "score"), words=(1,))
+
+
 def train_table(facts: Facts, title: str) -> Table:
     """Every dictionary that was trained, nulls beside."""
     rows = []

@@ -69,6 +69,8 @@ TERMS = {
     "special": "rows left out because their token is a special one, such as padding",
     "massive": "rows left out because their norm is many times the usual one",
     "rows": "one row is what the model holds at one token",
+    "score": "share of held-out examples told from others by the label alone, both kinds weighing the same; 0.5 is guessing, "
+    "and the null is the score of another latent's label",
     "FRR": "feature recovery rate: share of the planted features with a vector within this cosine",
     "within 0.9": "share of the vectors that lie within cosine 0.9 of a planted feature",
     "MCC": "mean cosine over the best one-to-one matching with the planted features",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from kyomei.source.hooks import Side
 from kyomei.source.model import LanguageModel
 from kyomei.source.rows import Rows
 from kyomei.source.text import Tokens
+from kyomei.views.addresses import is_loopback
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +96,3 @@ class Options:
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it."""
         return is_loopback(self.host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -1,0 +1,60 @@
+"""Automatic labels of a run's latents through the user's own endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kyomei.atomic import sha256_of
+from kyomei.errors import RunError
+from kyomei.runs import Run
+from kyomei.stages.index import FOLDER, index_states
+from kyomei.stages.progress import Reporter
+from kyomei.views.autolabel import AutomaticLabels, Estimate
+from kyomei.views.endpoint import Client
+from kyomei.views.labels import FILE, Labels
+from kyomei.views.queries import Index
+
+
+def label_run(
+    run: Run,
+    client: Client,
+    reporter: Reporter,
+    agree: Callable[[Estimate], bool],
+    *,
+    dictionary: str | None = None,
+    latents: int = 50,
+) -> dict[str, Any]:
+    """Label the first latents of the list, certified ones first; what is labelled already is not asked for again.
+
+    Args:
+        run: its index is there.
+        client: asks the language model.
+        reporter: shows progress.
+        agree: is told what will be sent and what it takes, and says whether to go on.
+        dictionary: its name; none: the run's own.
+        latents: how many.
+
+    Returns:
+        "labels" that hold, "tokens" used as the endpoint counts them.
+
+    Raises:
+        RunError: there is no index, or the endpoint fails.
+    """
+    states = {one.name: one for one in index_states(run)}
+    chosen = states.get(dictionary or next(iter(states), ""))
+    if chosen is None:
+        raise RunError(f"a dictionary among {', '.join(states) or 'none'}", str(dictionary), "choose one of them")
+    index = Index(chosen.folder)
+    wanted = [row["latent"] for row in index.features(frequency=(1e-12, None), page=(1, latents))["rows"]]
+    digest = sha256_of(Path(run.path(chosen.path)) / "sae.safetensors")
+    work = AutomaticLabels(
+        index, Labels(run.path(f"{FOLDER}/{FILE}")), chosen.name, digest, wanted, client.endpoint.source, run.recipe.seed
+    )
+    estimate = work.estimate()
+    if estimate.requests and not agree(estimate):
+        return {"labels": [], "tokens": client.tokens}
+    with reporter.progress("label") as progress:
+        found = work.run(client, progress)
+    return {"labels": [entry.to_dict() for entry in found], "tokens": client.tokens}
