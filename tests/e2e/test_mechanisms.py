@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+import kyomei
 from kyomei.cli import app
 from kyomei.config import SETTINGS
+from kyomei.evidence.certificate import Certificate
 
 TINY = {
     "source.num_tokens": 10_000,
@@ -72,3 +77,20 @@ def test_every_mechanism_goes_all_the_way(case: str, text: Path, tmp_path: Path)
             assert Path(json.loads(report)["report"]).exists()
     page = (run / "report.html").read_text(encoding="utf-8")
     assert SETTINGS[name].title in page and f"{SETTINGS[name].title}, baseline" in page
+
+
+@pytest.mark.slow
+def test_a_run_is_certified_in_a_thread_and_in_an_event_loop(text: Path, tmp_path: Path) -> None:
+    options = {**TINY, "source.text": str(text), "mechanism.name": "topk"}
+    verb(
+        "train", tmp_path / "run", *(part for key, value in options.items() for part in ("--set", f"{key}={json.dumps(value)}"))
+    )
+    copy = shutil.copytree(tmp_path / "run", tmp_path / "copy")
+
+    async def within() -> Certificate:
+        return kyomei.certify(copy)
+
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(kyomei.certify, tmp_path / "run").result()
+    assert found.width == 64
+    assert asyncio.run(within()).shares == found.shares

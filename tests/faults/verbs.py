@@ -185,6 +185,8 @@ def _timeless(path: Path) -> bytes:
         # The name of the run, which is another in each case.
         config = json.loads(path.read_bytes())
         return json.dumps({**config, "provenance": {**config["provenance"], "run": ""}}).encode()
+    if path.name == "index.json":
+        return json.dumps({**json.loads(path.read_bytes()), "finished": ""}).encode()
     if path.name == "certificate.json":
         return json.dumps({**json.loads(path.read_bytes()), "created": ""}).encode()
     return path.read_bytes()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import multiprocessing
+import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import kyomei
 from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.learning.workplace import Workplace
 
 VALUES = {
     "resonance": {"neurons": 32, "steps": 3, "frequencies": [0.02], "min_stability": 0.3},
@@ -21,8 +26,16 @@ VALUES = {
 X = kyomei.Planted(n_features=16, dim=8, active=2, seed=0).sample(2000, seed=1)[0]
 
 
-def learnt(seed: int = 0, name: str = "gba") -> SparseAutoencoder:
-    return kyomei.fit(X, kyomei.Recipe.parse({**VALUES, "mechanism": {"name": name}}), seed=seed)
+def learnt(seed: int = 0, name: str = "gba", folder: Path | None = None) -> SparseAutoencoder:
+    recipe = kyomei.Recipe.parse({**VALUES, "mechanism": {"name": name}})
+    return kyomei.fit(X, recipe, seed=seed, workplace=Workplace(folder))
+
+
+def worker(seed: int) -> list[np.ndarray]:
+    """What a process of a pool sends back."""
+    torch.set_num_threads(1)
+    sae = learnt(seed)
+    return [sae.encoder.numpy(), sae.decoder.numpy(), sae.threshold.numpy()]
 
 
 def same(a: SparseAutoencoder, b: SparseAutoencoder) -> bool:
@@ -73,3 +86,43 @@ def test_an_event_loop_and_two_threads_change_nothing() -> None:
     assert same(asyncio.run(within()), expected[0])
     with default(torch.float64), ThreadPoolExecutor(2) as pool:
         assert all(map(same, pool.map(learnt, [0, 1]), expected))
+
+
+def test_two_at_once_in_threads_keep_their_folders_apart(tmp_path: Path) -> None:
+    folders = [tmp_path / "0", tmp_path / "1"]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(learnt, [0, 1], ["topk", "topk"], folders))
+    assert same(found[0], learnt(0, "topk"))
+    assert same(found[1], learnt(1, "topk"))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system has no forks")
+def test_forked_workers_learn_what_their_parent_does() -> None:
+    """Of a parent with two threads, too: a fork does not inherit them."""
+    expected = learnt(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        learnt(0, "topk")
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            first, other = pool.map_async(worker, [0, 1]).get(timeout=120)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(np.array_equal, first, (expected.encoder, expected.decoder, expected.threshold)))
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_a_callers_random_generators_are_left_alone() -> None:
+    def drawn() -> tuple[float, float, float]:
+        return float(torch.rand(1)), float(np.random.rand()), random.random()
+
+    def seeded() -> None:
+        torch.manual_seed(7)
+        np.random.seed(7)
+        random.seed(7)
+
+    seeded()
+    expected = drawn()
+    seeded()
+    learnt(0)
+    assert drawn() == expected
