@@ -17,9 +17,14 @@ LIBRARIES: list[dict[str, Any]] = json.loads((WEB / "vendor.json").read_text())[
 MODULES = sorted([*WEB.glob("*.js"), *WEB.glob("pages/*.js")])
 FOREIGN = re.compile(r"""(?:https?:)?//[\w.-]+\.\w+""")
 # Keys that are put together from data, such as the names of statuses.
-MADE = re.compile(r"""\bt\(`([\w.]*)\$\{""")
+MADE = re.compile(r"""\bt\(`([\w.]*)\$\{|\bnamed\("(\w+)\"""")
 SAID = re.compile(r"""\b(?:t|rich)\("([\w.]+)\"""")
 KEY_LIKE = re.compile(r'"([a-z_]+\.[a-z_.]+)"')
+
+
+def beginnings_in(text: str) -> list[str]:
+    """Beginnings of keys that are put together while the page runs."""
+    return [beginning or f"{family}." for beginning, family in MADE.findall(text)]
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: f"{library['name']} {library['file']}")
@@ -47,7 +52,7 @@ def test_pages_say_nothing_that_is_not_in_the_catalogue() -> None:
         text = module.read_text(encoding="utf-8")
         for key in SAID.findall(text):
             assert key in known, f"{module.name}: {key}"
-        for beginning in MADE.findall(text):
+        for beginning in beginnings_in(text):
             assert any(key.startswith(beginning) for key in known), f"{module.name}: {beginning}…"
         beginnings = {key.split(".")[0] for key in known}
         for key in KEY_LIKE.findall(text):
@@ -56,7 +61,7 @@ def test_pages_say_nothing_that_is_not_in_the_catalogue() -> None:
 
 def test_the_catalogue_says_nothing_that_no_page_says() -> None:
     pages = "\n".join(module.read_text(encoding="utf-8") for module in MODULES)
-    made = set(MADE.findall(pages))
+    made = set(beginnings_in(pages))
     for key in json.loads((WEB.parent / "strings.json").read_text(encoding="utf-8")):
         assert f'"{key}"' in pages or any(key.startswith(beginning) for beginning in made), key
 

@@ -177,7 +177,7 @@ function App() {
   }, [state]);
   useEffect(() => {
     if (first.current) first.current = false;
-    else main.current?.focus({ preventScroll: true });
+    else if (!address.focus) main.current?.focus({ preventScroll: true });
   }, [address.view, address.latent]);
 
   const View = PAGES[address.view] || Overview;

@@ -21,6 +21,9 @@ export function t(key, values = {}) {
   return found.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
 }
 
+/** The name of something in this language, or what it is called where the catalogue does not know it. */
+export const named = (family, name) => held[`${family}.${String(name).replaceAll(/[ -]/g, "_")}`] ?? String(name);
+
 /** A sentence whose values may be elements; what stands in backticks is code. */
 export function rich(key, values = {}) {
   return t(key)

@@ -101,7 +101,7 @@ function Examples({ found, dictionary, state }) {
   };
   return html`<section aria-labelledby="examples" class="examples"><div class="section-head"><h2 id="examples">${t("examples.title")}</h2><p class="soft small">${t("examples.about")}</p></div>
     <div class="tabs" role="tablist" aria-labelledby="examples" onKeyDown=${key}>${deciles.map(
-      (each) => html`<button role="tab" id=${`tab-${each}`} data-decile=${each} aria-controls="examples-shown" aria-selected=${each === decile} tabindex=${each === decile ? 0 : -1} aria-label=${each < 0 ? t("examples.top") : t("examples.decile", { from: each * 10, to: each * 10 + 10 })}
+      (each) => html`<button role="tab" id=${`tab-${each}`} data-decile=${each} aria-controls="examples-shown" aria-selected=${each === decile} tabindex=${each === decile ? 0 : -1}
         onClick=${() => setDecile(each)}>${each < 0 ? t("examples.top") : `${each * 10}–${each * 10 + 10}%`}</button>`,
     )}</div>
     <div role="tabpanel" id="examples-shown" aria-labelledby=${`tab-${decile}`}>

@@ -63,7 +63,10 @@ function Search({ address, change, canRead }) {
   const box = useRef(null);
   useEffect(() => setTyped((byText ? address.text : address.q) || ""), [address.q, address.text, byText]);
   useEffect(() => {
-    if (address.focus) box.current.focus();
+    if (address.focus) {
+      box.current.focus();
+      go({ ...address, focus: undefined }, { replace: true });
+    }
     return () => clearTimeout(later.current);
   }, []);
   const type = (event) => {

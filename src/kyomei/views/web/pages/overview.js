@@ -3,28 +3,27 @@ import { html, useMemo } from "../vendor/preact-htm.module.js";
 import { Link } from "../address.js";
 import { isStatic, overview } from "../data.js";
 import { Bars, Failure, Meter, originName, ORIGINS, Shares, STATUSES, statusName, useAsked, Waiting } from "../parts.js";
-import { coded, fixed, is, percent, rich, short, t, whole } from "../words.js";
+import { coded, fixed, is, named, percent, rich, short, t, whole } from "../words.js";
 import { FeatureMap } from "./map.js";
 
 const LEVELS = { trust: "good", partly: "fair", "do not trust": "poor", "not tested": "none" };
 const SIDES = { for: "certified", against: "unstable", unknown: "dead", met: "certified", "not met": "unstable" };
-const slug = (name) => name.replaceAll(/[ -]/g, "_");
 
 /** A name of which the catalogue may know a translation; sentences of the run itself are English. */
 const English = ({ children }) => html`<span lang="en">${children}</span>`;
 
 function Side({ side }) {
   const path = { for: "M3 8.5l3.2 3.2L13 4.8", met: "M3 8.5l3.2 3.2L13 4.8", against: "M4 8h8", "not met": "M4 8h8" }[side] || "M5.6 6a2.5 2.5 0 1 1 3.4 2.4c-.7.3-1 .7-1 1.6M8 12.6v.2";
-  return html`<span class=${`side is-${SIDES[side] || "dead"}`}><svg class="mark" viewBox="0 0 16 16" aria-hidden="true"><path d=${path} /></svg>${t(`side.${slug(side)}`)}</span>`;
+  return html`<span class=${`side is-${SIDES[side] || "dead"}`}><svg class="mark" viewBox="0 0 16 16" aria-hidden="true"><path d=${path} /></svg>${named("side", side)}</span>`;
 }
 
 function Verdict({ run, counts }) {
   const verdict = run.verdict;
   const level = verdict?.level || "not tested";
   return html`<section class=${`card verdict level-${LEVELS[level] || "none"}`} aria-labelledby="verdict"><p class="overline">${t("overview.verdict")}</p>
-    <h2 id="verdict" class="answer">${t(`verdict.${slug(level)}`)}</h2>
+    <h2 id="verdict" class="answer">${named("verdict", level)}</h2>
     <p class="lead">${counts.certified ? t("verdict.certified", { count: whole(counts.certified), width: whole(counts.width), share: percent(counts.certified / counts.width) }) : t("verdict.none")}</p>
-    ${verdict?.reasons?.length ? html`<ul class="reasons">${verdict.reasons.map((reason) => html`<li><${Side} side=${reason.side} /><div><strong>${t(`reason.${slug(reason.name)}`)}</strong> <${English}>${reason.figure}<//><br /><span class="soft small" lang="en">${coded(reason.meaning)}</span></div></li>`)}</ul>` : ""}
+    ${verdict?.reasons?.length ? html`<ul class="reasons">${verdict.reasons.map((reason) => html`<li><${Side} side=${reason.side} /><div><strong>${named("reason", reason.name)}</strong> <${English}>${reason.figure}<//><br /><span class="soft small" lang="en">${coded(reason.meaning)}</span></div></li>`)}</ul>` : ""}
   </section>`;
 }
 
@@ -58,9 +57,9 @@ function Spectrum({ found }) {
 function Premises({ premises }) {
   if (!premises) return html`<section class="card" aria-labelledby="premises"><h2 id="premises">${t("overview.premises")}</h2><p class="soft">${rich("overview.premises_none")}</p></section>`;
   const expected = premises.expected_frr;
-  return html`<section class="card" aria-labelledby="premises"><h2 id="premises">${t("overview.premises")}: ${t(`premises.${slug(premises.verdict)}`)}</h2>
+  return html`<section class="card" aria-labelledby="premises"><h2 id="premises">${t("overview.premises")}: ${named("premises", premises.verdict)}</h2>
     ${is(expected) && html`<p>${t("overview.expected", { share: percent(expected), low: percent(premises.interval?.[0]), high: percent(premises.interval?.[1]) })}</p>`}
-    <ul class="premises">${premises.premises.map((each) => html`<li><${Side} side=${each.status} /><div><strong>${t(`premise.${slug(each.name)}`)}</strong><br /><span class="soft small" lang="en">${coded(each.meaning)}${each.advice && each.advice !== "nothing to do" ? html`<span class="advice">${coded(each.advice)}</span>` : ""}</span></div></li>`)}</ul></section>`;
+    <ul class="premises">${premises.premises.map((each) => html`<li><${Side} side=${each.status} /><div><strong>${named("premise", each.name)}</strong><br /><span class="soft small" lang="en">${coded(each.meaning)}${each.advice && each.advice !== "nothing to do" ? html`<span class="advice">${coded(each.advice)}</span>` : ""}</span></div></li>`)}</ul></section>`;
 }
 
 /** Sparsity against loss, as a table with bars: few points say little as a cloud. */

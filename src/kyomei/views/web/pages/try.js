@@ -25,7 +25,7 @@ function Strip({ answer, latent, at, choose }) {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
     event.preventDefault();
-    const next = Math.max(0, Math.min(values.length - 1, (at ?? (step > 0 ? -1 : values.length)) + step));
+    const next = Math.max(0, Math.min(values.length - 1, [...place.current.children].indexOf(event.target) + step));
     choose(next);
     place.current.children[next].focus();
   };
