@@ -302,6 +302,15 @@ def test_an_index_that_is_missing_damaged_or_being_made_is_said(tmp_path: Path) 
         assert "index_broken" in keys(client.get("/api/state").json())
 
 
+def test_an_index_that_is_masked_otherwise_is_not_shown(explorer: Explorer) -> None:
+    for client in client_of(replace(explorer, redaction="asked for since", load_model=None)):
+        state = client.get("/api/state").json()
+        assert {each["condition"] for each in state["dictionaries"]} == {"stale"} and "index_broken" in keys(state)
+        for route in ("features", "features/1", "features/1/examples", "documents/0", "map", "overview"):
+            answer = client.get(f"/api/{route}")
+            assert answer.status_code == 409 and "masked" in answer.json()["expected"]
+
+
 def test_every_state_has_its_sentence() -> None:
     whole = {"condition": "ready", "reason": "", "has_text": True, "certificate_state": "holds"}
     model = {"condition": "ready", "reason": None, "no_predictions": ""}

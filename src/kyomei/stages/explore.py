@@ -13,7 +13,7 @@ from kyomei.locks import refuse_if_locked
 from kyomei.runs import Run, plain
 from kyomei.stages.harvest import load_model
 from kyomei.stages.harvested import activations, site_of
-from kyomei.stages.index import FOLDER, Indexed, index_run, index_states, shown_tokens
+from kyomei.stages.index import FOLDER, Indexed, index_run, index_states, redaction_of, shown_tokens
 from kyomei.stages.progress import Reporter
 from kyomei.stages.report import report_data
 from kyomei.views.labels import FILE as LABELS
@@ -73,6 +73,7 @@ def explorer_of(run: Run) -> Explorer:
         force_bos=source.force_bos,
         max_norm=_max_norm(run),
         revision=source.revision,
+        redaction=None if (masked := redaction_of(run)) is None else masked.sha256,
     )
 
 

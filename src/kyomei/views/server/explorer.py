@@ -54,6 +54,7 @@ class Explorer:
         is_running: whether another process is at work in the run's folder, such as on an index.
         force_bos, max_norm: as `Live` takes them.
         revision: of the language model.
+        redaction: digest of what is to be masked in every text; an index made otherwise is not shown. None: nothing is.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Explorer:
     force_bos: bool = False
     max_norm: float = float("inf")
     revision: str | None = None
+    redaction: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar, final
 
 import numpy as np
@@ -27,6 +28,7 @@ MOST_LIVE = 4
 """Dictionaries that are held in memory beside the model."""
 MOST_COMPARED = 8
 """Pairs of dictionaries whose comparison is held."""
+_MASKED_OTHERWISE = "one whose texts are masked otherwise"
 _log = logging.getLogger("kyomei")
 T = TypeVar("T")
 
@@ -70,6 +72,9 @@ class Shelf:
                 index = Index(dictionary.index)
             except DataError as error:
                 raise NotReady(error.expected, error.found, error.do) from error
+            if not self._is_masked_as_asked(index.facts):
+                index.close()
+                raise NotReady("an index with texts masked as asked", _MASKED_OTHERWISE, "make it anew with `kyomei index`")
             # Who still reads the one before keeps it open until he is done.
             self._held[dictionary.name] = (version, index)
             return index
@@ -107,6 +112,8 @@ class Shelf:
         found = []
         for dictionary in self._explorer.dictionaries.values():
             state = state_of(dictionary.index)
+            if state.is_ready and not self._is_masked_as_asked(state.facts):
+                state = replace(state, condition="stale", reason=_MASKED_OTHERWISE)
             running = not state.is_ready and self._explorer.is_running()
             kept = {
                 key: state.facts.get(key)
@@ -117,6 +124,10 @@ class Shelf:
                 {"name": dictionary.name, "title": dictionary.title, "condition": condition, "reason": state.reason, **kept}
             )
         return found
+
+    def _is_masked_as_asked(self, facts: Mapping[str, Any]) -> bool:
+        made_from = facts.get("made_from") or {}
+        return bool(made_from.get("redaction") == self._explorer.redaction)
 
     def _version(self, dictionary: Explored) -> int:
         try:
