@@ -108,7 +108,7 @@ def test_an_index_shows_nothing_that_is_masked(indexed: Run, tmp_path: Path, mon
     tokens = masked(copy, stage.tokens_of(copy, "evidence"), monkeypatch)
     pattern = tmp_path / "patterns"
     pattern.write_text("self", encoding="utf-8")
-    stage.redact(copy, True, pattern)
+    stage.redact(copy.path(stage.FOLDER), True, pattern)
     assert stage.index_states(copy)[0].state.condition == "stale"
     stage.index_run(copy, Reporter(), ["replicas-0"])
     folder = copy.path("explore/replicas-0")
@@ -130,11 +130,11 @@ def test_an_index_shows_nothing_that_is_masked(indexed: Run, tmp_path: Path, mon
 
 def test_a_run_remembers_what_is_masked(indexed: Run, tmp_path: Path) -> None:
     copy = Run.open(shutil.copytree(indexed.folder, tmp_path / "run"))
-    stage.redact(copy, True)
+    stage.redact(copy.path(stage.FOLDER), True)
     stage.index_run(copy, Reporter(), ["replicas-0"])
-    stage.redact(copy, None)
+    stage.redact(copy.path(stage.FOLDER), None)
     assert stage.indexed(copy, ["replicas-0"]) and Index(copy.path("explore/replicas-0")).overview()["redaction"] is not None
-    stage.redact(copy, False)
+    stage.redact(copy.path(stage.FOLDER), False)
     assert not stage.indexed(copy, ["replicas-0"])
     stage.index_run(copy, Reporter(), ["replicas-0"])
     assert Index(copy.path("explore/replicas-0")).overview()["redaction"] is None
@@ -142,4 +142,4 @@ def test_a_run_remembers_what_is_masked(indexed: Run, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="what is to be redacted"):
         stage.index_run(copy, Reporter(), ["replicas-0"])
     with pytest.raises(RecipeError, match="--no-redact"):
-        stage.redact(copy, False, tmp_path / "patterns")
+        stage.redact(copy.path(stage.FOLDER), False, tmp_path / "patterns")

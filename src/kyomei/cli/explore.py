@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kyomei.cli.frame import AsJson, RunFolder, Shown, Threads, app, do_with, verb
+from kyomei.cli.frame import AsJson, RunFolder, Shown, Threads, app, do_with, present, verb
 from kyomei.views import tables
 from kyomei.views.console import estimate_words, show
 
 if TYPE_CHECKING:
     from kyomei.runs import Run
+    from kyomei.stages.progress import Reporter
     from kyomei.views.autolabel import Estimate
+    from kyomei.views.server.explorer import Explorer
 
 Redact = Annotated[
     bool | None,
@@ -32,6 +34,40 @@ RedactPatterns = Annotated[
     ),
 ]
 
+Model = Annotated[
+    str | None, typer.Option("--model", help="Of a dictionary without a run: its model.", show_default="as the dictionary says")
+]
+Site = Annotated[
+    str | None, typer.Option("--site", help="Of a dictionary without a run: its site.", show_default="as the dictionary says")
+]
+Text = Annotated[
+    str | None,
+    typer.Option("--text", help="Of a dictionary without a run: the text that it is shown on.", show_default="as before"),
+]
+NumTokens = Annotated[
+    int | None,
+    typer.Option("--tokens", help="Of a dictionary without a run: tokens of that text.", show_default="300,000, or as before"),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", help="Of a dictionary without a run: where its rows and index go.", show_default="explore in its folder"
+    ),
+]
+
+
+def is_alone(folder: Path) -> bool:
+    """Whether a folder holds a dictionary and no run."""
+    return not (folder / "manifest.json").exists() and any(
+        (folder / name).exists() for name in ("sae.safetensors", "config.json")
+    )
+
+
+def settings(model: str | None, site: str | None, text: str | None, tokens: int | None) -> dict[str, object]:
+    """What is said of where rows come from, by the recipe's dotted keys."""
+    said = {"source.model": model, "source.sites": site and [site], "source.text": text, "source.num_tokens": tokens}
+    return {key: value for key, value in said.items() if value is not None}
+
 
 @app.command("index")
 def index_command(
@@ -47,16 +83,34 @@ def index_command(
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Make anew what is there.")] = False,
     redact: Redact = None,
     redact_patterns: RedactPatterns = None,
+    model: Model = None,
+    site: Site = None,
+    text: Text = None,
+    tokens: NumTokens = None,
+    out: Out = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """What every latent of a run's dictionaries is and fires on, as files that the explorer shows; what is there is kept."""
+    """What every latent of a run's dictionaries is and fires on, as files that the explorer shows; what is there is kept.
+
+    The folder may also be that of a dictionary without a run: rows of a text are then taken from its model first.
+    """
     with verb(threads) as reporter:
         from kyomei.runs import Run
         from kyomei.stages import index as stage
 
+        if is_alone(folder):
+            from kyomei.stages.alone import Alone, index_alone
+
+            alone = Alone.asked(folder, out, settings(model, site, text, tokens))
+            stage.redact(alone.out, redact, redact_patterns)
+            one = index_alone(alone, reporter, rebuild=rebuild)
+            facts = {one.name: one.to_dict()}
+            present(Shown(facts, [tables.index_table(facts, str(folder))]), as_json)
+            return
+
         def index_it(run: Run) -> Shown:
-            stage.redact(run, redact, redact_patterns)
+            stage.redact(run.path(stage.FOLDER), redact, redact_patterns)
             found = stage.index_run(run, reporter, dictionary, rebuild=rebuild)
             facts = {one.name: one.to_dict() for one in found}
             return Shown(facts, [tables.index_table(facts, str(run.folder))])
@@ -89,30 +143,29 @@ def explore_command(
     lang: Annotated[Literal["en", "ja"], typer.Option(help="Language that pages begin with.")] = "en",
     redact: Redact = None,
     redact_patterns: RedactPatterns = None,
+    model: Model = None,
+    site: Site = None,
+    text: Text = None,
+    tokens: NumTokens = None,
+    out: Out = None,
     index_only: Annotated[bool, typer.Option("--index-only", help="Make what is missing of the index, and stop.")] = False,
     export: Annotated[
         Path | None, typer.Option("--export", help="Write pages for any file server here, and stop.", show_default=False)
     ] = None,
     threads: Threads = None,
 ) -> None:
-    """Look at a run's dictionaries in a browser: features, their examples, the model at work, labels."""
+    """Look at a run's dictionaries in a browser: features, their examples, the model at work, labels.
+
+    The folder may also be that of a dictionary without a run: rows of a text are then taken from its model first.
+    """
     with verb(threads) as reporter:
-        from kyomei.runs import Run
-        from kyomei.stages import index as stage
-        from kyomei.stages.explore import explorer_of, prepare
-        from kyomei.stages.family import refuse_family
         from kyomei.views.server.explorer import Options
         from kyomei.views.server.serving import address_of, exposed, listening, new_token, serve
 
-        run = Run.open(folder)
-        refuse_family(run)
-        if redact is not None or redact_patterns is not None:
-            with run.lock():
-                stage.redact(run, redact, redact_patterns)
-        prepare(run, reporter, dictionary)
+        said = settings(model, site, text, tokens)
+        explorer = _explorer(folder, dictionary, (out, said), (redact, redact_patterns), reporter)
         if index_only:
             return
-        explorer = explorer_of(run)
         if export is not None:
             from kyomei.views.server.export import export_to
 
@@ -165,3 +218,32 @@ def label_command(
 
         found = label_run(run, Client(where, requests_per_minute), reporter, agree, dictionary=dictionary, latents=latents)
         show(found, as_json, tables.labels_table(found["labels"], where.source))
+
+
+def _explorer(
+    folder: Path,
+    dictionaries: list[str] | None,
+    source: tuple[Path | None, dict[str, object]],
+    redaction: tuple[bool | None, Path | None],
+    reporter: Reporter,
+) -> Explorer:
+    """What a folder has to show, a run's or that of a dictionary without one, its index made where it is missing."""
+    from kyomei.runs import Run
+    from kyomei.stages import index as stage
+    from kyomei.stages.explore import explorer_of, explorer_of_alone, prepare
+    from kyomei.stages.family import refuse_family
+
+    if is_alone(folder):
+        from kyomei.stages.alone import Alone, index_alone
+
+        alone = Alone.asked(folder, *source)
+        stage.redact(alone.out, *redaction)
+        index_alone(alone, reporter)
+        return explorer_of_alone(alone)
+    run = Run.open(folder)
+    refuse_family(run)
+    if redaction != (None, None):
+        with run.lock():
+            stage.redact(run.path(stage.FOLDER), *redaction)
+    prepare(run, reporter, dictionaries)
+    return explorer_of(run)

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from kyomei.atomic import sha256_of
-from kyomei.dictionary.formats import load
+from kyomei.dictionary.formats import TENSORS_FILE, load
 from kyomei.errors import KyomeiError, RunError
 from kyomei.locks import refuse_if_locked
 from kyomei.runs import Run, plain
+from kyomei.stages.alone import Alone
 from kyomei.stages.harvest import load_model
 from kyomei.stages.harvested import activations, site_of
 from kyomei.stages.index import FOLDER, Indexed, index_run, index_states, redaction_of, shown_tokens
@@ -74,6 +75,26 @@ def explorer_of(run: Run) -> Explorer:
         max_norm=_max_norm(run),
         revision=source.revision,
         redaction=None if (masked := redaction_of(run)) is None else masked.sha256,
+    )
+
+
+def explorer_of_alone(alone: Alone) -> Explorer:
+    """A dictionary without a run as the explorer shows it."""
+    one, source = alone.state(), alone.recipe.source
+    digest = sha256_of(alone.folder / TENSORS_FILE)
+    shown = Explored(one.name, one.title, one.folder, alone.folder, digest, lambda: load(alone.folder))
+    return Explorer(
+        name=alone.folder.resolve().name,
+        dictionaries={one.name: shown},
+        site=alone.site,
+        labels=alone.out / LABELS,
+        side=source.side,
+        load_model=lambda: load_model(alone.recipe),
+        tokens=alone.tokens,
+        rows=lambda: alone.rows(verify=False),
+        force_bos=source.force_bos,
+        max_norm=float(source.norm_bound * alone.rows(verify=False).meta["median_norm"]),
+        revision=source.revision,
     )
 
 

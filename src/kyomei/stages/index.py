@@ -161,11 +161,11 @@ def redaction_of(run: Run) -> Redaction | None:
     return Redaction.kept(run.path(FOLDER))
 
 
-def redact(run: Run, wanted: bool | None, patterns: Path | None = None) -> None:
-    """Let every index of a run be made with some texts masked, or with none; those made otherwise are made anew.
+def redact(folder: Path, wanted: bool | None, patterns: Path | None = None) -> None:
+    """Let every index in a folder be made with some texts masked, or with none; those made otherwise are made anew.
 
     Args:
-        run: this process holds its lock, if anything is said.
+        folder: of indices, such as `explore` in a run.
         wanted: whether texts are masked; none: as it was said before, unless there are patterns.
         patterns: file of a user's own regular expressions, masked as well; none: no such.
 
@@ -175,9 +175,9 @@ def redact(run: Run, wanted: bool | None, patterns: Path | None = None) -> None:
     if patterns is not None and wanted is False:
         raise RecipeError("patterns with --redact", "--no-redact", "choose one of them")
     if patterns is not None or wanted:
-        (Redaction() if patterns is None else Redaction.read(patterns)).keep(run.path(FOLDER))
+        (Redaction() if patterns is None else Redaction.read(patterns)).keep(folder)
     elif wanted is False:
-        run.path(f"{FOLDER}/{REDACTION}").unlink(missing_ok=True)
+        (folder / REDACTION).unlink(missing_ok=True)
 
 
 def shown_tokens(run: Run) -> Tokens:
