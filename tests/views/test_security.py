@@ -305,7 +305,7 @@ def test_ten_megabytes_are_refused_on_the_wire_and_the_server_lives_on(explorer:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("readers, seconds", [(200, 6.0)])
+@pytest.mark.parametrize("readers, seconds", [(200, 6.0), pytest.param(200, 60.0, marks=pytest.mark.sweep)])
 def test_two_hundred_readers_at_once_get_their_answers(explorer: Explorer, readers: int, seconds: float) -> None:
     import http.client
 
