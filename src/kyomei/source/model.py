@@ -105,7 +105,7 @@ class LanguageModel:
             ModelError: the model is not causal, or directions of another width.
         """
         if self._unembedding is None:
-            ids = torch.zeros(1, 2, dtype=torch.int64)
+            ids = torch.arange(1, 5)[None]  # the embedding of padding, which id 0 may be, is zero
             with _ONE_AT_A_TIME, self._explaining():
                 self._unembedding = unembedding(self.model, self.name, ids, self._run)
         dim = self._unembedding.head.shape[1]

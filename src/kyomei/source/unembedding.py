@@ -73,9 +73,8 @@ def unembedding(model: nn.Module, name: str, ids: Tensor, run: Any) -> Unembeddi
         for hook in hooks:
             hook.remove()
     # The norm is what gives the head its input; where nothing does so, the head reads the stream itself.
-    last = inputs[-1][0, -1] if inputs else None
-    found = [module for module, output in outputs if last is not None and _ends_with(output, last)]
-    return Unembedding(weight.detach(), found[0] if found else None)
+    found = [module for module, output in outputs if inputs and _ends_with(output, inputs[-1][0, -1])]
+    return Unembedding(weight.detach(), found[-1] if found else None)
 
 
 def _is_norm_like(module: nn.Module) -> bool:
