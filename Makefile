@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
 WORKERS ?= 2
 
 .PHONY: setup demo test test-all test-real check bench minilm realmodels clean
 
-setup: $(STAMP)
+setup: $(DEV)
 
 # torch comes first, alone: once it is there, nothing that follows can pull another build of it.
 $(STAMP): pyproject.toml constraints.txt
@@ -16,10 +17,15 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "Expected Python 3.10 or later. Found $$($(PYTHON) --version 2>&1). Name another: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt torch
+	$(PIP) install -q -c constraints.txt -e .
+	@touch $@
+
+# A demo needs no linters, browser or explorer.
+$(DEV): $(STAMP)
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup
+demo: $(STAMP)
 	$(BIN)/kyomei demo
 
 check: setup
