@@ -17,7 +17,7 @@ LIBRARIES: list[dict[str, Any]] = json.loads((WEB / "vendor.json").read_text())[
 MODULES = sorted([*WEB.glob("*.js"), *WEB.glob("pages/*.js")])
 FOREIGN = re.compile(r"""(?:https?:)?//[\w.-]+\.\w+""")
 # Keys that are put together from data, such as the names of statuses.
-MADE = re.compile(r"""\bt\(`([\w.]*)\$\{|\bnamed\("(\w+)\"""")
+MADE = re.compile(r"""\bt\(`([\w.]*)\$\{|\b(?:named\(|family=)"(\w+)\"""")
 SAID = re.compile(r"""\b(?:t|rich)\("([\w.]+)\"""")
 KEY_LIKE = re.compile(r'"([a-z_]+\.[a-z_.]+)"')
 

@@ -190,7 +190,7 @@ function App() {
     redraw((n) => n + 1);
   };
   if (locked) return html`<${Login} done=${() => (setLocked(false), data.forget(), load())} />`;
-  if (failure) return html`<main class="page"><${Failure} error=${failure} again=${load} /></main>`;
+  if (failure) return html`<main class="page"><h1><a href="?">Kyomei</a></h1><${Failure} error=${failure} again=${load} /></main>`;
   if (!state) return html`<main class="page"><${Waiting} /></main>`;
   const chosen = state.dictionaries.find((each) => each.name === (address.dictionary || state.dictionary));
   const ready = chosen?.condition === "ready";

@@ -1,7 +1,7 @@
 // The map of the features: coloured by certificate, origin or frequency; moved, chosen, searched.
 import { html, useEffect, useRef, useState } from "../vendor/preact-htm.module.js";
 import { go, Link } from "../address.js";
-import { features, map } from "../data.js";
+import { brief, features, map } from "../data.js";
 import { Badge, Chips, Empty, Failure, ORIGINS, originName, STATUSES, statusName, useAsked, Waiting } from "../parts.js";
 import { percent, t, whole } from "../words.js";
 import { Scatter } from "../scatter.js";
@@ -47,11 +47,12 @@ function Legend({ by, columns, off, setOff }) {
 }
 
 function Chosen({ latent, dictionary }) {
-  const asked = useAsked(() => features(dictionary, { q: String(latent), size: 50 }), [dictionary, latent]);
-  const row = asked.value?.rows.find((each) => each.latent === latent);
-  if (!row) return null;
+  const asked = useAsked(() => brief(dictionary, latent), [dictionary, latent]);
+  const row = asked.value;
+  if (row?.latent !== latent) return null;
+  const label = row.labels?.find((each) => each.label)?.label;
   return html`<div class="map-chosen"><p><${Link} to=${{ view: "feature", dictionary, latent }}>${t("page.feature")} ${latent}<//> <${Badge} status=${row.status} /></p>
-    ${row.label && html`<p class="label-text"><bdi>${row.label}</bdi></p>`}<${Chips} tokens=${row.top_tokens || []} /><p class="soft small num">${t("column.frequency")} ${percent(row.frequency)}</p></div>`;
+    ${label && html`<p class="label-text"><bdi>${label}</bdi></p>`}<${Chips} tokens=${row.top_tokens || []} /><p class="soft small num">${t("column.frequency")} ${percent(row.frequency)}</p></div>`;
 }
 
 function Drawn({ columns, dictionary, by, found }) {

@@ -3,14 +3,25 @@ import { html, useMemo } from "../vendor/preact-htm.module.js";
 import { Link } from "../address.js";
 import { isStatic, overview } from "../data.js";
 import { Bars, Failure, Meter, originName, ORIGINS, Shares, STATUSES, statusName, useAsked, Waiting } from "../parts.js";
-import { coded, fixed, is, named, percent, rich, short, t, whole } from "../words.js";
+import { coded, fixed, is, language, named, percent, rich, short, t, whole } from "../words.js";
 import { FeatureMap } from "./map.js";
 
 const LEVELS = { trust: "good", partly: "fair", "do not trust": "poor", "not tested": "none" };
 const SIDES = { for: "certified", against: "unstable", unknown: "dead", met: "certified", "not met": "unstable" };
 
-/** A name of which the catalogue may know a translation; sentences of the run itself are English. */
-const English = ({ children }) => html`<span lang="en">${children}</span>`;
+/** What a run says of itself is English, with its numbers; elsewhere the catalogue says what is meant, and the run's words follow. */
+function Meaning({ family, name, said, advice, both = false }) {
+  const meant = language === "en" ? "" : named(family, name);
+  const own = html`<span lang="en">${coded(said ?? "")}</span>`;
+  return html`<span class="soft small">${meant && meant !== name ? html`${coded(meant)}${both ? html`<br />${own}` : ""}` : own}${advice && advice !== "nothing to do" ? html`<span class="advice" lang="en">${coded(advice)}</span>` : ""}</span>`;
+}
+
+/** The figure of a reason, without words where the page knows the numbers itself. */
+function figure(reason, counts) {
+  if (reason.name === "certified" && counts.width) return `${whole(counts.certified ?? 0)} / ${whole(counts.width)} (${percent((counts.certified ?? 0) / counts.width)})`;
+  if (reason.name === "null" && is(counts.null)) return percent(counts.null);
+  return reason.name === "premises" ? named("premises", reason.figure) : named("figure", reason.figure);
+}
 
 function Side({ side }) {
   const path = { for: "M3 8.5l3.2 3.2L13 4.8", met: "M3 8.5l3.2 3.2L13 4.8", against: "M4 8h8", "not met": "M4 8h8" }[side] || "M5.6 6a2.5 2.5 0 1 1 3.4 2.4c-.7.3-1 .7-1 1.6M8 12.6v.2";
@@ -23,7 +34,7 @@ function Verdict({ run, counts }) {
   return html`<section class=${`card verdict level-${LEVELS[level] || "none"}`} aria-labelledby="verdict"><p class="overline">${t("overview.verdict")}</p>
     <h2 id="verdict" class="answer">${named("verdict", level)}</h2>
     <p class="lead">${counts.certified ? t("verdict.certified", { count: whole(counts.certified), width: whole(counts.width), share: percent(counts.certified / counts.width) }) : t("verdict.none")}</p>
-    ${verdict?.reasons?.length ? html`<ul class="reasons">${verdict.reasons.map((reason) => html`<li><${Side} side=${reason.side} /><div><strong>${named("reason", reason.name)}</strong> <${English}>${reason.figure}<//><br /><span class="soft small" lang="en">${coded(reason.meaning)}</span></div></li>`)}</ul>` : ""}
+    ${verdict?.reasons?.length ? html`<ul class="reasons">${verdict.reasons.map((reason) => html`<li><${Side} side=${reason.side} /><div><strong>${named("reason", reason.name)}</strong> <span class="num">${figure(reason, counts)}</span><br /><${Meaning} family="reason_means" name=${reason.name} said=${reason.meaning} /></div></li>`)}</ul>` : ""}
   </section>`;
 }
 
@@ -59,7 +70,7 @@ function Premises({ premises }) {
   const expected = premises.expected_frr;
   return html`<section class="card" aria-labelledby="premises"><h2 id="premises">${t("overview.premises")}: ${named("premises", premises.verdict)}</h2>
     ${is(expected) && html`<p>${t("overview.expected", { share: percent(expected), low: percent(premises.interval?.[0]), high: percent(premises.interval?.[1]) })}</p>`}
-    <ul class="premises">${premises.premises.map((each) => html`<li><${Side} side=${each.status} /><div><strong>${named("premise", each.name)}</strong><br /><span class="soft small" lang="en">${coded(each.meaning)}${each.advice && each.advice !== "nothing to do" ? html`<span class="advice">${coded(each.advice)}</span>` : ""}</span></div></li>`)}</ul></section>`;
+    <ul class="premises">${premises.premises.map((each) => html`<li><${Side} side=${each.status} /><div><strong>${named("premise", each.name)}</strong><br /><${Meaning} family="premise_means" name=${each.name} said=${each.meaning} advice=${each.advice} both /></div></li>`)}</ul></section>`;
 }
 
 /** Sparsity against loss, as a table with bars: few points say little as a cloud. */
@@ -98,7 +109,7 @@ export function Overview({ dictionary, facts, address }) {
   const run = found.run || {};
   const own = dictionary === "replicas-0" || dictionary.startsWith("replicas-");
   return html`<h1 class="title"><bdi>${facts.title}</bdi> <span class="soft at" lang="en">${found.model} · ${found.site}</span></h1>
-    <div class="first"><${Verdict} run=${own ? run : {}} counts=${{ certified: found.status.certified, width: found.width }} /><${Certificate} found=${found} dictionary=${dictionary} /></div>
+    <div class="first"><${Verdict} run=${own ? run : {}} counts=${{ certified: found.status.certified, width: found.width, null: found.certificate?.null?.false_positive_rate }} /><${Certificate} found=${found} dictionary=${dictionary} /></div>
     <${FeatureMap} dictionary=${dictionary} address=${address} />
     <div class="pair"><${Spectrum} found=${found} /><${Frontier} points=${run.frontier} /></div>
     <${Premises} premises=${run.premises} /><${Cost} run=${run} found=${found} />
