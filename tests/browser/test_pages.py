@@ -34,8 +34,8 @@ VIEWS = {
     "labels": "?view=labels",
 }
 LOOKS = list(itertools.product((400, 1600), ("light", "dark"), ("en", "ja")))
-# One pair of looks of every page in each run; all of them in the sweep.
-FEW = [(400, "dark", "ja"), (1600, "light", "en")]
+# One look of every page in each run, the one in which most can go wrong; all of them in the sweep.
+FEW = [(400, "dark", "ja")]
 SHORT = ("overview", "feature")
 
 

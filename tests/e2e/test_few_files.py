@@ -30,6 +30,7 @@ SETTINGS = {
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 def test_harvest_train_certify_and_measure_of_more_shards_than_files(tmp_path: Path) -> None:
     options = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
     verbs = [

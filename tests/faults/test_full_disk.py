@@ -20,7 +20,7 @@ def full_disks(count: int) -> None:
 
 @pytest.mark.slow
 def test_a_full_disk_in_any_verb_loses_nothing_and_is_one_line() -> None:
-    full_disks(8)
+    full_disks(4)
 
 
 @pytest.mark.sweep
