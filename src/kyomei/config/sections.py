@@ -121,6 +121,8 @@ class ResonanceRecipe(Section):
     """Neurons above this cosine, in whitened space, are one direction."""
     min_stability: float = Field(0.85, ge=-1, le=1)
     """Keep a direction when two halves of the rows, each after a push, bring it back to within this cosine; −1 keeps all."""
+    leave_out_sums: bool = True
+    """Leave out directions that are positive sums of a few others: combinations of features, and no features."""
     joint: bool = False
     """Refine directions together, and add those that are missing, where the rows are sums of a few of them."""
 

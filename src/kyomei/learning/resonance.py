@@ -265,12 +265,16 @@ def _stable(found: _Found, recipe: ResonanceRecipe, mesh: Mesh) -> _Found:
     return stable.select(distinct(stable.w, recipe.merge_cosine, mesh))
 
 
+def _asks_for_sums(recipe: ResonanceRecipe) -> bool:
+    return recipe.leave_out_sums and recipe.min_stability > -1
+
+
 def _no_sums(w: Tensor, support: Tensor, recipe: ResonanceRecipe) -> Tensor:
     """Which directions are features rather than sums of them, in whitened space; a null keeps all.
 
     Where features have few combinations, each is an exact cluster of rows, and more rows resolve more of them.
     """
-    if recipe.min_stability == -1 or not len(w):
+    if not _asks_for_sums(recipe) or not len(w):
         return torch.ones(len(w), dtype=torch.bool, device=w.device)
     return no_sums(w, support)
 
@@ -307,14 +311,15 @@ class _Ends:
         stable = latest.w[latest.stability >= ROUND_STABILITY]
         little_left = unseen_share(latest.support, self.recipe.neurons) <= UNSEEN_SHARE
         reason = little_left or len(stable) < STABLE_ROUND * len(latest.w) or self.enough(found)
-        reason = reason or self.sums(stable) > MOSTLY_SUMS
         ran_out = rounds >= self.recipe.rounds
+        # Asked last, and only where another round would follow: it costs a short search.
+        reason = reason or (not ran_out and self.sums(stable) > MOSTLY_SUMS)
         self.converged &= reason or not ran_out
         return reason or ran_out
 
     def sums(self, w: Tensor) -> float:
         """Share of directions that are sums of what a few starts find at the highest frequencies."""
-        if self.recipe.min_stability == -1 or not len(w):
+        if not _asks_for_sums(self.recipe) or not len(w):
             return 0.0
         everything = torch.cat([w, self.probes])
         asked_first = (torch.arange(len(everything)) >= len(w)).long()

@@ -30,7 +30,7 @@ from kyomei.learning.spaces import Whitening
 from kyomei.source.rows import Rows, RowsLike, TensorRows, open_rows
 from kyomei.source.surrogate import GaussianSurrogate
 
-QUICK = ResonanceRecipe(neurons=512, rounds=1, steps=8, batch_rows=8192, frequencies=(0.002, 0.01, 0.03), joint=False)
+QUICK = ResonanceRecipe(neurons=512, rounds=1, steps=8, batch_rows=8192, frequencies=(0.002, 0.01, 0.03), leave_out_sums=False)
 """The search that every check makes, whatever the data: the calibration holds for this one only."""
 NULL_NEURONS = 256
 HALF_SHARE = 0.45
