@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import safetensors
 import torch
@@ -130,7 +131,7 @@ def _of_lists(file: pq.ParquetFile, column: str, path: Path) -> np.ndarray[Any, 
     blocks: list[np.ndarray[Any, Any]] = []
     for batch in file.iter_batches(columns=[column]):
         values = batch.column(0)
-        lengths = set(pa.compute.list_value_length(values).unique().to_pylist())
+        lengths = set(pc.list_value_length(values).unique().to_pylist())
         lengths |= {block.shape[1] for block in blocks[-1:]}
         if len(lengths) > 1 or None in lengths:
             found = f"lengths {', '.join(map(str, sorted(lengths, key=str)))} in {column} of {path}"

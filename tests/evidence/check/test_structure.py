@@ -77,14 +77,10 @@ def test_too_few_rows_are_refused(rows: int, dim: int, least: str) -> None:
         search(torch.randn(rows, dim))
 
 
-def test_constant_columns_and_nan_are_named() -> None:
-    x = torch.randn(2500, 6)
-    x[:, 4] = 1
-    with pytest.raises(DataError, match=r"1 constant column\(s\): 4"):
-        search(x)
-    x = torch.randn(2500, 6)
+def test_nan_is_named() -> None:
+    x = torch.randn(2500, 6, generator=torch.Generator().manual_seed(0))
     x[7, 2] = torch.nan
-    with pytest.raises(DataError, match="nan in tensor, row 7"):
+    with pytest.raises(DataError, match="nan.*row 7"):
         search(x)
 
 
