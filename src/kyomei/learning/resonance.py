@@ -122,7 +122,7 @@ def resonate(
         Distinct directions, one row each, those first whose strongest scores are largest.
 
     Raises:
-        DataError: too few rows, constant columns, non-finite values.
+        DataError: too few rows, non-finite values.
 
     Source: arXiv:2506.14002, §6 (decoupled bias adaptation); whitening, merging and halves are ours.
     """

@@ -61,7 +61,7 @@ def check_rows(rows: Rows, reporter: Reporter, *, seed: int, device: str) -> Pre
     """Check rows, showing progress.
 
     Raises:
-        DataError: too few rows, constant columns.
+        DataError: too few rows.
     """
     with reporter.progress("check") as progress:
         found = check(rows, seed=seed, device=choose_device(device), progress=progress)

@@ -80,7 +80,7 @@ def test_too_few_rows_are_refused(rows: int, dim: int, least: str) -> None:
 def test_nan_is_named() -> None:
     x = torch.randn(2500, 6, generator=torch.Generator().manual_seed(0))
     x[7, 2] = torch.nan
-    with pytest.raises(DataError, match="nan.*row 7"):
+    with pytest.raises(DataError, match=r"nan.*row 7"):
         search(x)
 
 

@@ -165,7 +165,7 @@ def check(
         progress: called with (steps done, steps in all).
 
     Raises:
-        DataError: too few rows, constant columns, non-finite values.
+        DataError: too few rows, non-finite values.
 
     Source: arXiv:2506.14002, §3 and §6 (premises); the calibration is ours.
     """

@@ -181,7 +181,7 @@ def search(
         progress: called with (steps done, steps in all).
 
     Raises:
-        DataError: too few rows, constant columns, non-finite values.
+        DataError: too few rows, non-finite values.
     """
     rows = open_rows(x)
     sample = _sample(rows, seed)
