@@ -76,7 +76,7 @@ def check_site(sae: SparseAutoencoder, rows: RowsLike) -> SiteCheck:
     reasons = (*_other_place(sae, rows), *(figures[0] if figures and all(figures) else ()))
     judged = bool(known) or (isinstance(rows, ShardFolder) and "site" in sae.provenance)
     if reasons:
-        place = "".join(f" ({sae.provenance['site']})" for _ in range("site" in sae.provenance))
+        place = f" ({sae.provenance['site']})" if "site" in sae.provenance else ""
         words = f"these rows are not like those that the dictionary was trained on{place}: {'; '.join(reasons)}"
         warnings.warn(words, SiteWarning, stacklevel=2)
     return SiteCheck(ELSEWHERE if reasons else SAME if judged else UNKNOWN, reasons, here, known[0] if known else None)

@@ -7,6 +7,11 @@ from typing import Any
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "bard": "assistant", "chatgpt": "assistant", "observation": "tool"}
 
 
+def has_template(tokenizer: Any) -> bool:
+    """Whether a tokenizer has a template for conversations."""
+    return getattr(tokenizer, "chat_template", None) is not None
+
+
 def chat_text(messages: list[Any], tokenizer: Any, strip_bos: bool, prompting: bool = False) -> str:
     """The text of a conversation, without the BOS (if `strip_bos`) and the last EOS that its template writes.
 
@@ -25,7 +30,7 @@ def chat_text(messages: list[Any], tokenizer: Any, strip_bos: bool, prompting: b
     if not all(isinstance(message, dict) for message in messages):
         raise ValueError("a list of something else")
     plain = [_plain(message) for message in messages]
-    if getattr(tokenizer, "chat_template", None) is None:
+    if not has_template(tokenizer):
         raise ValueError("a tokenizer without a template: use an instruction-tuned model, or records of plain text")
     if not plain:
         return ""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError
-from kyomei.source.chat import chat_text
+from kyomei.source.chat import chat_text, has_template
 from kyomei.source.hooks import Side
 from kyomei.source.model import LanguageModel
 from kyomei.source.text import Document, Packer, Tokens
@@ -112,7 +112,7 @@ class Live:
     @property
     def has_chat(self) -> bool:
         """Whether the model has a template for conversations."""
-        return getattr(self.model.tokenizer, "chat_template", None) is not None
+        return has_template(self.model.tokenizer)
 
     def window(self, text: str) -> Window:
         """A text as a window of the harvest would begin with it.

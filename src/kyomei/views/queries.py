@@ -206,6 +206,10 @@ class Index:
         rows = self._rows(f"SELECT {', '.join(names)} FROM features ORDER BY latent")
         return {name: [row[name] for row in rows] for name in names}
 
+    def searched_texts(self) -> dict[int, str]:
+        """The text that `q` looks in, by latent."""
+        return {row["latent"]: row["token_text"] for row in self._rows("SELECT latent, token_text FROM features")}
+
     def examples(self, latent: int, kind: str | None = None, decile: int | None = None) -> list[dict[str, Any]]:
         """Examples of a latent in their order: the strongest ones, then samples of its deciles, the strongest decile first.
 

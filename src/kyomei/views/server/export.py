@@ -102,10 +102,10 @@ def _add_dictionary(reading: Reading, name: str, writer: _Writer, progress: Call
 def _whole_list(reading: Reading, name: str) -> dict[str, Any]:
     """The list on one page, each row with the text that a search looks in."""
     index = reading.shelf.index(name)
-    rows: list[dict[str, Any]] = []
+    texts, rows = index.searched_texts(), list[dict[str, Any]]()
     while len(rows) < index.facts["width"]:
         page = reading.features(name, order=("latent", False), page=(len(rows) // MOST_ROWS + 1, MOST_ROWS))["rows"]
-        rows += [{**row, "token_text": (index.feature(row["latent"]) or {}).get("token_text", "")} for row in page]
+        rows += [{**row, "token_text": texts[row["latent"]]} for row in page]
         if not page:
             break
     return {"rows": rows, "total": len(rows), "page": 1, "size": len(rows)}

@@ -14,6 +14,7 @@ import numpy as np
 from starlette.concurrency import run_in_threadpool
 
 from kyomei.errors import DataError
+from kyomei.source.chat import has_template
 from kyomei.source.model import LanguageModel
 from kyomei.source.text import Tokens
 from kyomei.views.comparison import compare
@@ -163,7 +164,7 @@ class LiveModels:
 
     def state(self) -> dict[str, Any]:
         """What there is, as plain values."""
-        name, has_chat = (None, False) if self._model is None else (self._model.name, _has_chat(self._model))
+        name, has_chat = (None, False) if self._model is None else (self._model.name, has_template(self._model.tokenizer))
         facts = {"condition": self.condition, "reason": self.reason, "name": name, "chat": has_chat}
         return {**facts, "no_predictions": self._unspliceable}
 
@@ -256,7 +257,3 @@ class Gate:
             return await run_in_threadpool(work)
         finally:
             self._free.release()
-
-
-def _has_chat(model: LanguageModel) -> bool:
-    return getattr(model.tokenizer, "chat_template", None) is not None
