@@ -15,6 +15,8 @@ from kyomei.views.console import estimate_words, show
 
 if TYPE_CHECKING:
     from kyomei.runs import Run
+    from kyomei.stages.alone import Alone
+    from kyomei.stages.index import Indexed
     from kyomei.stages.progress import Reporter
     from kyomei.views.autolabel import Estimate
     from kyomei.views.server.explorer import Explorer
@@ -100,11 +102,8 @@ def index_command(
         from kyomei.stages import index as stage
 
         if is_alone(folder):
-            from kyomei.stages.alone import Alone, index_alone
-
-            alone = Alone.asked(folder, out, settings(model, site, text, tokens))
-            stage.redact(alone.out, redact, redact_patterns)
-            one = index_alone(alone, reporter, rebuild=rebuild)
+            said = out, settings(model, site, text, tokens)
+            _, one = _indexed_alone(folder, said, (redact, redact_patterns), reporter, rebuild=rebuild)
             facts = {one.name: one.to_dict()}
             present(Shown(facts, [tables.index_table(facts, str(folder))]), as_json)
             return
@@ -220,6 +219,23 @@ def label_command(
         show(found, as_json, tables.labels_table(found["labels"], where.source))
 
 
+def _indexed_alone(
+    folder: Path,
+    source: tuple[Path | None, dict[str, object]],
+    redaction: tuple[bool | None, Path | None],
+    reporter: Reporter,
+    *,
+    rebuild: bool = False,
+) -> tuple[Alone, Indexed]:
+    """A dictionary without a run and its index, made where it is missing."""
+    from kyomei.stages.alone import Alone, index_alone
+    from kyomei.stages.index import redact
+
+    alone = Alone.asked(folder, *source)
+    redact(alone.out, *redaction)
+    return alone, index_alone(alone, reporter, rebuild=rebuild)
+
+
 def _explorer(
     folder: Path,
     dictionaries: list[str] | None,
@@ -234,12 +250,7 @@ def _explorer(
     from kyomei.stages.family import refuse_family
 
     if is_alone(folder):
-        from kyomei.stages.alone import Alone, index_alone
-
-        alone = Alone.asked(folder, *source)
-        stage.redact(alone.out, *redaction)
-        index_alone(alone, reporter)
-        return explorer_of_alone(alone)
+        return explorer_of_alone(_indexed_alone(folder, source, redaction, reporter)[0])
     run = Run.open(folder)
     refuse_family(run)
     if redaction != (None, None):
