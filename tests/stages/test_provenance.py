@@ -17,9 +17,9 @@ from kyomei.stages.harvest import harvested_run
 from kyomei.stages.progress import Reporter
 from kyomei.stages.train import train_run
 
-SITE, OTHER = "model.layers.1.mlp", "model.layers.2.mlp"
+SITE = "model.layers.1.mlp"
 TINY = {
-    "source.sites": [SITE, OTHER],
+    "source.sites": [SITE],
     "source.num_tokens": 12_000,
     "source.context": 64,
     "source.spread": 2,
