@@ -160,7 +160,21 @@ class LiveModels:
         """Load the model, unless that has begun."""
         if self.condition == "loading":
             # No daemon: a process that ends waits for it, for libraries do not like to be left in the middle.
-            threading.Thread(target=self._load, name="model", daemon=False).start()
+            threading.Thread(target=self.load, name="model", daemon=False).start()
+
+    def load(self) -> None:
+        """Load the model, and the first dictionary at its site; what goes wrong becomes the state."""
+        assert self._explorer.load_model is not None
+        try:
+            self._model = self._explorer.load_model()
+            first = next(iter(self._explorer.dictionaries.values()), None)
+            if first is not None:
+                self._held[first.name] = self._at_site(first)
+                self._unspliceable = self._held[first.name].unspliceable
+            self.condition = "ready"
+        except Exception as error:  # whatever keeps a model from loading is said on the page
+            _log.warning("the language model does not load: %s", error)
+            self._model, self.reason, self.condition = None, reason_of(error), "failed"
 
     def state(self) -> dict[str, Any]:
         """What there is, as plain values."""
@@ -208,19 +222,6 @@ class LiveModels:
         explorer = self._explorer
         options: dict[str, Any] = {"force_bos": explorer.force_bos, "max_norm": explorer.max_norm}
         return Live(self._model, dictionary.load(), explorer.site, explorer.side, **options)
-
-    def _load(self) -> None:
-        assert self._explorer.load_model is not None
-        try:
-            self._model = self._explorer.load_model()
-            first = next(iter(self._explorer.dictionaries.values()), None)
-            if first is not None:
-                self._held[first.name] = self._at_site(first)
-                self._unspliceable = self._held[first.name].unspliceable
-            self.condition = "ready"
-        except Exception as error:  # whatever keeps a model from loading is said on the page
-            _log.warning("the language model does not load: %s", error)
-            self._model, self.reason, self.condition = None, reason_of(error), "failed"
 
 
 @final
