@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kyomei.source.planted import Planted
     from kyomei.source.rows import open_rows
     from kyomei.stages.certify import certify
+    from kyomei.views.attach import attach
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "Recipe",
     "SparseAutoencoder",
     "__version__",
+    "attach",
     "certify",
     "check",
     "check_site",
@@ -52,6 +54,7 @@ _MODULES = {
     "Premises": "kyomei.evidence.check.premises",
     "Recipe": "kyomei.config",
     "SparseAutoencoder": "kyomei.dictionary.sae",
+    "attach": "kyomei.views.attach",
     "certify": "kyomei.stages.certify",
     "check": "kyomei.evidence.check.premises",
     "check_site": "kyomei.evidence.site",

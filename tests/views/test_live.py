@@ -16,11 +16,12 @@ from tests.views.live_samples import SITE, TEXT, dictionary, embedded, live
 from torch import Tensor
 from transformers import AutoModel, BertConfig, GPT2Config, GPT2LMHeadModel
 
+from kyomei.dictionary.edits import Edit, EditedCode
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, ModelError
 from kyomei.evidence.fidelity import cross_entropy_recovered
 from kyomei.source.model import LanguageModel
-from kyomei.views.interventions import Edit, EditedCode, as_python, intervene
+from kyomei.views.interventions import as_python, intervene
 from kyomei.views.live import Live, Ordinary
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,19 +14,50 @@ from kyomei.errors import ModelError
 from kyomei.source.sites import Site
 
 Side = Literal["output", "input"]
-Act = Callable[[Float[Tensor, "batch context dim"]], "Float[Tensor, 'batch context dim'] | None"]
+Act = Callable[[Tensor], "Tensor | None"]
+"""Gets an activation [batch, context, dim], or as the module gives it, and returns one like it, or none."""
 
 
 class Calls:
-    """How often a module has run in the pass."""
+    """How often a module has run in the pass, in the thread that this is made in.
+
+    A hook sits on the module itself, so passes of other threads come by as well: they are none of its business.
+
+    Attributes:
+        count: calls in the pass.
+        elsewhere: calls in other threads, in all.
+    """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = self.elsewhere = 0
+        self._thread = threading.get_ident()
+
+    def here(self) -> bool:
+        """Whether a call is one of this thread; it is counted."""
+        if threading.get_ident() == self._thread:
+            self.count += 1
+            return True
+        self.elsewhere += 1
+        return False
+
+    def renew(self) -> bool:
+        """Begin a pass of this thread; whether it is one."""
+        here = threading.get_ident() == self._thread
+        self.count = 0 if here else self.count
+        return here
+
+
+class Laid(Protocol):
+    """How a site's activation is laid out."""
+
+    def by_token(self, value: Tensor, site: str) -> Tensor: ...
+
+    def as_given(self, new: Tensor, given: Tensor) -> Tensor: ...
 
 
 @contextlib.contextmanager
-def acting(model: nn.Module, name: str, side: Side, layout: Layout, act: Act) -> Iterator[Calls]:
-    """Call `act` with the activation at a site; what it returns, if anything, takes its place.
+def acting(model: nn.Module, name: str, side: Side, layout: Laid, act: Act) -> Iterator[Calls]:
+    """Call `act` with the activation at a site in passes of this thread; what it returns, if anything, takes its place.
 
     Args:
         model: holds the site.
@@ -41,8 +73,7 @@ def acting(model: nn.Module, name: str, side: Side, layout: Layout, act: Act) ->
 
     def handle(value: Any) -> Any:
         """None, or `value` with another activation in it."""
-        calls.count += 1
-        if calls.count != site.call + 1:
+        if not calls.here() or calls.count != site.call + 1:
             return None
         key, tensor = _first_floating(value)
         if tensor is None:
@@ -51,7 +82,9 @@ def acting(model: nn.Module, name: str, side: Side, layout: Layout, act: Act) ->
         new = act(layout.by_token(tensor, name))
         return None if new is None else _put(value, key, layout.as_given(new, tensor))
 
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        if kwargs is None:  # removed by its own thread in the middle of this call of another
+            return None
         names = [*range(len(args)), *kwargs]
         new = handle(dict(zip(names, (*args, *kwargs.values()), strict=True)))
         return None if new is None else (tuple(new[i] for i in range(len(args))), {key: new[key] for key in kwargs})
@@ -73,13 +106,57 @@ def counting(model: nn.Module, name: str) -> Iterator[Calls]:
     calls = Calls()
 
     def count(*_: Any) -> None:
-        calls.count += 1
+        calls.here()
 
     hook = model.get_submodule(Site.parse(name).path).register_forward_hook(count)
     try:
         yield calls
     finally:
         hook.remove()
+
+
+_IDS = ("input_ids", "decoder_input_ids", "inputs_embeds", "decoder_inputs_embeds")
+
+
+@contextlib.contextmanager
+def passes(model: nn.Module, path: str, calls: Calls, begin: Callable[[tuple[int, ...] | None], None]) -> Iterator[None]:
+    """Count a module's calls anew in every pass of this thread, and say that one begins.
+
+    Args:
+        model: a whole model. A pass begins where it is called, or a model inside it that the module is a part of: generation
+            calls an encoder by itself, others call the model below its head.
+        path: of the module.
+        calls: those of the module.
+        begin: gets [batch, tokens] of what is read; none where that is not known.
+    """
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        if kwargs is not None and calls.renew():
+            read = next((x for x in (*args[:1], *map(kwargs.get, _IDS)) if isinstance(x, Tensor) and x.ndim >= 2), None)
+            begin(None if read is None else tuple(read.shape[:2]))
+
+    parts = path.split(".")
+    above = (model.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts)))
+    # transformers gives every model, and no layer, this name of what is below its head.
+    starts = [model, *(module for module in above if hasattr(module, "base_model_prefix"))]
+    hooks = [module.register_forward_pre_hook(note, with_kwargs=True, prepend=True) for module in starts]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class AsGiven:
+    """Any layout, one vector a token along the last dimension."""
+
+    def by_token(self, value: Float[Tensor, "*tokens dim"], site: str) -> Float[Tensor, "*tokens dim"]:
+        """The activation as the module gave it."""
+        return value
+
+    def as_given(self, new: Tensor, given: Tensor) -> Tensor:
+        """An activation laid out as the module gave it."""
+        return new.reshape(given.shape)
 
 
 class Layout:

@@ -21,7 +21,7 @@ from kyomei.source.sites import MLP_PATHS, Site, in_layers, module_paths, requir
 from kyomei.source.unembedding import Unembedding, unembedding
 
 _ONE_AT_A_TIME = threading.Lock()
-"""Hooks sit on the module itself: two callers, such as a stream's thread and one that splices, must not meet in a pass."""
+"""A pass takes much memory: two callers, such as a stream's thread and one that splices, take turns."""
 
 
 class Codec(Protocol):

@@ -1,81 +1,22 @@
-"""Latents scaled, clamped, ablated or steered inside the model, beside the model left alone."""
+"""What edited latents change in the model's predictions, beside the model left alone."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.dictionary.edits import Edit, EditedCode
 from kyomei.errors import DataError
 from kyomei.views.live import Live, Window
 
-Kind = Literal["scale", "clamp", "ablate", "steer"]
 MOST_EDITS = 32
 MOST_NEW_TOKENS = 64
-_LARGEST = 1e6
-
-
-@dataclass(frozen=True)
-class Edit:
-    """What is done to a latent at every token.
-
-    Args:
-        latent: its number.
-        kind: "scale" multiplies its activation, "clamp" sets it, "steer" adds to it, "ablate" silences it.
-        value: by how much, or to what; of no meaning for "ablate".
-    """
-
-    latent: int
-    kind: Kind
-    value: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise DataError(f"an edit among {', '.join(get_args(Kind))}", repr(self.kind), "choose one of them")
-        if not (math.isfinite(self.value) and abs(self.value) <= _LARGEST):
-            raise DataError(f"a value of at most {_LARGEST:g}", f"{self.value}", "correct the value")
-
-    def apply(self, z: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-        """The activations of its latent once it is done."""
-        if self.kind == "scale":
-            return z * self.value
-        return z + self.value if self.kind == "steer" else torch.full_like(z, 0.0 if self.kind == "ablate" else self.value)
-
-
-class EditedCode:
-    """A codec that keeps what the dictionary does not explain: x + (decode(edited z) − decode(z)).
-
-    Decoding is linear, so the difference is (edited z − z) D over the edited latents: exactly zero where nothing is edited.
-
-    Args:
-        sae: the dictionary.
-        edits: done one after the other.
-        max_norm: rows above this norm are left alone.
-    """
-
-    def __init__(self, sae: SparseAutoencoder, edits: Sequence[Edit], max_norm: float = math.inf) -> None:
-        self._sae, self._edits, self._max_norm = sae, edits, max_norm
-        self._latents = sorted({edit.latent for edit in edits})
-
-    def encode(self, x: Float[Tensor, "rows dim"]) -> tuple[Tensor, Tensor]:
-        """The rows, and by how much the activations of the edited latents change [rows, edited]."""
-        z = self._sae.encode(x)[:, self._latents]
-        edited = {latent: z[:, i] for i, latent in enumerate(self._latents)}
-        for edit in self._edits:
-            edited[edit.latent] = edit.apply(edited[edit.latent])
-        change = torch.stack([edited[latent] for latent in self._latents], dim=1) - z
-        return x, torch.where((x.norm(dim=1) <= self._max_norm)[:, None], change, 0.0)
-
-    def decode(self, z: tuple[Tensor, Tensor]) -> Float[Tensor, "rows dim"]:
-        x, change = z
-        return x + (change @ self._sae.decoder[self._latents]).to(x)
 
 
 def intervene(
@@ -144,8 +85,9 @@ def as_python(live: Live, dictionary: str, window: Window, edits: Sequence[Edit]
     options += "" if math.isinf(live.max_norm) else f", max_norm={live.max_norm!r}"
     done = ", ".join(f"Edit({e.latent}, {e.kind!r}, {e.value!r})" for e in edits)
     return f"""import kyomei
+from kyomei.dictionary.edits import Edit
 from kyomei.source.model import LanguageModel
-from kyomei.views.interventions import Edit, intervene
+from kyomei.views.interventions import intervene
 from kyomei.views.live import Live
 
 model, sae = LanguageModel.load({live.model.name!r}{named}), kyomei.load({dictionary!r})

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from kyomei.dictionary.edits import Edit
 from kyomei.errors import DataError
-from kyomei.views.interventions import MOST_EDITS, MOST_NEW_TOKENS, Edit, as_python, intervene
+from kyomei.views.interventions import MOST_EDITS, MOST_NEW_TOKENS, as_python, intervene
 from kyomei.views.labels import LONGEST, Label
 from kyomei.views.live import Live, Window
 from kyomei.views.server.answers import Missing, NotReady, refusal
