@@ -39,7 +39,8 @@ def slow_code(sae: SparseAutoencoder, x: Tensor) -> Tensor:
     z = torch.zeros(len(x), sae.width)
     for row in range(len(x)):
         for latent in range(sae.width):
-            score = float(((x[row] - sae.center) * sae.encoder[latent]).sum())
+            bias = 0.0 if sae.bias is None else float(sae.bias[latent])
+            score = float(((x[row] - sae.center) * sae.encoder[latent]).sum()) + bias
             if score > float(sae.threshold[latent]):
                 z[row, latent] = score - float(sae.threshold[latent]) if sae.activation == "relu" else score
         if sae.k is not None:
@@ -48,10 +49,11 @@ def slow_code(sae: SparseAutoencoder, x: Tensor) -> Tensor:
     return z
 
 
+@pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("activation", ["jumprelu", "relu", "topk"])
-def test_encode_and_decode_follow_the_formula(activation: str, tied: bool) -> None:
-    sae, x = build(activation, tied), inputs()
+def test_encode_and_decode_follow_the_formula(activation: str, tied: bool, biased: bool) -> None:
+    sae, x = build(activation, tied, bias=torch.linspace(-1, 1, WIDTH) if biased else None), inputs()
     expected = slow_code(sae, x)
     assert 0 < (expected > 0).float().mean() < 1
     torch.testing.assert_close(sae.encode(x), expected)

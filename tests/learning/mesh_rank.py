@@ -112,7 +112,7 @@ def main() -> None:
         workplace=Workplace(folder=folder, progress=say, resume=True, mesh=mesh),
     )
     if mesh.leads:
-        tensors = {n: getattr(sae, n) for n in ("encoder", "decoder", "threshold", "center", "offset")}
+        tensors = {n: getattr(sae, n) for n in ("encoder", "decoder", "threshold", "center", "bias")}
         save_file({n: t.contiguous() for n, t in tensors.items() if t is not None}, out)
     mesh.leave()
 

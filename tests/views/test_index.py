@@ -284,14 +284,14 @@ def normal(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("kind", ["jumprelu", "relu", "topk", "offset", "double"])
+@pytest.mark.parametrize("kind", ["jumprelu", "relu", "topk", "bias", "relu with a bias", "topk with a bias", "double"])
 def test_active_entries_are_those_of_encode(kind: str) -> None:
     encoder, threshold = normal(0, 40, 8), normal(1, 40).abs()
     more: dict[str, Any] = {}
-    if kind in ("relu", "topk"):
-        more = {"activation": kind, "k": 5 if kind == "topk" else None}
-    if kind == "offset":
-        more = {"offset": normal(2, 40).abs()}
+    if (activation := kind.split()[0]) in ("relu", "topk"):
+        more = {"activation": activation, "k": 5 if activation == "topk" else None}
+    if kind.endswith("bias"):
+        more["bias"] = normal(2, 40)
     sae = SparseAutoencoder(encoder, None, threshold, normal(3, 8), **more)
     sae = sae.to(dtype=torch.float64) if kind == "double" else sae
     x = normal(4, 200, 8)

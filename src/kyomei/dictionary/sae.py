@@ -36,7 +36,7 @@ def keep_top_k(scores: Float[Tensor, "*rows width"], k: int) -> Float[Tensor, "*
 
 
 class SparseAutoencoder:
-    """A sparse autoencoder: z = φ((x − center) Eᵀ), x̂ = z D + center.
+    """A sparse autoencoder: z = φ((x − center) Eᵀ + bias), x̂ = z D + center.
 
     Args:
         encoder: encoder rows E [width, dim].
@@ -46,7 +46,7 @@ class SparseAutoencoder:
         activation: of an active latent, "jumprelu" gives its score and "relu" its score above the threshold; "topk" is
             jumprelu restricted to the k highest scores of a row.
         k: latents kept per row; for "topk" only.
-        offset: added to the score of an active latent [width]; for "jumprelu" only. None: zero.
+        bias: added to every score before anything is asked of it [width]. None: zero.
         provenance: where it comes from, as JSON can hold it: model, site, side, recipe, and what it did on a sample of the rows
             that it was trained on. It is saved and loaded with it; none: nothing is known.
 
@@ -66,14 +66,14 @@ class SparseAutoencoder:
         *,
         activation: Activation = "jumprelu",
         k: int | None = None,
-        offset: Float[Tensor, " width"] | None = None,
+        bias: Float[Tensor, " width"] | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         if encoder.ndim != 2 or 0 in encoder.shape:
             raise DataError("an encoder of shape [width, dim]", f"shape {list(encoder.shape)}", "pass one row per latent")
         width, dim = encoder.shape
         named = {"decoder": (decoder, (width, dim)), "threshold": (threshold, (width,)), "center": (center, (dim,))}
-        named["offset"] = (offset, (width,))
+        named["bias"] = (bias, (width,))
         for name, (tensor, shape) in named.items():
             if tensor is not None and tensor.shape != shape:
                 raise DataError(f"a {name} of shape {list(shape)}", f"shape {list(tensor.shape)}", f"correct the {name}")
@@ -81,11 +81,9 @@ class SparseAutoencoder:
             raise RecipeError(f"an activation among {', '.join(ACTIVATIONS)}", repr(activation), "choose one of them")
         if (activation == "topk") != (k is not None) or (k is not None and not 1 <= k <= width):
             raise RecipeError(f"k between 1 and {width} for topk, none otherwise", f"{activation} with k={k}", "correct k")
-        if offset is not None and activation != "jumprelu":
-            raise RecipeError("an offset for jumprelu only", f"one with {activation}", "leave it out")
         self.encoder, self.tied = encoder, decoder is None
         self.decoder = encoder if decoder is None else decoder
-        self.threshold, self.center, self.offset = threshold, center, offset
+        self.threshold, self.center, self.bias = threshold, center, bias
         self.activation: Activation = activation
         self.k = k
         self.provenance = dict(provenance or {})
@@ -104,12 +102,13 @@ class SparseAutoencoder:
             x: inputs [..., dim]: a tensor, an ndarray, a list or whatever `kyomei.arrays` takes.
 
         Returns:
-            (x − center) Eᵀ [..., width], in the autoencoder's dtype and on its device.
+            (x − center) Eᵀ + bias [..., width], in the autoencoder's dtype and on its device.
 
         Raises:
             DataError: if the last dimension is not the autoencoder's.
         """
-        return (self._accept(x) - self.center) @ self.encoder.T
+        scores = (self._accept(x) - self.center) @ self.encoder.T
+        return scores if self.bias is None else scores + self.bias
 
     def encode(self, x: Numbers, sparse: bool = False) -> Float[Tensor, "*rows width"]:
         """The code of inputs.
@@ -156,8 +155,8 @@ class SparseAutoencoder:
             return tensor.to(device=device, dtype=dtype)
 
         encoder, decoder = move(self.encoder), None if self.tied else move(self.decoder)
-        offset = None if self.offset is None else move(self.offset)
-        kind: dict[str, Any] = {"activation": self.activation, "k": self.k, "offset": offset, "provenance": self.provenance}
+        bias = None if self.bias is None else move(self.bias)
+        kind: dict[str, Any] = {"activation": self.activation, "k": self.k, "bias": bias, "provenance": self.provenance}
         return SparseAutoencoder(encoder, decoder, move(self.threshold), move(self.center), **kind)
 
     def save(self, folder: Path | str) -> None:
@@ -175,8 +174,7 @@ class SparseAutoencoder:
     def _activate(self, scores: Tensor) -> Tensor:
         if self.activation == "relu":
             return (scores - self.threshold).relu()
-        values = scores if self.offset is None else scores + self.offset
-        passed = torch.where(scores > self.threshold, values, 0.0)
+        passed = torch.where(scores > self.threshold, scores, 0.0)
         if self.k is None:
             return passed
         # Scores may pass a negative threshold; only positive ones compete, as in training.

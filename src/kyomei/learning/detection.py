@@ -58,11 +58,12 @@ def detectors(sae: SparseAutoencoder, rows: Rows, seed: int) -> SparseAutoencode
         for first in range(0, own.width, LATENTS_PER_BLOCK)
     ]
     weight, slope, threshold, offset = (torch.cat([part[i] for part in parts]) for i in range(4))
-    # A score is of x − centre, the regression's of (x − mean) / scale: the constant between them goes to the threshold.
+    # A score is of x − centre, the regression's of (x − mean) / scale: the constant between them goes to the bias.
     encoder = slope[:, None] * weight / scale
-    constant = encoder @ (own.center - mean)
+    bias = offset + encoder @ (own.center - mean)
+    # `offset` is such that no value of an active latent is negative; rounding must not undo that.
     found = SparseAutoencoder(
-        encoder, own.decoder, slope * threshold - constant, own.center, activation="jumprelu", offset=offset + constant
+        encoder, own.decoder, (slope * threshold + offset).clamp_min(0), own.center, activation="jumprelu", bias=bias
     )
     return found.to(sae.encoder.device, sae.encoder.dtype)
 

@@ -183,12 +183,15 @@ class Normalisation:
         scale = encoder.new_ones(len(encoder)) if finish.scale is None else finish.scale.to(encoder)
         if decoder is None and finish.scale is not None:
             decoder = encoder
+        bias = None if finish.offset is None else (self.scale * finish.offset).to(encoder)
+        threshold = (self.scale * scale * finish.threshold.detach()).to(encoder)
         return SparseAutoencoder(
             scale[:, None] * encoder.detach(),
             None if decoder is None else decoder.detach().clone(),
-            (self.scale * scale * finish.threshold.detach()).to(encoder),
+            # Where there is an offset, no active latent has a negative value; rounding must not undo that.
+            threshold if bias is None else (threshold + bias).clamp_min(0),
             center.to(encoder.dtype).to(encoder.device),
             activation=finish.activation,
             k=finish.k,
-            offset=None if finish.offset is None else (self.scale * finish.offset).to(encoder),
+            bias=bias,
         )

@@ -148,11 +148,12 @@ class CodeStore:
 def active_entries(sae: SparseAutoencoder, x: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Latent, row and activation (float32) of every active entry of the code of rows [rows, dim], by latent, then row."""
     if sae.k is None and sae.encoder.dtype == torch.float32 and sae.encoder.device.type == "cpu":
-        active, score = active_above(x.to(sae.center) - sae.center, sae.encoder, sae.threshold)
+        above = sae.threshold if sae.bias is None else sae.threshold - sae.bias
+        active, value = active_above(x.to(sae.center) - sae.center, sae.encoder, above)
         if sae.activation == "relu":
-            value = score - sae.threshold[active.latent]
-        else:
-            value = score if sae.offset is None else score + sae.offset[active.latent]
+            value = value - above[active.latent]
+        elif sae.bias is not None:
+            value = value + sae.bias[active.latent]
         return active.latent.numpy(), active.row.numpy(), value.numpy()
     z = sae.encode(x, sparse=True)
     code = to_scipy(z.float()).tocsc()

@@ -1,24 +1,26 @@
-"""How an autoencoder lies on disk: `sae.safetensors` for the tensors, `config.json` for what they mean."""
+"""Kyomei's own format: `sae.safetensors` for the tensors, `config.json` for what they mean."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from os import PathLike
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as tensors_to_bytes
-from torch import Tensor
-
-from kyomei.atomic import write_atomic
+from kyomei.dictionary.formats.files import (
+    consistent,
+    read_json,
+    read_safetensors,
+    require_sound,
+    write_json,
+    write_safetensors,
+)
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, KyomeiError
 
-SCHEMA_VERSION = 1
+NAME = "kyomei"
+SCHEMA_VERSION = 2
+"""2 brought biases. What has none is written as 1, so that older readers read it."""
 TENSORS_FILE = "sae.safetensors"
 CONFIG_FILE = "config.json"
 
@@ -37,11 +39,11 @@ def save(sae: SparseAutoencoder, folder: Path | str) -> None:
     tensors = {"encoder": sae.encoder, "threshold": sae.threshold, "center": sae.center}
     if not sae.tied:
         tensors["decoder"] = sae.decoder
-    if sae.offset is not None:
-        tensors["offset"] = sae.offset
+    if sae.bias is not None:
+        tensors["bias"] = sae.bias
     config = {
-        "schema_version": SCHEMA_VERSION,
-        "format": "kyomei",
+        "schema_version": 1 if sae.bias is None else SCHEMA_VERSION,
+        "format": NAME,
         "width": sae.width,
         "dim": sae.dim,
         "tied": sae.tied,
@@ -50,9 +52,8 @@ def save(sae: SparseAutoencoder, folder: Path | str) -> None:
         "dtype": str(sae.encoder.dtype).removeprefix("torch."),
         "provenance": sae.provenance,
     }
-    payload = tensors_to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    write_atomic(folder / TENSORS_FILE, payload)
-    _write_config(folder, config)
+    write_safetensors(folder / TENSORS_FILE, tensors)
+    write_json(folder / CONFIG_FILE, config)
 
 
 def note_certificate(folder: Path | str, certificate: Mapping[str, Any]) -> None:
@@ -63,19 +64,20 @@ def note_certificate(folder: Path | str, certificate: Mapping[str, Any]) -> None
         certificate: a summary, as JSON can hold it.
 
     Raises:
-        DataError: as `load` does for config.json.
+        DataError: as `read` does for config.json.
     """
     config = _read_config(Path(folder) / CONFIG_FILE)
     provenance = {**(config.get("provenance") or {}), "certificate": dict(certificate)}
-    _write_config(Path(folder), {**config, "provenance": provenance})
+    write_json(Path(folder) / CONFIG_FILE, {**config, "provenance": provenance})
 
 
-def _write_config(folder: Path, config: dict[str, Any]) -> None:
-    write_atomic(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+def tensors_file(path: Path) -> Path | None:
+    """Where the tensors of a folder of this format are; none: it is of another."""
+    return path / TENSORS_FILE if (path / TENSORS_FILE).exists() and (path / CONFIG_FILE).exists() else None
 
 
-def load(folder: Path | str) -> SparseAutoencoder:
-    """Read an autoencoder that `SparseAutoencoder.save` wrote.
+def read(folder: Path) -> SparseAutoencoder:
+    """Read an autoencoder that `save` wrote.
 
     Args:
         folder: holds `sae.safetensors` and `config.json`.
@@ -86,25 +88,22 @@ def load(folder: Path | str) -> SparseAutoencoder:
     Raises:
         DataError: if a file is missing, damaged or of a newer schema, or the two do not belong together.
     """
-    if not isinstance(folder, str | PathLike):
-        raise DataError("a folder of a saved autoencoder", f"a value of type {type(folder).__name__}", "pass its path")
-    folder = Path(folder)
     config = _read_config(folder / CONFIG_FILE)
     path = folder / TENSORS_FILE
-    try:
-        tensors = tensors_from_bytes(path.read_bytes())
-    except FileNotFoundError as error:
-        raise DataError(f"{TENSORS_FILE} beside {CONFIG_FILE}", f"none in {folder}", "copy the whole folder") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(f"safetensors in {path}", f"damage: {error}", "restore the file from a copy, or train again") from error
+    if not path.exists():
+        raise DataError(f"{TENSORS_FILE} beside {CONFIG_FILE}", f"none in {folder}", "copy the whole folder")
+    tensors = read_safetensors(path)
     expected = {"encoder", "threshold", "center"} | (set() if config["tied"] else {"decoder"})
-    if set(tensors) - {"offset"} != expected:
+    if set(tensors) - {"bias", "offset"} != expected:
         raise DataError(f"the tensors {sorted(expected)} in {path}", f"{sorted(tensors)}", "copy the whole folder anew")
-    _require_sound(tensors, path)
+    require_sound(tensors, path)
     shape = [config["width"], config["dim"]]
     if list(tensors["encoder"].shape) != shape:
         found = f"an encoder of shape {list(tensors['encoder'].shape)}"
         raise DataError(f"shape {shape} as in {folder / CONFIG_FILE}", found, "copy the whole folder anew")
+    if (offset := tensors.get("offset")) is not None and offset.shape == tensors["threshold"].shape:
+        # In schema 1 the threshold was of the score before what was added to it.
+        tensors |= {"bias": offset, "threshold": tensors["threshold"] + offset}
     try:
         return SparseAutoencoder(
             tensors["encoder"],
@@ -113,41 +112,23 @@ def load(folder: Path | str) -> SparseAutoencoder:
             tensors["center"],
             activation=config["activation"],
             k=config["k"],
-            offset=tensors.get("offset"),
+            bias=tensors.get("bias", offset),
             provenance=config.get("provenance"),
         )
     except KyomeiError as error:
-        raise DataError(f"a consistent autoencoder in {folder}: {error.expected}", error.found, "copy it anew") from error
-
-
-def _require_sound(tensors: dict[str, Tensor], path: Path) -> None:
-    """Raise DataError unless tensors are finite and of one floating dtype; the threshold of a silent latent may be infinite."""
-    dtypes = {tensor.dtype for tensor in tensors.values()}
-    if len(dtypes) > 1 or not all(dtype.is_floating_point for dtype in dtypes):
-        found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-        raise DataError(f"tensors of one floating dtype in {path}", found, "copy the whole folder anew")
-    for name, tensor in tensors.items():
-        values = tensor.float()
-        wrong = int((values.isnan() if name == "threshold" else ~values.isfinite()).sum())
-        if wrong:
-            found = f"{wrong:,} value(s) that are NaN or infinite"
-            raise DataError(f"a finite {name} in {path}", found, "restore the file from a copy, or train again")
+        raise consistent(folder, error) from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise DataError("a saved autoencoder", f"no {path}", "check the folder") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"JSON in {path}", f"{error}", "restore the file from a copy, or train again") from error
-    if isinstance(config, dict) and not isinstance(config.get("provenance", {}), dict):
+    config = read_json(path)
+    if not isinstance(config.get("provenance", {}), dict):
         raise DataError(f"a mapping as provenance in {path}", f"{config['provenance']!r}", "restore the file from a copy")
-    if not isinstance(config, dict) or config.get("format") != "kyomei":
+    if config.get("format") != NAME:
         raise DataError(f"a Kyomei autoencoder at {path.parent}", "another format", "convert it first")
     version = config.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise DataError(f"schema version {SCHEMA_VERSION} in {path}", f"version {version}", "read it with a newer Kyomei")
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+        found = f"version {version}"
+        raise DataError(f"schema version {SCHEMA_VERSION} or less in {path}", found, "read it with a newer Kyomei")
     missing = {"width", "dim", "tied", "activation", "k"} - set(config)
     if missing:
         raise DataError(f"{', '.join(sorted(missing))} in {path}", "nothing", "restore the file from a copy, or train again")

@@ -88,7 +88,7 @@ def _truncate(name: str) -> Callable[[Path], None]:
         (lambda folder: (folder / "sae.safetensors").unlink(), "sae.safetensors beside config.json"),
         (_truncate("sae.safetensors"), "safetensors in .*damage"),
         (_truncate("config.json"), "JSON in .*config.json"),
-        (_edit(schema_version=2), "schema version 1.*version 2.*newer Kyomei"),
+        (_edit(schema_version=3), "schema version 2 or less.*version 3.*newer Kyomei"),
         (_edit(format="other"), "another format"),
         (_edit(tied=True), r"the tensors \['center', 'encoder', 'threshold'\]"),
         (_edit(width=7), r"shape \[7, 4\].*\[6, 4\]"),
@@ -184,6 +184,25 @@ def test_a_dictionary_of_an_old_run_loads_for_ever(tmp_path: Path) -> None:
     x = torch.tensor([[3.0, 1.0], [1.0, 2.0]])
     assert torch.equal(sae.encode(x), torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
     assert torch.equal(sae(x), torch.tensor([[5.0, 1.0], [1.0, 3.0]]))
+
+
+def test_what_was_added_to_active_scores_is_read_as_a_bias(tmp_path: Path) -> None:
+    """Before biases, thresholds were of scores without what was added to them: 2 > 1.5 and 2 + 0.25 = 2.25."""
+    tensors = {"encoder": torch.eye(2), "decoder": torch.eye(2), "threshold": torch.tensor([1.5, torch.inf])}
+    save_file({**tensors, "center": torch.zeros(2), "offset": torch.tensor([0.25, 7.0])}, tmp_path / "sae.safetensors")
+    config = {"schema_version": 1, "format": "kyomei", "width": 2, "dim": 2, "tied": False, "activation": "jumprelu", "k": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load(tmp_path).encode(torch.tensor([[2.0, 9.0], [1.5, 9.0]])).tolist() == [[2.25, 0.0], [0.0, 0.0]]
+
+
+def test_only_what_has_a_bias_asks_for_a_newer_reader(tmp_path: Path) -> None:
+    build().save(tmp_path / "old")
+    sae = build("topk")
+    sae.bias = torch.arange(6.0)
+    sae.save(tmp_path / "new")
+    versions = [json.loads((tmp_path / name / "config.json").read_text())["schema_version"] for name in ("old", "new")]
+    again = load(tmp_path / "new")
+    assert versions == [1, 2] and again.bias is not None and torch.equal(again.bias, sae.bias)
 
 
 def test_a_dictionary_of_before_provenance_loads(tmp_path: Path) -> None:

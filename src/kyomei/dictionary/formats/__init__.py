@@ -1,0 +1,117 @@
+"""Autoencoders on disk, ours and those of other libraries: the one place that recognises a file and reads or writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from kyomei.dictionary.formats import ours, saelens
+from kyomei.dictionary.formats.ours import CONFIG_FILE, TENSORS_FILE, note_certificate, save
+from kyomei.dictionary.formats.parts import Conversion
+from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.errors import DataError
+
+__all__ = [
+    "CONFIG_FILE",
+    "FORMATS",
+    "TENSORS_FILE",
+    "Conversion",
+    "load",
+    "note_certificate",
+    "read",
+    "recognised",
+    "save",
+    "tensors_path",
+    "write",
+]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way of writing autoencoders down.
+
+    Attributes:
+        title: for people.
+        tensors_file: gives the file of the tensors in a folder or file of this format; none: it is of another.
+        read: reads it.
+        write: writes it; none: it is only read.
+    """
+
+    title: str
+    tensors_file: Callable[[Path], Path | None]
+    read: Callable[[Path], Conversion]
+    write: Callable[[SparseAutoencoder, Path], Conversion] | None = None
+
+
+FORMATS: dict[str, Format] = {
+    saelens.NAME: Format("SAELens", saelens.tensors_file, saelens.read, saelens.write),
+}
+"""Formats of others by name, in the order in which they are looked for."""
+
+
+def load(path: Path | str) -> SparseAutoencoder:
+    """Read an autoencoder that `SparseAutoencoder.save` or another library wrote.
+
+    Args:
+        path: of its folder or file; `docs/formats.md` says what is recognised. Its `provenance` says where it comes from: of
+            ours all that is known; of others "format", "model", "hook_name", "site", "context", "dataset" and "metadata",
+            as far as the file says it.
+
+    Returns:
+        The autoencoder, on the CPU, in the dtype it was saved in; the same function as in the other library to about 1e-5.
+
+    Raises:
+        DataError: a file is missing, damaged or of a newer schema, files do not belong together, or it is something that a
+            sparse autoencoder of ours cannot be; the message says why.
+    """
+    return read(path).sae
+
+
+def read(path: Path | str) -> Conversion:
+    """The same, with what was folded on the way.
+
+    Args:
+        path: of its folder or file.
+
+    Raises:
+        DataError: as `load`.
+    """
+    if not isinstance(path, str | PathLike):
+        raise DataError("a folder of a saved autoencoder", f"a value of type {type(path).__name__}", "pass its path")
+    path = Path(path)
+    name = recognised(path)
+    if name == ours.NAME:
+        sae = ours.read(path)
+        return Conversion(sae, ours.NAME, str(sae.provenance.get("mechanism") or sae.activation))
+    return FORMATS[name].read(path)
+
+
+def write(sae: SparseAutoencoder, folder: Path | str, name: str) -> Conversion:
+    """Write an autoencoder as another library does.
+
+    Args:
+        sae: the autoencoder.
+        folder: where the files go, made if need be.
+        name: of the format.
+
+    Raises:
+        DataError: the format cannot be written, or has no such autoencoder; the message says why and what to do.
+        RunError: the disk is full.
+    """
+    writers = {name: one.write for name, one in FORMATS.items() if one.write is not None}
+    if name not in writers:
+        raise DataError(f"a format among {', '.join(writers)}", f"'{name}'", "choose one of them")
+    return writers[name](sae, Path(folder))
+
+
+def recognised(path: Path) -> str:
+    """The name of the format that a folder or file is of; ours where it is of none, so that the error says what is missing."""
+    return next((name for name, one in FORMATS.items() if one.tensors_file(path) is not None), ours.NAME)
+
+
+def tensors_path(path: Path) -> Path | None:
+    """The file that holds a dictionary's tensors; none: there is no dictionary there."""
+    found = (one.tensors_file(path) for one in FORMATS.values())
+    return next((file for file in found if file is not None), ours.tensors_file(path))
