@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kyomei.config import SourceRecipe
 from kyomei.dictionary.sae import SparseAutoencoder
 
 SAMPLE_ROWS = 4096
@@ -51,3 +53,9 @@ class SampleFigures:
 def five_digits(value: float) -> float:
     """A figure to five digits."""
     return float(f"{value:.5g}")
+
+
+def usual_bound(sae: SparseAutoencoder) -> float:
+    """Norm above which a harvest drops a row of a dictionary's site; infinite for a dictionary that does not know its rows."""
+    median = (sae.provenance.get("sample") or {}).get("median_norm")
+    return math.inf if median is None else SourceRecipe().norm_bound * float(median)

@@ -57,12 +57,10 @@ class Alone:
         Raises:
             RunError: it is not known which model, site or text rows are to be taken from.
         """
-        out, known = out or folder / FOLDER, load(folder).provenance
+        out = out or folder / FOLDER
         if (out / RECIPE).exists():
             return cls(folder, out, Recipe.read(out / RECIPE).with_values(said))
-        own = {"source.model": known.get("model"), "source.revision": known.get("revision"), "source.side": known.get("side")}
-        own["source.sites"] = [known["site"]] if known.get("site") else None
-        given = {**{key: value for key, value in own.items() if value}, **said}
+        given = {**source_of(load(folder)), **said}
         options = {"source.model": "--model", "source.sites": "--site", "source.text": "--text"}
         missing = [option for key, option in options.items() if key not in given]
         if missing:
@@ -108,6 +106,14 @@ class Alone:
         """What there is of its index."""
         where = (self.folder.resolve().name, self.index_folder, state_of(self.index_folder, self.made_from(), thorough=True))
         return Indexed(NAME, ".", *where)
+
+
+def source_of(sae: SparseAutoencoder) -> dict[str, Any]:
+    """Settings of the source, by dotted key, as far as a dictionary says where it comes from."""
+    known = sae.provenance
+    own = {f"source.{key}": known.get(key) for key in ("model", "revision", "side")}
+    own["source.sites"] = [known["site"]] if known.get("site") else None
+    return {key: value for key, value in own.items() if value}
 
 
 def index_alone(alone: Alone, reporter: Reporter, *, rebuild: bool = False) -> Indexed:

@@ -10,6 +10,7 @@ from typing import Any
 from kyomei.atomic import sha256_of
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import RecipeError, RunError
+from kyomei.evidence.certificate import Certificate
 from kyomei.runs import Run
 from kyomei.source.text import Tokens
 from kyomei.stages.arms import Pair, trained_pairs
@@ -72,6 +73,21 @@ class _Dictionary:
 def dictionaries(run: Run) -> list[str]:
     """Names of a run's dictionaries that can be explored: the ones that ship first, then the other replicas of each."""
     return [d.name for d in _dictionaries(run)]
+
+
+def opened(run: Run, name: str | None = None) -> tuple[str, SparseAutoencoder, Certificate | None]:
+    """Title of a dictionary of a run, the dictionary, and its certificate if one holds.
+
+    Args:
+        run: trained.
+        name: see `dictionaries`; none: the one that ships.
+
+    Raises:
+        RunError: no such dictionary.
+    """
+    chosen = _chosen(run, None if name is None else [name])[0]
+    certificate = None if chosen.number else standing(run, chosen.pair)
+    return chosen.title, chosen.pair.arm.dictionary(run, chosen.number), certificate
 
 
 def index_states(run: Run, *, thorough: bool = False) -> list[Indexed]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kyomei.config import SourceRecipe
 from kyomei.dictionary.edits import Edit, EditedCode, Reconstruction
+from kyomei.dictionary.figures import usual_bound
 from kyomei.dictionary.formats import load
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, ModelError
@@ -183,7 +182,7 @@ def _act(
     tap: Tap, sae: SparseAutoencoder, change: Callable[[SparseAutoencoder, float], _Codec], max_norm: float | None
 ) -> Callable[[Tensor], Tensor | None]:
     """What is done with an activation, laid out as the module gives it."""
-    bound = _usual_bound(sae) if max_norm is None else max_norm
+    bound = usual_bound(sae) if max_norm is None else max_norm
     ready: dict[torch.device, tuple[SparseAutoencoder, _Codec]] = {}
 
     def act(x: Tensor) -> Tensor | None:
@@ -204,12 +203,6 @@ def _act(
         return codec.decode(codec.encode(rows)).to(x.dtype)
 
     return act
-
-
-def _usual_bound(sae: SparseAutoencoder) -> float:
-    """Norm above which a harvest would have dropped a row of a dictionary's site."""
-    median = (sae.provenance.get("sample") or {}).get("median_norm")
-    return math.inf if median is None else SourceRecipe().norm_bound * float(median)
 
 
 class _Eagerly:
