@@ -178,7 +178,7 @@ def test_the_finished_autoencoder_encodes_as_training_did(mechanism: Mechanism) 
     start = random_start(WIDTH, DIM, 0, tied=False)
     sae = train(start, mechanism, rows, recipe, seed=0, dtype=torch.float64)
     normalisation = Normalisation.measure(rows)
-    pre = sae.pre_activations(x) / normalisation.scale
+    pre = (sae.pre_activations(x) - (0 if sae.bias is None else sae.bias)) / normalisation.scale
     scale = mechanism.finish().scale
     z, _ = code(mechanism, pre if scale is None else pre / scale)  # scores, as the encoder was before its magnitudes
     encoded = sae.encode(x) / normalisation.scale
