@@ -36,7 +36,7 @@ def harvested(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     ("verb", "options", "said"),
     [
         ("harvest", ["--model", "./nothing-here"], "nothing at ./nothing-here"),
-        ("train", ["--site", "blocks.2.hook_mlp_out"], "a near one: model.layers.2.mlp"),
+        ("train", ["--site", "layers.2.mpl"], "a near one: model.layers.2.mlp"),
         ("check", ["--text", "./nothing-here"], "nothing at ./nothing-here"),
         ("harvest", ["--text", "empty"], "some text. Found none in"),
         ("harvest", ["--text", "short.jsonl"], "window"),

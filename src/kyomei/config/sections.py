@@ -42,8 +42,8 @@ class SourceRecipe(Section):
     random_weights_seed: int | None = Field(None, ge=0)
     """Draw the model's weights at random from this seed instead of reading them: a control, not a model."""
     sites: tuple[str, ...] = ()
-    """Module paths to capture, PATH#3 the fourth call of a module that runs several times in a pass; empty: the MLP of the
-    middle layer."""
+    """Module paths to capture, PATH#3 the fourth call of a module that runs several times in a pass; or TransformerLens' names,
+    such as blocks.3.hook_resid_pre; empty: the MLP of the middle layer."""
     side: Literal["output", "input"] = "output"
     """Whether a site's output or its input is captured."""
     text: str | dict[str, float] = "stdlib"

@@ -11,11 +11,40 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kyomei.errors import ModelError
-from kyomei.source.sites import Site
+from kyomei.source.hook_names import is_hook_name, place_of
+from kyomei.source.sites import Site, module_paths, require_sites
 
 Side = Literal["output", "input"]
 Act = Callable[[Tensor], "Tensor | None"]
 """Gets an activation [batch, context, dim], or as the module gives it, and returns one like it, or none."""
+
+
+def located(model: nn.Module, name: str, side: Side = "output") -> tuple[Site, Side]:
+    """The module, its call and the side that a site's name means in a model.
+
+    Args:
+        model: holds it.
+        name: PATH or PATH#CALL; or a name of TransformerLens', such as blocks.3.hook_resid_pre, which says its own side.
+        side: of a module that is named by its path.
+
+    Raises:
+        ModelError: it is no such name, or the model has no such place.
+    """
+    if not is_hook_name(name):
+        return Site.parse(name), side
+    if side == "input":
+        do = "leave the side out, or give the path of a module"
+        raise ModelError("a side for module paths only", f"'{name}', which says its own, with side=input", do)
+    place = place_of(model, name)
+    return Site(place.path), place.side
+
+
+def require_located(model: nn.Module, sites: Sequence[str], name: str) -> None:
+    """Raise ModelError, with near matches, unless a model of this name has every site, and it sees every token."""
+    by_path = [site for site in sites if not is_hook_name(site)]
+    for site in sites:
+        located(model, site)
+    require_sites(module_paths(model), by_path, name)
 
 
 class Calls:
@@ -61,7 +90,7 @@ def acting(model: nn.Module, name: str, side: Side, layout: Laid, act: Act) -> I
 
     Args:
         model: holds the site.
-        name: the site, as `Site.parse` reads it.
+        name: the site, see `located`.
         side: of a module's output, or of what goes in, the first floating-point tensor is the activation.
         layout: how the site lays tokens out.
         act: gets the activation [batch, context, dim], not a copy.
@@ -69,7 +98,7 @@ def acting(model: nn.Module, name: str, side: Side, layout: Laid, act: Act) -> I
     Yields:
         The calls that the module has had.
     """
-    site, calls = Site.parse(name), Calls()
+    (site, side), calls = located(model, name, side), Calls()
 
     def handle(value: Any) -> Any:
         """None, or `value` with another activation in it."""
@@ -108,7 +137,7 @@ def counting(model: nn.Module, name: str) -> Iterator[Calls]:
     def count(*_: Any) -> None:
         calls.here()
 
-    hook = model.get_submodule(Site.parse(name).path).register_forward_hook(count)
+    hook = model.get_submodule(located(model, name)[0].path).register_forward_hook(count)
     try:
         yield calls
     finally:
@@ -119,14 +148,14 @@ _IDS = ("input_ids", "decoder_input_ids", "inputs_embeds", "decoder_inputs_embed
 
 
 @contextlib.contextmanager
-def passes(model: nn.Module, path: str, calls: Calls, begin: Callable[[tuple[int, ...] | None], None]) -> Iterator[None]:
+def passes(model: nn.Module, name: str, calls: Calls, begin: Callable[[tuple[int, ...] | None], None]) -> Iterator[None]:
     """Count a module's calls anew in every pass of this thread, and say that one begins.
 
     Args:
         model: a whole model. A pass begins where it is called, or a model inside it that the module is a part of: generation
             calls an encoder by itself, others call the model below its head.
-        path: of the module.
-        calls: those of the module.
+        name: the site.
+        calls: those of its module.
         begin: gets [batch, tokens] of what is read; none where that is not known.
     """
 
@@ -135,7 +164,7 @@ def passes(model: nn.Module, path: str, calls: Calls, begin: Callable[[tuple[int
             read = next((x for x in (*args[:1], *map(kwargs.get, _IDS)) if isinstance(x, Tensor) and x.ndim >= 2), None)
             begin(None if read is None else tuple(read.shape[:2]))
 
-    parts = path.split(".")
+    parts = located(model, name)[0].path.split(".")
     above = (model.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts)))
     # transformers gives every model, and no layer, this name of what is below its head.
     starts = [model, *(module for module in above if hasattr(module, "base_model_prefix"))]

@@ -14,10 +14,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from kyomei.errors import ModelError
-from kyomei.source.hooks import Act, Calls, Layout, Side, acting, counting
+from kyomei.source.hook_names import is_hook_name, said_of
+from kyomei.source.hooks import Act, Calls, Layout, Side, acting, counting, require_located
 from kyomei.source.loading import load
 from kyomei.source.masking import hiding
-from kyomei.source.sites import MLP_PATHS, Site, in_layers, module_paths, require_sites
+from kyomei.source.sites import MLP_PATHS, Site, in_layers, module_paths
 from kyomei.source.unembedding import Unembedding, unembedding
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -40,7 +41,8 @@ class _AllCaptured(Exception):
 class LanguageModel:
     """A language model whose inner activations can be captured and replaced.
 
-    A site is the path of a module, `path#3` its fourth call in a pass (`path` the first). The encoder of an encoder-decoder
+    A site is the path of a module, `path#3` its fourth call in a pass (`path` the first), or TransformerLens' name of a place
+    (`kyomei.source.hook_names`). The encoder of an encoder-decoder
     reads a window and so does its decoder, unshifted: row i is that of token i on both sides. Only the text part of a
     vision-language model runs.
 
@@ -155,8 +157,12 @@ class LanguageModel:
         return f"{middle}#{config.num_hidden_layers // groups // 2}" if groups and len(layers) == 1 else middle
 
     def require_sites(self, sites: Sequence[str]) -> None:
-        """Raise ModelError, with near matches, unless every site is a module path that sees every token."""
-        require_sites(self.sites(), sites, self.name)
+        """Raise ModelError, with near matches, unless the model has every site, and it sees every token."""
+        require_located(self.model, sites, self.name)
+
+    def said_of(self, site: str) -> str:
+        """What a name of TransformerLens' is taken for, in a sentence; empty for a module path."""
+        return said_of(self.model, site) if is_hook_name(site) else ""
 
     @property
     def max_context(self) -> int | None:

@@ -20,8 +20,6 @@ _LAYER = re.compile(r"^(?P<stack>(?:.*?\.)?(?:layers|layer|h|blocks|block|albert
 _NOT_LANGUAGE = ("vision", "visual", "audio", "image", "perceiver", "qformer")
 _EXPERT = re.compile(r"^(?P<block>.+?)\.experts\.")
 _NUMBER = re.compile(r"\d+")
-# How TransformerLens names a place in a layer.
-_HOOK = re.compile(r"^blocks\.(?P<number>\d+)\.(?P<name>(?:hook|mlp|attn)\S*)$")
 
 
 @dataclass(frozen=True)
@@ -95,14 +93,7 @@ def require_sites(paths: Sequence[str], sites: Sequence[str], name: str) -> None
 
 
 def _near(site: str, known: Sequence[str]) -> list[str]:
-    """What may have been meant: the same place by TransformerLens' name, else similar paths, same layer number first."""
-    hook = _HOOK.match(site)
-    if hook:
-        layers = in_layers(known, ATTENTION_PATHS if "attn" in hook["name"] else MLP_PATHS)
-        number = int(hook["number"]) - ("resid_pre" in hook["name"])  # what enters a layer left the one before
-        if layers:
-            path = layers[min(layers, key=lambda layer: abs(layer - number))]
-            return [layer_of(path) if "resid" in hook["name"] else path]
+    """What may have been meant: similar paths, same layer number first."""
     numbers = _NUMBER.findall(site)
     same_layer = [path for path in known if _NUMBER.findall(path) == numbers]
     for among in (same_layer, known):

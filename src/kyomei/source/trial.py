@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,14 +30,16 @@ class Trial:
     Attributes:
         calls: by site, how often its module runs in a pass.
         unspliceable: by site, why no cross-entropy can be measured with the site replaced; such sites only.
+        taken_for: by site, what a name of TransformerLens' is taken for; such sites only.
     """
 
     calls: dict[str, int]
     unspliceable: dict[str, str]
+    taken_for: dict[str, str] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
         """What a user has to know before the harvest, a sentence each."""
-        notes = []
+        notes = list(self.taken_for.values())
         for name, count in self.calls.items():
             site = Site.parse(name)
             if count > 1:
@@ -70,7 +72,8 @@ def try_sites(
         if _differ(together[site][-1], alone[site][0]):
             found = f"others at '{site}' where another window stands beside"
             raise ModelError("activations that depend on their own window alone", found, "choose another site")
-    return Trial(model.calls(ids[:1], sites), _unspliceable(model, ids[:1], sites, side))
+    taken_for = {site: words for site in sites if (words := model.said_of(site))}
+    return Trial(model.calls(ids[:1], sites), _unspliceable(model, ids[:1], sites, side), taken_for)
 
 
 def _unspliceable(model: LanguageModel, ids: Tensor, sites: Sequence[str], side: Side) -> dict[str, str]:

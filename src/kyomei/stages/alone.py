@@ -16,6 +16,7 @@ from kyomei.evidence.site import check_site
 from kyomei.locks import locked
 from kyomei.source.corpus import Corpus
 from kyomei.source.harvest import harvest
+from kyomei.source.hook_names import hub_id
 from kyomei.source.model import LanguageModel
 from kyomei.source.records import Fields
 from kyomei.source.shards import ShardFolder
@@ -112,7 +113,10 @@ def source_of(sae: SparseAutoencoder) -> dict[str, Any]:
     """Settings of the source, by dotted key, as far as a dictionary says where it comes from."""
     known = sae.provenance
     own = {f"source.{key}": known.get(key) for key in ("model", "revision", "side")}
-    own["source.sites"] = [known["site"]] if known.get("site") else None
+    site = known.get("site") or known.get("hook_name")
+    own["source.sites"] = [site] if site else None
+    if "hook_name" in known and own["source.model"]:
+        own["source.model"] = hub_id(own["source.model"])
     return {key: value for key, value in own.items() if value}
 
 

@@ -18,9 +18,8 @@ from kyomei.dictionary.figures import usual_bound
 from kyomei.dictionary.formats import load
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, ModelError
-from kyomei.source.hooks import AsGiven, Layout, Side, acting, passes
+from kyomei.source.hooks import AsGiven, Layout, Side, acting, passes, require_located
 from kyomei.source.model import LanguageModel
-from kyomei.source.sites import Site, module_paths, require_sites
 
 Mode = Literal["read", "replace", "steer", "ablate"]
 _Change = Callable[[Tensor], Tensor]
@@ -100,7 +99,8 @@ def attach(
 
     Args:
         model: a Hugging Face model, compiled or not, or any module with the site in it.
-        site: path of a module, with #CALL for another call than the first of a pass; none: the one that the dictionary names.
+        site: path of a module, with #CALL for another call than the first of a pass, or TransformerLens' name of a place, such
+            as blocks.3.hook_resid_pre; none: the one that the dictionary names.
         sae: the dictionary, or its folder.
         mode: "read" keeps the latents' activations and changes nothing. "replace" puts the reconstruction in the place of the
             activation. "steer" adds strength × decoder row of each feature. "ablate" takes away what each feature adds.
@@ -124,16 +124,17 @@ def attach(
         model = model.model
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     sae = sae if isinstance(sae, SparseAutoencoder) else load(sae)
-    site, side = site or sae.provenance.get("site"), side or sae.provenance.get("side") or "output"
+    known = sae.provenance
+    site, side = site or known.get("site") or known.get("hook_name"), side or known.get("side") or "output"
     if not site:
         raise DataError("a site", "none, and a dictionary that does not name one", 'name it, such as "model.layers.12.mlp"')
-    require_sites(module_paths(model), [site], type(model).__name__)
+    require_located(model, [site], type(model).__name__)
     tap = Tap(mode, site, side, None if features is None else list(features))
     act = _act(tap, sae, _change(tap, sae, strength), max_norm)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_eagerly)
         calls = stack.enter_context(acting(model, site, side, AsGiven(), act))
-        stack.enter_context(passes(model, Site.parse(site).path, calls, tap._begin))
+        stack.enter_context(passes(model, site, calls, tap._begin))
         yield tap
     if tap._passes and not tap._acted:
         raise ModelError("a site that runs in a forward pass", f"'{site}', which did not", "choose another site")
