@@ -18,6 +18,10 @@ TOP, PER_DECILE, DECILES = 16, 4, 10
 STRONGEST_READ = 32
 """Strongest rows of a latent whose tokens name it."""
 BINS = 30
+# What is the same for every latent, of which there are many.
+_EDGES, _DRAWS = np.arange(DECILES + 1), np.arange(PER_DECILE)
+_DECILE = np.repeat(np.arange(DECILES - 1, -1, -1)[:, None], PER_DECILE, axis=1)
+_BIN_EDGES = np.linspace(0, 1, BINS + 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,17 +42,17 @@ class Chosen:
     def of(cls, count: int, rng: np.random.Generator) -> Chosen:
         """Of a latent that is active in so many rows: one draw from each of equal parts of every decile."""
         top = np.arange(min(TOP, count))
-        edges = -(-np.arange(DECILES + 1) * count // DECILES)
-        share = (np.arange(PER_DECILE) + rng.random((DECILES, PER_DECILE))) / PER_DECILE
-        drawn = (edges[:-1, None] + share * np.diff(edges)[:, None]).astype(np.int64).clip(max=max(0, count - 1))
+        edges = -(-_EDGES * count // DECILES)
+        begin, size = edges[:-1, None], (edges[1:] - edges[:-1])[:, None]
+        share = (_DRAWS + rng.random((DECILES, PER_DECILE))) / PER_DECILE
+        drawn = np.minimum((begin + share * size).astype(np.int64), max(0, count - 1))
         # A decile of fewer rows than draws has each of its rows once.
-        fresh = np.diff(drawn, axis=1, prepend=-1) > 0
-        fresh &= (np.diff(edges) > 0)[:, None]
-        decile = np.broadcast_to(np.arange(DECILES - 1, -1, -1)[:, None], drawn.shape)
+        fresh = np.repeat(size > 0, PER_DECILE, axis=1)
+        fresh[:, 1:] &= drawn[:, 1:] > drawn[:, :-1]
         rank = np.cumsum(fresh, axis=1) - 1
         return cls(
             np.concatenate([top, drawn[fresh]]),
-            np.concatenate([np.full(len(top), -1), decile[fresh]]),
+            np.concatenate([np.full(len(top), -1), _DECILE[fresh]]),
             np.concatenate([top, rank[fresh]]),
         )
 
@@ -63,6 +67,7 @@ class Places:
 
     Attributes:
         row_of: number of the row at each place; −1 where it was dropped [windows × context].
+        names: what each document is called, and after them "" for no document.
     """
 
     def __init__(self, tokens: Tokens, row_token: Int64[np.ndarray, " rows"]) -> None:
@@ -75,6 +80,7 @@ class Places:
         changes[1:-1] = np.diff(self.document) != 0
         changes[:: self.context] = True
         self._edges = np.flatnonzero(changes)
+        self.names = pa.array([*(document.name for document in tokens.documents), ""], pa.string())
         self.row_of = np.full(len(self.document), -1, dtype=np.int64)
         self.row_of[row_token] = np.arange(len(row_token))
 
@@ -91,10 +97,6 @@ class Places:
             return [f"<{token}>" if d >= 0 else "" for token, d in zip(self.ids[places], self.document[places], strict=True)]
         spans = zip(self.document[places].tolist(), self.start[places].tolist(), self.end[places].tolist(), strict=True)
         return [documents[d].text[a:b] if d >= 0 else "" for d, a, b in spans]
-
-    def name(self, document: int) -> str:
-        """What a document is called; empty for none."""
-        return self.tokens.documents[document].name if document >= 0 else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +123,7 @@ class LatentFigures:
             return cls(0.0, 0.0, [], [], [])
         # A relu dictionary's activations can be as small as rounding allows: bins end at the largest one.
         largest = float(values.max())
-        edges = np.linspace(0, largest, BINS + 1, dtype=np.float32)
+        edges = (largest * _BIN_EDGES).astype(np.float32)
         counts = np.bincount(np.searchsorted(edges[1:-1], values, side="left"), minlength=BINS)
         tokens = list(dict.fromkeys(token for token in strongest if token))[:TOP_TOKENS]
         return cls(largest, float(values.mean(dtype=np.float64)), counts.tolist(), edges.tolist(), tokens)
@@ -177,17 +179,18 @@ def _table(first: int, shown: _Shown, code: sparse.csc_array, places: Places) ->
     words = pa.DictionaryArray.from_arrays(texts.indices.take(pa.array(back)), texts.dictionary).cast(pa.string())
     lists = pa.array(offsets, pa.int32())
     document = places.document[place]
-    names = [places.name(d) for d in document.tolist()]
-    kind = np.where(shown.decile < 0, "top", "decile")
+    # Document −1 is the last of the names: the empty one.
+    named = pa.DictionaryArray.from_arrays(pa.array(np.where(document < 0, len(places.names) - 1, document)), places.names)
+    kinds = pa.DictionaryArray.from_arrays(pa.array((shown.decile >= 0).astype(np.int8)), pa.array(["top", "decile"]))
     columns = {
         "latent": shown.latent + first,
-        "kind": pa.array(kind.tolist(), pa.string()),
+        "kind": kinds,
         "decile": shown.decile,
         "rank": shown.rank,
         "example": shown.row,
         "activation": shown.value,
         "document": document,
-        "document_name": pa.array(names, pa.string()),
+        "document_name": named,
         "window": place // places.context,
         "position": place % places.context,
         "start": places.start[begin],
@@ -197,8 +200,12 @@ def _table(first: int, shown: _Shown, code: sparse.csc_array, places: Places) ->
             lists, pa.array(_activations(code, np.repeat(shown.latent, length), flat, places))
         ),
     }
-    arrays = [pa.array(columns[field.name]).cast(field.type) for field in EXAMPLE_COLUMNS]
+    arrays = [_array(columns[field.name]).cast(field.type) for field in EXAMPLE_COLUMNS]
     return pa.Table.from_arrays(arrays, schema=EXAMPLE_COLUMNS)
+
+
+def _array(values: np.ndarray | pa.Array) -> pa.Array:
+    return values if isinstance(values, pa.Array) else pa.array(values)
 
 
 def _activations(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -80,17 +81,22 @@ def kin(code: sparse.csc_array) -> Kin:
     pattern = sparse.csc_array((np.ones(code.nnz, dtype=np.float32), code.indices, code.indptr), shape=code.shape)
     by_row = pattern.tocsr()
     counts = firing_counts(by_row)
-    together: list[Named] = []
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for first in range(0, width, LATENTS_AT_ONCE):
+
+    def block(first: int) -> tuple[list[Named], tuple[np.ndarray, np.ndarray, np.ndarray]]:
         shared = (pattern[:, first : first + LATENTS_AT_ONCE].T.tocsr() @ by_row).tocoo()
-        a, b, n = shared.row + first, shared.col, shared.data.astype(np.float64)
-        kept = (a != b) & (n >= MIN_TOGETHER)
-        a, b, n = a[kept], b[kept], n[kept]
+        a, b, n = shared.row + first, shared.col, shared.data
+        kept = (n >= MIN_TOGETHER) & (a != b)
+        a, b, n = a[kept], b[kept], n[kept].astype(np.float64)
         phi = _phi(n, counts[a], counts[b], rows)
-        together += _listed(a, b, np.where(phi > 0, phi, 0), first, min(first + LATENTS_AT_ONCE, width), "value")
         is_child = _is_child(n, counts[a], counts[b], rows)
-        found.append((a[is_child], b[is_child], (n / counts[a])[is_child]))
+        listed = _listed(a, b, phi, first, min(first + LATENTS_AT_ONCE, width), "value")
+        return listed, (a[is_child], b[is_child], (n / counts[a])[is_child])
+
+    # SciPy and NumPy let other threads work meanwhile; blocks come back in their order.
+    with ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="relations") as pool:
+        blocks = list(pool.map(block, range(0, width, LATENTS_AT_ONCE)))
+    together = [each for listed, _ in blocks for each in listed]
+    found = [pairs for _, pairs in blocks]
     child, parent, given = (np.concatenate(parts) for parts in zip(*found, strict=True))
     parents = _listed(child, parent, given, 0, width, "given")
     return Kin(together, parents, _listed(parent, child, given, 0, width, "given"))
@@ -112,8 +118,8 @@ def _is_child(n: np.ndarray, a: np.ndarray, b: np.ndarray, rows: int) -> Bool[np
 
 def _listed(of: np.ndarray, other: np.ndarray, value: np.ndarray, first: int, last: int, name: str) -> list[Named]:
     """For each latent from `first` to `last` the others with the largest values above 0."""
-    order = np.lexsort((other, -value, of))
-    order = order[value[order] > 0]
+    positive = np.flatnonzero(value > 0)
+    order = positive[np.lexsort((other[positive], -value[positive], of[positive]))]
     of, other, value = of[order], other[order], value[order]
     starts = np.searchsorted(of, np.arange(first, last + 1))
     lists = []
