@@ -132,6 +132,17 @@ def test_reading_does_not_write(labels: Labels) -> None:
         labels.path.parent.chmod(0o700)
 
 
+def test_labels_are_read_again_only_when_somebody_changed_them(labels: Labels, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels.add(label(words="old"))
+    assert said(labels) == [(3, "ann", "old")]
+    before = labels.path.stat()
+    Labels(labels.path).add(label(words="new"))
+    os.utime(labels.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert labels.path.stat().st_size == before.st_size and said(labels) == [(3, "ann", "new")]
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: pytest.fail("read again"))
+    assert said(labels) == [(3, "ann", "new")] and labels.found("replicas-0", "ab", "NEW") == [3]
+
+
 def test_a_reader_holds_a_file_that_it_cannot_change(labels: Labels) -> None:
     labels.add(label())
     with labels._reading() as connection, pytest.raises(sqlite3.OperationalError, match="readonly"):

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import sqlite3
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,8 @@ MANUAL, AUTOMATIC = "manual", "automatic"
 LONGEST = {"dictionary": 200, "digest": 64, "label": 200, "note": 5000, "author": 100, "source": 300}
 """Characters of each text."""
 _BUSY_SECONDS = 10.0
+_CHANGES = slice(24, 28)
+"""Bytes of an SQLite file that hold how often it was changed."""
 # They turn what stands behind them around, on this page and on the next.
 _TURNING = {chr(c) for c in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 _TABLE = """CREATE TABLE IF NOT EXISTS labels (
@@ -106,6 +109,7 @@ class Labels:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._held: dict[tuple[str, str], tuple[tuple[Any, ...], list[Label]]] = {}
 
     def add(self, label: Label) -> Label:
         """Write a label down.
@@ -123,13 +127,32 @@ class Labels:
             dictionary, digest: which dictionary.
             latent: only of this latent; none: of all.
         """
-        query = (
-            "SELECT * FROM (SELECT *, "
-            "row_number() OVER (PARTITION BY latent, author, kind ORDER BY time DESC, id DESC) AS newest "
-            "FROM labels WHERE dictionary = ? AND digest = ? AND (? IS NULL OR latent = ?)) "
-            "WHERE newest = 1 AND (label <> '' OR note <> '') ORDER BY latent, kind DESC, time DESC, id"
-        )
-        return self._read(query, (dictionary, digest, latent, latent))
+        holding = self._holding(dictionary, digest)
+        return [entry for entry in holding if latent in (None, entry.latent)]
+
+    def _holding(self, dictionary: str, digest: str) -> list[Label]:
+        """What holds of a dictionary; read again only when the file has changed, whoever changed it."""
+        version = self._version()
+        held = self._held.get((dictionary, digest))
+        if held is None or held[0] != version:
+            query = (
+                "SELECT * FROM (SELECT *, "
+                "row_number() OVER (PARTITION BY latent, author, kind ORDER BY time DESC, id DESC) AS newest "
+                "FROM labels WHERE dictionary = ? AND digest = ?) "
+                "WHERE newest = 1 AND (label <> '' OR note <> '') ORDER BY latent, kind DESC, time DESC, id"
+            )
+            # The version is that of before: what is written meanwhile is read the next time.
+            held = self._held[dictionary, digest] = (version, self._read(query, (dictionary, digest)))
+        return held[1]
+
+    def _version(self) -> tuple[Any, ...]:
+        """Another one after every change: SQLite counts changes in the file's header, or adds them to the log beside it."""
+        found: list[Any] = []
+        for path in (self.path, self.path.with_name(f"{self.path.name}-wal")):
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                facts = os.fstat(file.fileno())
+                found += [facts.st_ino, facts.st_size, facts.st_mtime_ns, file.read(100)[_CHANGES]]
+        return tuple(found)
 
     def found(self, dictionary: str, digest: str, text: str) -> list[int]:
         """Latents whose label or note has a text in it, whatever its case."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -78,6 +79,7 @@ class Index:
             "FROM read_parquet(?) ORDER BY latent",
             [self._files[FEATURES]],
         )
+        self._connection.execute("CREATE UNIQUE INDEX by_latent ON features (latent)")
         # From here on only the files of this index can be read, whatever a query says.
         self._connection.execute("SET allowed_paths = ?", [list(self._files.values())])
         self._connection.execute("SET enable_external_access = false")
@@ -94,6 +96,14 @@ class Index:
             answer = cursor.execute(query, list(parameters))
             names = [column[0] for column in answer.description or ()]
             return [{name: _plain(value) for name, value in zip(names, row, strict=True)} for row in answer.fetchall()]
+        finally:
+            cursor.close()
+
+    def _columns(self, query: str, parameters: Sequence[Any] = ()) -> dict[str, list[Any]]:
+        """Columns as plain values, which is faster than rows where there are many; missing values as None."""
+        cursor = self._connection.cursor()
+        try:
+            return {name: values.tolist() for name, values in cursor.execute(query, list(parameters)).fetchnumpy().items()}
         finally:
             cursor.close()
 
@@ -171,13 +181,14 @@ class Index:
             raise DataError(f"an order among {', '.join(SORTS)}", repr(key), "choose one of them")
         number, size = max(1, page[0]), max(1, min(MOST_ROWS, page[1]))
         way = "DESC" if descending else "ASC"
+        by = f"{SORTS[key]} {way} NULLS LAST, frequency DESC, latent"
+        # Numbers are sorted alone: whole rows are read for the page only.
+        found = self._columns(f"SELECT latent FROM features WHERE {where} ORDER BY {by}", parameters)["latent"]
+        shown = found[(number - 1) * size : number * size]
         rows = self._rows(
-            f"SELECT {', '.join(LISTED)} FROM features WHERE {where} "
-            f"ORDER BY {SORTS[key]} {way} NULLS LAST, frequency DESC, latent LIMIT ? OFFSET ?",
-            [*parameters, size, (number - 1) * size],
+            f"SELECT {', '.join(LISTED)} FROM features WHERE latent IN (SELECT unnest(?::INTEGER[])) ORDER BY {by}", [shown]
         )
-        (count,) = self._rows(f"SELECT count(*) AS n FROM features WHERE {where}", parameters)
-        return {"rows": rows, "total": count["n"], "page": number, "size": size}
+        return {"rows": rows, "total": len(found), "page": number, "size": size}
 
     def matching(
         self,
@@ -190,7 +201,7 @@ class Index:
     ) -> list[int]:
         """Numbers of all latents that `features` would list, ascending."""
         where, parameters = _conditions(q, status, origin, frequency, None, named)
-        return [row["latent"] for row in self._rows(f"SELECT latent FROM features WHERE {where} ORDER BY latent", parameters)]
+        return self._columns(f"SELECT latent FROM features WHERE {where} ORDER BY latent", parameters)["latent"]
 
     def feature(self, latent: int) -> dict[str, Any] | None:
         """Every column of a latent, the certificate's entry as a dict; none where there is no such latent."""
@@ -202,9 +213,7 @@ class Index:
 
     def activity(self) -> dict[str, list[Any]]:
         """Columns of all latents in order: "frequency" and "mean_activation", as features.parquet has them."""
-        names = ("frequency", "mean_activation")
-        rows = self._rows(f"SELECT {', '.join(names)} FROM features ORDER BY latent")
-        return {name: [row[name] for row in rows] for name in names}
+        return self._columns("SELECT frequency, mean_activation FROM features ORDER BY latent")
 
     def searched_texts(self) -> dict[int, str]:
         """The text that `q` looks in, by latent."""
@@ -253,13 +262,21 @@ class Index:
 
     def map(self) -> dict[str, list[Any]]:
         """Columns of the latents that have a place on the map: "latent", "x", "y", "status", "origin", "frequency"."""
-        names = ("latent", "x", "y", "status", "origin", "frequency")
-        cursor = self._connection.cursor()
-        try:
-            rows = cursor.execute(f"SELECT {', '.join(names)} FROM features WHERE x IS NOT NULL ORDER BY latent").fetchall()
-        finally:
-            cursor.close()
-        return {name: [row[number] for row in rows] for number, name in enumerate(names)}
+        found: dict[str, list[Any]] = json.loads(self.map_json)
+        return found
+
+    @cached_property
+    def map_json(self) -> bytes:
+        """The map as JSON. It is of all latents, so that DuckDB writes it, once."""
+        columns = ", ".join(
+            f"{name}: coalesce(list({shown} ORDER BY latent), [])"
+            for name, shown in {
+                **{name: name for name in ("latent", "status", "origin", "frequency")},
+                **{name: f"round({name}::DOUBLE, 3)" for name in ("x", "y")},
+            }.items()
+        )
+        (row,) = self._rows(f"SELECT to_json({{{columns}}}) AS map FROM features WHERE x IS NOT NULL")
+        return str(row["map"]).encode()
 
 
 def _conditions(

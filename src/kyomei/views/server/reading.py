@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, final
 
 from fastapi import APIRouter, Query
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import PlainTextResponse, Response
 
 from kyomei import __version__
 from kyomei.errors import KyomeiError, RunError
@@ -220,8 +220,8 @@ def routes(reading: Reading, gate: Gate) -> APIRouter:
         return _there(shelf.index(dictionary).document(_in_range(document), around, size))
 
     @router.get("/map")
-    def places(dictionary: Dictionary = None) -> dict[str, list[Any]]:
-        return shelf.index(dictionary).map()
+    def places(dictionary: Dictionary = None) -> Response:
+        return Response(shelf.index(dictionary).map_json, media_type="application/json")
 
     @router.get("/compare")
     async def compare(
