@@ -9,13 +9,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tests.views.explorer_samples import client_of
 from typer.testing import CliRunner
 
 import kyomei
 from kyomei.cli import app
+from kyomei.dictionary.formats import write
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, RunError
 from kyomei.stages.alone import Alone, index_alone
+from kyomei.stages.explore import explorer_of_alone
 from kyomei.stages.progress import Reporter
 from kyomei.views.queries import Index
 
@@ -67,6 +70,20 @@ def test_what_the_dictionary_says_of_itself_need_not_be_said(tmp_path: Path, tex
     alone = Alone.asked(folder, tmp_path / "elsewhere", {"source.text": str(text)})
     assert (alone.site, alone.recipe.source.side, alone.recipe.source.model) == (SITE, "input", "embedded")
     assert alone.out == tmp_path / "elsewhere" and not alone.out.exists()
+
+
+def test_a_folder_of_saelens_is_explored_with_one_command(tmp_path: Path, text: Path) -> None:
+    sae = kyomei.load(dictionary(tmp_path / "ours"))
+    sae.provenance = {"model": "embedded", "hook_name": "blocks.1.hook_mlp_out"}
+    write(sae, tmp_path / "theirs", "saelens")
+    asked = ["explore", str(tmp_path / "theirs"), "--text", str(text), "--tokens", "1024", "--index-only"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.stderr
+    alone = Alone.asked(tmp_path / "theirs", None, {})
+    for client in client_of(explorer_of_alone(alone), read_only=True):
+        rows = client.get("/api/features").json()["rows"]
+        feature = client.get(f"/api/features/{rows[0]['latent']}").json()
+        assert len(rows) == 48 and feature["status"] == "not certified"
 
 
 def test_another_text_gives_other_rows_and_another_site_is_refused(tmp_path: Path, text: Path) -> None:

@@ -59,10 +59,12 @@ Out = Annotated[
 
 
 def is_alone(folder: Path) -> bool:
-    """Whether a folder holds a dictionary and no run."""
-    return not (folder / "manifest.json").exists() and any(
-        (folder / name).exists() for name in ("sae.safetensors", "config.json")
-    )
+    """Whether a folder or file is a dictionary, in any format, and no run; a damaged one of ours is one too."""
+    from kyomei.dictionary.formats import CONFIG_FILE, TENSORS_FILE, tensors_path
+
+    if (folder / "manifest.json").exists():
+        return False
+    return tensors_path(folder) is not None or any((folder / name).exists() for name in (TENSORS_FILE, CONFIG_FILE))
 
 
 def settings(model: str | None, site: str | None, text: str | None, tokens: int | None) -> dict[str, object]:

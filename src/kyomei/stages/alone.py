@@ -9,7 +9,7 @@ from typing import Any
 
 from kyomei.atomic import make_folder, sha256_of
 from kyomei.config import Recipe
-from kyomei.dictionary.formats import TENSORS_FILE, load
+from kyomei.dictionary.formats import load, tensors_path
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, RunError
 from kyomei.evidence.site import check_site
@@ -37,7 +37,7 @@ class Alone:
     """A dictionary without a run, and where it is explored.
 
     Attributes:
-        folder: of the dictionary.
+        folder: of the dictionary, or its file, in any format that `kyomei.load` reads.
         out: of its rows, tokens and index.
         recipe: model, site and text that its rows come from.
     """
@@ -51,14 +51,14 @@ class Alone:
         """What is asked for: what is not said is as it was before, or as the dictionary says of itself.
 
         Args:
-            folder: of the dictionary.
+            folder: of the dictionary, or its file.
             out: where it is explored; none: in its folder.
             said: settings of the recipe by dotted key.
 
         Raises:
             RunError: it is not known which model, site or text rows are to be taken from.
         """
-        out = out or folder / FOLDER
+        out = out or (folder if folder.is_dir() else folder.parent) / FOLDER
         if (out / RECIPE).exists():
             return cls(folder, out, Recipe.read(out / RECIPE).with_values(said))
         given = {**source_of(load(folder)), **said}
@@ -82,6 +82,12 @@ class Alone:
     def index_folder(self) -> Path:
         return self.out / NAME
 
+    @property
+    def tensors(self) -> Path:
+        """The file of its tensors."""
+        # What is not there is missed by who reads it, with the file's name.
+        return tensors_path(self.folder) or self.folder
+
     def rows(self, *, verify: bool = True) -> ShardFolder:
         """Activations of the text."""
         return ShardFolder(self.rows_folder / self.site, verify=verify)
@@ -95,7 +101,7 @@ class Alone:
         """Digests of what the index rests on; of what is not there yet, none."""
         site = self.rows_folder / self.site
         files = {
-            TENSORS_FILE: self.folder / TENSORS_FILE,
+            self.tensors.name: self.tensors,
             "rows": site / "index.json",
             "tokens": self.out / "tokens/index.json",
         }

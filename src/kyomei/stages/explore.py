@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from kyomei.atomic import sha256_of
-from kyomei.dictionary.formats import TENSORS_FILE, load
+from kyomei.dictionary.formats import load
 from kyomei.errors import KyomeiError, RunError
 from kyomei.locks import refuse_if_locked
 from kyomei.runs import Run, plain
@@ -81,7 +81,7 @@ def explorer_of(run: Run) -> Explorer:
 def explorer_of_alone(alone: Alone) -> Explorer:
     """A dictionary without a run as the explorer shows it."""
     one, source = alone.state(), alone.recipe.source
-    digest = sha256_of(alone.folder / TENSORS_FILE)
+    digest = sha256_of(alone.tensors)
     shown = Explored(one.name, one.title, one.folder, alone.folder, digest, lambda: load(alone.folder))
     return Explorer(
         name=alone.folder.resolve().name,
