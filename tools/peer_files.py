@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -96,17 +97,93 @@ def saelens(root: Path) -> None:
         sae.save_model(root / f"saelens-{name}-checkpoint")
         shutil.copy(root / f"saelens-{name}/expected.safetensors", root / f"saelens-{name}-checkpoint")
     config = TranscoderConfig(d_in=DIM, d_sae=WIDTH, d_out=DIM + 1, apply_b_dec_to_input=False, metadata=metadata())
-    Transcoder(config).save_model(root / "saelens-transcoder")
+    stirred(Transcoder(config), 30).save_model(root / "saelens-transcoder")
+
+
+def sparsify(root: Path) -> None:
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    # The training writes what it was told into the folder above.
+    run, hookpoint = root / "sparsify", "layers.3"
+    sae = stirred(SparseCoder(DIM, SparseCoderConfig(num_latents=WIDTH, k=K)), 40)
+    sae.save_to_disk(run / hookpoint)
+    (run / "config.json").write_text(json.dumps({"model": "EleutherAI/pythia-14m", "dataset": "pile", "ctx_len": 256}))
+
+    def encode(x: Tensor) -> Tensor:
+        top, index, _ = sae.encode(x)
+        return torch.zeros(len(x), WIDTH).scatter(1, index, top)
+
+    def decode(z: Tensor) -> Tensor:
+        return sae.decode(*z.topk(WIDTH))
+
+    keep(run / hookpoint, encode, decode)
+    other = SparseCoder(DIM, SparseCoderConfig(num_latents=WIDTH, k=K, transcode=True))
+    stirred(other, 41).save_to_disk(root / "sparsify-transcoder")
+
+
+def dictionary_learning(root: Path) -> None:
+    from dictionary_learning.dictionary import AutoEncoder, AutoEncoderNew, GatedAutoEncoder, JumpReluAutoEncoder
+    from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
+    from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
+    from dictionary_learning.trainers.top_k import AutoEncoderTopK
+    from dictionary_learning.utils import load_dictionary
+
+    kinds: dict[str, Callable[[], Any]] = {
+        "standard": lambda: AutoEncoder(DIM, WIDTH),
+        "new": lambda: AutoEncoderNew(DIM, WIDTH),
+        "gated": lambda: GatedAutoEncoder(DIM, WIDTH),
+        "jumprelu": lambda: JumpReluAutoEncoder(DIM, WIDTH),
+        "topk": lambda: AutoEncoderTopK(DIM, WIDTH, K),
+        "batchtopk": lambda: BatchTopKSAE(DIM, WIDTH, K),
+        "matryoshka": lambda: MatryoshkaBatchTopKSAE(DIM, WIDTH, K, [WIDTH // 2, WIDTH - WIDTH // 2]),
+    }
+    for number, (name, make) in enumerate(kinds.items()):
+        folder = root / f"dictionary-learning-{name}"
+        folder.mkdir(parents=True)
+        sae = stirred(make(), 60 + number)
+        if name in ("batchtopk", "matryoshka"):
+            sae.threshold.fill_(0.7)
+        torch.save(sae.state_dict(), folder / "ae.pt")
+        sizes = {"activation_dim": DIM, "dict_size": WIDTH, **({"k": K} if hasattr(sae, "k") else {})}
+        where = {"lm_name": "EleutherAI/pythia-14m", "layer": 3, "submodule_name": "resid_post_layer_3", "device": "cpu"}
+        trainer = {"trainer_class": "ATrainer", "dict_class": type(sae).__name__, **sizes, **where}
+        buffer = {"d_submodule": DIM, "io": "out", "ctx_len": 256}
+        (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": buffer}))
+        loaded, _ = load_dictionary(str(folder), "cpu")
+        keep(folder, loaded.encode, loaded.decode)
+
+
+def gemma_scope(root: Path) -> None:
+    """To the documented layout, with values of our own; what it computes is what SAELens' converter makes of it."""
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+    from sae_lens.saes.sae import SAE
+
+    for name in ("layer_20/width_16k/average_l0_71", "embedding/width_4k/average_l0_6"):
+        folder = root / "gemma-scope-2b-pt-res" / name
+        folder.mkdir(parents=True)
+        shapes = {"W_enc": (DIM, WIDTH), "b_enc": (WIDTH,), "W_dec": (WIDTH, DIM), "b_dec": (DIM,), "threshold": (WIDTH,)}
+        arrays = {key: 0.6 * normal(80 + n, *shape).numpy() for n, (key, shape) in enumerate(shapes.items())}
+        np.savez(folder / "params.npz", **{**arrays, "threshold": abs(arrays["threshold"])})
+        loaders.hf_hub_download = lambda repo_id, filename, subfolder, **_: str(
+            root / repo_id.split("/")[1] / subfolder / filename
+        )
+        sizes = {"d_in": DIM, "d_sae": WIDTH, "device": "cpu"}
+        config, state, _ = loaders.gemma_2_sae_huggingface_loader("google/gemma-scope-2b-pt-res", name, cfg_overrides=sizes)
+        sae = SAE.from_dict(loaders.handle_config_defaulting(config))
+        sae.load_state_dict(state)
+        keep(folder, sae.encode, sae.decode)
 
 
 def main() -> None:
     root = Path(sys.argv[1])
     shutil.rmtree(root, ignore_errors=True)
-    for write in (saelens,):
+    for write in (saelens, sparsify, dictionary_learning, gemma_scope):
         write(root)
-    # Paths of the machine that wrote them say nothing.
+    # In one layout, whoever wrote it.
     for path in sorted(root.rglob("*.json")):
-        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=1) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

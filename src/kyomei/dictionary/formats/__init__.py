@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from kyomei.dictionary.formats import ours, saelens
+from kyomei.dictionary.formats import dictionary_learning, gemma_scope, openai, ours, saelens, sparsify
 from kyomei.dictionary.formats.ours import CONFIG_FILE, TENSORS_FILE, note_certificate, save
 from kyomei.dictionary.formats.parts import Conversion
 from kyomei.dictionary.sae import SparseAutoencoder
@@ -47,6 +47,12 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     saelens.NAME: Format("SAELens", saelens.tensors_file, saelens.read, saelens.write),
+    sparsify.NAME: Format("sparsify", sparsify.tensors_file, sparsify.read, sparsify.write),
+    dictionary_learning.NAME: Format(
+        "dictionary_learning", dictionary_learning.tensors_file, dictionary_learning.read, dictionary_learning.write
+    ),
+    gemma_scope.NAME: Format("Gemma Scope", gemma_scope.tensors_file, gemma_scope.read),
+    openai.NAME: Format("OpenAI sparse_autoencoder", openai.tensors_file, openai.read),
 }
 """Formats of others by name, in the order in which they are looked for."""
 
@@ -80,9 +86,10 @@ def read(path: Path | str) -> Conversion:
     """
     if not isinstance(path, str | PathLike):
         raise DataError("a folder of a saved autoencoder", f"a value of type {type(path).__name__}", "pass its path")
-    path = Path(path)
+    path = _place(Path(path))
     name = recognised(path)
     if name == ours.NAME:
+        _require_one(path)
         sae = ours.read(path)
         return Conversion(sae, ours.NAME, str(sae.provenance.get("mechanism") or sae.activation))
     return FORMATS[name].read(path)
@@ -108,10 +115,28 @@ def write(sae: SparseAutoencoder, folder: Path | str, name: str) -> Conversion:
 
 def recognised(path: Path) -> str:
     """The name of the format that a folder or file is of; ours where it is of none, so that the error says what is missing."""
+    path = _place(path)
     return next((name for name, one in FORMATS.items() if one.tensors_file(path) is not None), ours.NAME)
 
 
 def tensors_path(path: Path) -> Path | None:
     """The file that holds a dictionary's tensors; none: there is no dictionary there."""
+    path = _place(path)
     found = (one.tensors_file(path) for one in FORMATS.values())
     return next((file for file in found if file is not None), ours.tensors_file(path))
+
+
+def _place(path: Path) -> Path:
+    """The folder of a file that says nothing without the settings beside it; anything else as it is."""
+    needs_settings = path.name == dictionary_learning.TENSORS_FILE or path.suffix == ".safetensors"
+    return path.parent if needs_settings and path.is_file() else path
+
+
+def _require_one(folder: Path) -> None:
+    """Raise DataError for a folder of several dictionaries."""
+    if (folder / CONFIG_FILE).exists() or not folder.is_dir():
+        return
+    inside = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and tensors_path(path) is not None]
+    if inside:
+        found = f"{folder}, which holds {len(inside)}: {', '.join(inside[:8])}{' …' if len(inside) > 8 else ''}"
+        raise DataError("the folder of one dictionary", found, "name one of them")

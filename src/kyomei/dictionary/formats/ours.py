@@ -124,7 +124,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config.get("provenance", {}), dict):
         raise DataError(f"a mapping as provenance in {path}", f"{config['provenance']!r}", "restore the file from a copy")
     if config.get("format") != NAME:
-        raise DataError(f"a Kyomei autoencoder at {path.parent}", "another format", "convert it first")
+        raise DataError(f"a Kyomei autoencoder at {path.parent}", "another format", "see docs/formats.md for what is read")
     version = config.get("schema_version")
     if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         found = f"version {version}"
