@@ -121,9 +121,9 @@ def test_an_error_of_ours_tells_nothing_of_what_is_inside(explorer: Explorer, mo
     def broken(*_: object) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(Index, "map", broken)
+    monkeypatch.setattr(Index, "overview", broken)
     for client in client_of(explorer, read_only=True):
-        answer = client.get("/api/map")
+        answer = client.get("/api/overview")
         assert answer.status_code == 500 and set(answer.json()) == {"expected", "found", "do"}
         assert "secret" not in answer.text and "Traceback" not in answer.text
 
