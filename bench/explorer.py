@@ -3,6 +3,8 @@
 python bench/explorer.py index                     (16,384 latents × 1,048,576 tokens, d = 256, L0 about 32, stored rows)
 python bench/explorer.py index --tokens 104857     (a tenth of it)
 python bench/explorer.py queries                   (65,536 latents in the list)
+python bench/explorer.py pages                     (the same behind the server and in Chromium; needs playwright)
+python bench/explorer.py live                      (the embedded model: 100 tokens' activations, and what an example needs)
 
 Rows are Gaussian, so that latents share rows by chance only, which makes the table of common rows as full as it gets.
 """
@@ -10,13 +12,18 @@ Rows are Gaussian, so that latents share rows by chance only, which makes the ta
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import resource
+import shutil
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,19 +31,25 @@ from typing import Any
 
 import numpy as np
 import torch
+import uvicorn
 from torch.nn.functional import normalize
 
 from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.source.model import LanguageModel
 from kyomei.source.shards import ShardFolder, ShardWriter
 from kyomei.source.text import Document, Tokens
 from kyomei.views.index import Subject, build
 from kyomei.views.index.build import _write_features
 from kyomei.views.index.schema import FEATURE_COLUMNS, FEATURES, INDEX
 from kyomei.views.index.state import as_json, file_facts
+from kyomei.views.labels import Labels
+from kyomei.views.live import Live, Window
 from kyomei.views.queries import Index
+from kyomei.views.server import Explored, Explorer, Options, app_for
 
 DIM, CONTEXT, TOKENS_PER_DOCUMENT = 256, 256, 2048
 ROWS_PER_SHARD = 65_536
+SITE, WORDS = "model.layers.2.mlp", "def read(self, name):\n    return self.values.get(name)  # or none\n"
 
 
 def dictionary(width: int, l0: float) -> SparseAutoencoder:
@@ -130,40 +143,132 @@ def made_columns(width: int) -> dict[str, Any]:
     return columns
 
 
-def queries(args: argparse.Namespace) -> None:
+@contextmanager
+def many_latents(width: int) -> Iterator[Path]:
+    """The folder of an index with so many latents in its list, and the examples of 64."""
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         small = dictionary(64, 4)
         write_rows(here / "rows", 4 * CONTEXT)
         build(Subject("made", small, ShardFolder(here / "rows"), text(4 * CONTEXT), {}, {}), here / "index")
-        _write_features(made_columns(args.width), here / "index" / FEATURES)
+        _write_features(made_columns(width), here / "index" / FEATURES)
         facts = json.loads((here / "index" / INDEX).read_bytes())
         facts["files"][FEATURES] = file_facts(here / "index" / FEATURES)
-        (here / "index" / INDEX).write_bytes(as_json({**facts, "width": args.width}))
+        (here / "index" / INDEX).write_bytes(as_json({**facts, "width": width}))
+        yield here / "index"
+
+
+def timed(asked: dict[str, Callable[[], Any]], times: int = 30) -> None:
+    """Print how long each takes: the first time, when nothing is held yet, and afterwards."""
+    print("| what | first ms | median ms | slowest ms |\n|---|---|---|---|")
+    for name, ask in asked.items():
+        taken = []
+        for _ in range(times):
+            began = time.perf_counter()
+            ask()
+            taken.append(1e3 * (time.perf_counter() - began))
+        print(f"| {name} | {taken[0]:.0f} | {statistics.median(taken[1:]):.0f} | {max(taken[1:]):.0f} |")
+
+
+def queries(args: argparse.Namespace) -> None:
+    with many_latents(args.width) as folder:
         began = time.perf_counter()
-        held = Index(here / "index")
+        held = Index(folder)
         print(f"opened in {1e3 * (time.perf_counter() - began):.0f} ms")
-        asked: dict[str, Callable[[], Any]] = {
-            "first page": held.features,
-            "last page, by agreement": lambda: held.features(order=("agreement", True), page=(args.width // 50, 50)),
-            "search by text": lambda: held.features(q="word4"),
-            "filters": lambda: held.features(
-                status=["certified"], origin=["token"], frequency=(0.1, 0.5), order=("explained", True)
-            ),
-            "search by text and label": lambda: held.features(q="word77", named=list(range(0, args.width, 7))),
-            "one feature": lambda: held.feature(args.width // 2),
-            "examples of one": lambda: held.examples(7),
-            "overview": held.overview,
-            "map": held.map,
-        }
-        print("| query | median ms | slowest ms |\n|---|---|---|")
-        for name, ask in asked.items():
-            taken = []
-            for _ in range(30):
-                began = time.perf_counter()
-                ask()
-                taken.append(1e3 * (time.perf_counter() - began))
-            print(f"| {name} | {statistics.median(taken):.0f} | {max(taken):.0f} |")
+        some = {"status": ["certified"], "origin": ["token"], "frequency": (0.1, 0.5)}
+        timed(
+            {
+                "first page": held.features,
+                "last page, by agreement": lambda: held.features(order=("agreement", True), page=(args.width // 50, 50)),
+                "search by text": lambda: held.features(q="word4"),
+                "filters": lambda: held.features(**some, order=("explained", True)),
+                "search by text and label": lambda: held.features(q="word77", named=list(range(0, args.width, 7))),
+                "one feature": lambda: held.feature(args.width // 2),
+                "examples of one": lambda: held.examples(7),
+                "overview": held.overview,
+                "map": lambda: held.map_json,
+            }
+        )
+
+
+def pages(args: argparse.Namespace) -> None:
+    """Answers over HTTP, and what a browser shows, of a list with labels on one latent in seven."""
+    with many_latents(args.width) as folder:
+        labels = Labels(folder.parent / "labels.sqlite")
+        said = {"dictionary": "made", "digest": "0", "time": "2026-01-01T00:00:00+00:00", "author": "a"}
+        labels.merge(json.dumps({**said, "latent": i, "label": f"label {i}"}) for i in range(0, args.width, 7))
+        explored = Explored("made", "made", folder, folder, "0", lambda: dictionary(64, 4))
+        with serving(Explorer("made", {"made": explored}, "made", labels.path)) as address:
+            asked = {
+                "state": "api/state",
+                "overview": "api/overview",
+                "map": "api/map",
+                "list": "api/features",
+                "list, last page": f"api/features?sort=-agreement&page={args.width // 50}",
+                "list, text and labels": "api/features?q=word77",
+                "one feature": "api/features/7",
+            }
+            timed({name: functools.partial(read, address + path) for name, path in asked.items()})
+            in_browser(address)
+
+
+@contextmanager
+def serving(explorer: Explorer) -> Iterator[str]:
+    """The address of a server of an explorer without a model."""
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        port = bound.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(app_for(explorer, Options(port=port)), log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{port}/"
+        server.should_exit = True
+        thread.join()
+
+
+def read(address: str) -> bytes:
+    with urllib.request.urlopen(address) as answer:
+        found: bytes = answer.read()
+    return found
+
+
+def in_browser(address: str) -> None:
+    from playwright.sync_api import sync_playwright
+
+    painted, shown = [], []
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for _ in range(10):
+            page = browser.new_page()
+            page.goto(address)
+            page.wait_for_selector("main h1")
+            painted.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+            began = time.perf_counter()
+            page.click("header nav a >> nth=1")
+            page.wait_for_selector(".latents [data-item]")
+            shown.append(1e3 * (time.perf_counter() - began))
+            page.close()
+        browser.close()
+    print("| in the browser | median ms | slowest ms |\n|---|---|---|")
+    for name, taken in (("first paint of the first page", painted), ("from a click to the list", shown)):
+        print(f"| {name} | {statistics.median(taken):.0f} | {max(taken):.0f} |")
+
+
+def live(args: argparse.Namespace) -> None:
+    """The embedded model with a dictionary of 1,024 latents at its third layer."""
+    model = LanguageModel.load("embedded")
+    ids = torch.tensor([model.tokenizer(WORDS * 9)["input_ids"][:256]])
+    rows = model.capture(ids, [SITE])[SITE][0]
+    encoder = normalize(torch.randn(1024, rows.shape[1], generator=torch.Generator().manual_seed(0)), dim=1)
+    threshold = ((rows - rows.mean(dim=0)) @ encoder.T).quantile(0.97, dim=0)
+    at = Live(model, SparseAutoencoder(encoder, None, threshold, rows.mean(dim=0)), SITE)
+    window = at.window(WORDS * 9)
+    hundred = Window(window.ids[:, :100], window.texts[:100], window.special[:100])
+    timed(
+        {"activations of 100 tokens": lambda: at.activations(hundred), "what it needs, 64": lambda: at.needs(hundred, 0, 64)},
+        10,
+    )
 
 
 def main() -> None:
@@ -175,11 +280,11 @@ def main() -> None:
     made.add_argument("--l0", type=float, default=32.0)
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
-    listed = verbs.add_parser("queries")
-    listed.add_argument("--width", type=int, default=65_536)
+    for name in ("queries", "pages", "live"):
+        verbs.add_parser(name).add_argument("--width", type=int, default=65_536)
     args = parser.parse_args()
-    if args.verb == "queries":
-        queries(args)
+    if args.verb != "index":
+        {"queries": queries, "pages": pages, "live": live}[args.verb](args)
     elif args.rows:
         index_here(args.rows, args.width, args.l0, args.tokens, args.threads)
     else:

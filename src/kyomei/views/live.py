@@ -26,7 +26,7 @@ MOST_LATENTS = 64
 """Active latents that are listed at one token, strongest first."""
 MOST_HIDDEN = 64
 """Earlier tokens that are masked in turn: the nearest ones."""
-_TOKENS_PER_PASS = 4096
+_TOKENS_PER_PASS = 8192
 
 
 @dataclass(frozen=True, eq=False)
