@@ -4,7 +4,7 @@ python bench/explorer.py index                     (16,384 latents × 1,048,576 
 python bench/explorer.py index --tokens 104857     (a tenth of it)
 python bench/explorer.py queries                   (65,536 latents in the list)
 python bench/explorer.py pages                     (the same behind the server and in Chromium; needs playwright)
-python bench/explorer.py live                      (the embedded model: 100 tokens' activations, and what an example needs)
+OMP_WAIT_POLICY=passive python bench/explorer.py live    (as `kyomei explore` runs the embedded model)
 
 Rows are Gaussian, so that latents share rows by chance only, which makes the table of common rows as full as it gets.
 """

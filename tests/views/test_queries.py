@@ -13,6 +13,7 @@ import pytest
 
 from kyomei.errors import DataError
 from kyomei.runs import Run
+from kyomei.views import queries
 from kyomei.views.queries import SORTS, Index
 
 
@@ -129,6 +130,14 @@ def test_examples_come_strongest_first(index: Index) -> None:
     first = strongest[0]
     assert index.example(latent, first["example"]) == first
     assert index.example(latent, -5) is None and index.feature(64) is None and index.examples(64) == []
+
+
+def test_the_examples_of_all_are_those_of_each(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "LATENTS_AT_ONCE", 7)
+    found = list(index.examples_of_all())
+    assert [latent for latent, _ in found] == list(range(64))
+    assert all(examples == index.examples(latent) for latent, examples in found)
+    assert any(examples for _, examples in found)
 
 
 def test_a_document_is_shown_around_an_example(index: Index) -> None:

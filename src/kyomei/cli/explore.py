@@ -159,6 +159,8 @@ def explore_command(
 
     The folder may also be that of a dictionary without a run: rows of a text are then taken from its model first.
     """
+    # What is asked live is short, with pauses: threads that spin while they wait would take the cores from everything else.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with verb(threads) as reporter:
         from kyomei.views.server.explorer import Options
         from kyomei.views.server.serving import address_of, exposed, listening, new_token, serve

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -17,6 +17,8 @@ from kyomei.views.index.state import state_of
 
 MOST_ROWS = 500
 """Of one page."""
+LATENTS_AT_ONCE = 256
+"""Whose examples are held at a time where those of all are read."""
 MOST_CHARACTERS = 20_000
 """Of a document that are given at once."""
 LISTED = (
@@ -232,6 +234,18 @@ class Index:
             "ORDER BY kind DESC, decile DESC, rank",
             [self._files[EXAMPLES], latent, kind, kind, decile, decile],
         )
+
+    def examples_of_all(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """Every latent with its examples, as `examples` gives them; the file is read once."""
+        for first in range(0, self.facts["width"], LATENTS_AT_ONCE):
+            last = min(first + LATENTS_AT_ONCE, self.facts["width"])
+            found: dict[int, list[dict[str, Any]]] = {latent: [] for latent in range(first, last)}
+            query = (
+                "SELECT * FROM read_parquet(?) WHERE latent >= ? AND latent < ? ORDER BY latent, kind DESC, decile DESC, rank"
+            )
+            for row in self._rows(query, [self._files[EXAMPLES], first, last]):
+                found[row["latent"]].append(row)
+            yield from found.items()
 
     def example(self, latent: int, example: int) -> dict[str, Any] | None:
         """One example of a latent by its number (the row that it is of); none where there is no such."""

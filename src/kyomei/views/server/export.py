@@ -89,8 +89,7 @@ def _add_dictionary(reading: Reading, name: str, writer: _Writer, progress: Call
     writer.add(f"{folder}/overview.json", reading.overview(name))
     writer.add(f"{folder}/map.json", index.map())
     writer.add(f"{folder}/list.json", _whole_list(reading, name))
-    for latent in range(index.facts["width"]):
-        examples = index.examples(latent)
+    for latent, examples in index.examples_of_all():
         writer.add(f"{folder}/features/{latent}.json", {**reading.feature(name, latent), "examples": examples})
         progress(latent + 1)
     for document in range(index.facts["documents"]):
