@@ -72,7 +72,7 @@ def test_it_says_where_it_comes_from(name: str) -> None:
     ("name", "format", "facts"),
     [
         ("sparsify/layers.3", "sparsify", {"hook_name": "layers.3", "context": 256, "dataset": "pile"}),
-        ("dictionary-learning-topk", "dictionary_learning", {"hook_name": "resid_post_layer_3", "context": 256}),
+        ("dictionary-learning-topk", "dictionary_learning", {"hook_name": "blocks.3.hook_resid_post", "context": 256}),
     ],
 )
 def test_others_say_it_too(name: str, format: str, facts: dict[str, object]) -> None:

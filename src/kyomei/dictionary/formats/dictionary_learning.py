@@ -191,13 +191,14 @@ def _provenance(config: Mapping[str, Any], trainer: Mapping[str, Any]) -> dict[s
     if isinstance(ours := config.get("kyomei"), dict):
         return ours
     buffer = config.get("buffer") if isinstance(config.get("buffer"), dict) else {}
-    # A trainer is told of a layer alone where the residual stream after it is meant.
     layer, name = trainer.get("layer"), trainer.get("submodule_name")
+    if isinstance(layer, int) and str(name or "resid_post").startswith("resid_post"):
+        name = f"blocks.{layer}.hook_resid_post"  # what a trainer that is told of a layer alone means
     return known(
         format=NAME,
         mechanism=trainer.get("dict_class"),
         model=trainer.get("lm_name"),
-        hook_name=name or (f"blocks.{layer}.hook_resid_post" if isinstance(layer, int) else None),
+        hook_name=name,
         context=(buffer or {}).get("ctx_len"),
         metadata=dict(config),
     )

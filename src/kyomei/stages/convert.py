@@ -1,0 +1,124 @@
+"""Dictionaries from and to the formats of other libraries, with what is known of them."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kyomei.dictionary.formats import FORMATS, Conversion, read, save, tensors_path, write
+from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.errors import RunError
+from kyomei.evidence.certificate import Certificate
+from kyomei.runs import MANIFEST, Run
+from kyomei.stages.certify import FILE as CERTIFICATE
+from kyomei.stages.family import refuse_family
+from kyomei.stages.index import opened
+
+
+def import_dictionary(source: Path, folder: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Read a dictionary of any format and write it in Kyomei's own, its certificate beside it.
+
+    Args:
+        source: folder or file.
+        folder: where it goes.
+        overwrite: whether a dictionary that is there may go.
+
+    Returns:
+        What it is, where it comes from, and what was folded.
+
+    Raises:
+        DataError: it cannot be read; the message says why.
+        RunError: something is in the folder already.
+    """
+    found = read(source)
+    _require_free(folder, overwrite)
+    save(found.sae, folder)
+    beside = (source if source.is_dir() else source.parent) / CERTIFICATE
+    if beside.exists() and beside.resolve() != (folder / CERTIFICATE).resolve():
+        shutil.copyfile(beside, folder / CERTIFICATE)
+    return _facts(found, {"from": _title(found.format), "to": "Kyomei"}, folder)
+
+
+def export_dictionary(
+    source: Path, folder: Path, name: str, *, dictionary: str | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """Write a dictionary as another library does, with its provenance in the settings and its certificate beside them.
+
+    Args:
+        source: a run, whose own dictionary ships; or a dictionary of any format.
+        folder: where it goes.
+        name: of the format.
+        dictionary: of a run, another one of it, such as "replicas-1".
+        overwrite: whether a dictionary that is there may go.
+
+    Returns:
+        As `import_dictionary`.
+
+    Raises:
+        DataError: the dictionary cannot be read, or the format has no such dictionary; the message says why.
+        RunError: there is none, or something is in the folder already.
+    """
+    certificate: Certificate | Path | None = None
+    origin: str = "kyomei"
+    folded: tuple[str, ...] = ()
+    if (source / MANIFEST).exists():
+        run = Run.open(source)
+        refuse_family(run)
+        _, sae, certificate = opened(run, dictionary)
+        sae = _said_by(run, sae)
+    else:
+        found = read(source)
+        sae, origin, folded = found.sae, found.format, found.folded
+        beside = (source if source.is_dir() else source.parent) / CERTIFICATE
+        certificate = beside if beside.exists() else None
+    _require_free(folder, overwrite)
+    done = write(sae, folder, name)
+    if isinstance(certificate, Certificate):
+        certificate.write(folder / CERTIFICATE)
+    elif certificate is not None:
+        shutil.copyfile(certificate, folder / CERTIFICATE)
+    return _facts(replace(done, folded=(*folded, *done.folded)), {"from": _title(origin), "to": _title(name)}, folder)
+
+
+def _title(name: str) -> str:
+    return FORMATS[name].title if name in FORMATS else "Kyomei"
+
+
+def _said_by(run: Run, sae: SparseAutoencoder) -> SparseAutoencoder:
+    """The same with what its run knows of the windows and the text that it was trained on."""
+    source = run.recipe.source
+    # A path of this machine says nothing elsewhere.
+    text = source.address if not Path(source.address).exists() else Path(source.address).name
+    sae.provenance = {**sae.provenance, "context": source.context, "dataset": text}
+    return sae
+
+
+def _require_free(folder: Path, overwrite: bool) -> None:
+    if (folder / MANIFEST).exists():
+        raise RunError("a folder for a dictionary", f"a run in {folder}", "name another folder")
+    if not overwrite and folder.is_dir() and tensors_path(folder) is not None:
+        raise RunError("a folder without a dictionary", f"one in {folder}", "name another folder, or add --overwrite")
+
+
+def _facts(found: Conversion, ways: dict[str, str], folder: Path) -> dict[str, Any]:
+    sae, known = found.sae, found.sae.provenance
+    certificate = known.get("certificate")
+    return {
+        **ways,
+        "mechanism": found.mechanism,
+        "activation": sae.activation,
+        "k": sae.k,
+        "width": sae.width,
+        "dim": sae.dim,
+        "dtype": str(sae.encoder.dtype).removeprefix("torch."),
+        "model": known.get("model"),
+        "site": known.get("site") or known.get("hook_name"),
+        "context": known.get("context"),
+        "dataset": known.get("dataset"),
+        "folded": list(found.folded),
+        "certificate": certificate if isinstance(certificate, dict) else None,
+        "folder": str(folder),
+        "files": sorted(path.name for path in folder.iterdir() if path.is_file()),
+    }
