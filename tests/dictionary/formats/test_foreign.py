@@ -278,6 +278,31 @@ def test_ours_come_back_from_every_format_that_has_them(activation: str, format:
         close(again(x), sae(x))
 
 
+def test_settings_of_before_version_6_mean_what_they_meant(tmp_path: Path) -> None:
+    """Hooks had points, activations names, normalisation was a switch, and latents could have factors."""
+    topk, x = kyomei.load(FILES / "saelens-topk"), torch.randn(30, 6, generator=torch.Generator().manual_seed(4))
+    shutil.copytree(FILES / "saelens-topk", tmp_path / "old")
+    place = {"model_name": "gpt2-small", "hook_point": "blocks.3.hook_resid_post", "context_size": 64}
+    kind = {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 4}, "normalize_activations": False}
+    config = {**place, **kind, "d_in": 6, "d_sae": 16, "dtype": "torch.float32", "finetuning_scaling_factor": True}
+    (tmp_path / "old" / "cfg.json").write_text(json.dumps(config))
+    factor = torch.linspace(0.5, 2, 16)
+    held = {**load_file(FILES / "saelens-topk" / "sae_weights.safetensors"), "scaling_factor": factor}
+    save_file(held, tmp_path / "old" / "sae_weights.safetensors")
+    old = read(tmp_path / "old")
+    assert torch.equal(old.sae.encode(x), topk.encode(x)) and "finetuning" in old.folded[0]
+    close(old.sae(x), topk.decode(topk.encode(x) * factor))
+    known = {key: old.sae.provenance[key] for key in ("model", "hook_name", "context", "mechanism")}
+    assert known == {"model": "gpt2-small", "hook_name": "blocks.3.hook_resid_post", "context": 64, "mechanism": "topk"}
+    for change, message in (
+        ({"activation_fn_str": "tanh-relu"}, "standard with tanh-relu"),
+        ({"normalize_activations": True}, "numbers"),
+    ):
+        (tmp_path / "old" / "cfg.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(DataError, match=message):
+            kyomei.load(tmp_path / "old")
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=2)
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -223,7 +224,8 @@ def whole_number(value: Any, name: str, path: Path) -> int:
     Raises:
         DataError: it is none.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 1:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or value != int(value) or value < 1:
         raise DataError(f"{name} as a whole number in {path}", repr(value)[:80], "correct it")
     return int(value)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kyomei.dictionary.formats.files import read_json, read_safetensors, tensors_of, write_json, write_safetensors
+from kyomei.dictionary.formats.files import AGAIN, read_json, read_safetensors, tensors_of, write_json, write_safetensors
 from kyomei.dictionary.formats.parts import (
     Conversion,
     Parts,
@@ -65,7 +65,8 @@ def read(folder: Path) -> Conversion:
     Raises:
         DataError: it is damaged, or of a kind that a sparse autoencoder of ours cannot be.
     """
-    config, path = _modern(read_json(folder / CONFIG_FILE)), folder / TENSORS_FILE
+    config = _modern(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
+    path = folder / TENSORS_FILE
     architecture = _architecture(config, folder)
     dtype = DTYPES.get(str(config.get("dtype", "float32")).removeprefix("torch."))
     if dtype is None:
@@ -122,8 +123,11 @@ def write(sae: SparseAutoencoder, folder: Path) -> Conversion:
     return Conversion(sae, NAME, kind)
 
 
-def _modern(config: dict[str, Any]) -> dict[str, Any]:
+def _modern(config: dict[str, Any], path: Path) -> dict[str, Any]:
     """Settings as version 6 writes them, whatever version wrote them."""
+    for key in ("metadata", "activation_fn_kwargs"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise DataError(f"a mapping as {key} in {path}", repr(config[key])[:80], AGAIN)
     metadata = config.get("metadata") or {}
     version = str(config.get("sae_lens_version") or metadata.get("sae_lens_version") or "0")
     if version.split(".")[0].isdigit() and int(version.split(".")[0]) >= 6:
