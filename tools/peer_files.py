@@ -174,17 +174,16 @@ def gemma_scope(root: Path) -> None:
         keep(folder, sae.encode, sae.decode)
 
 
-def main() -> None:
-    root = Path(sys.argv[1])
+def write_files(root: Path) -> None:
+    """Everything, into a folder of its own."""
     shutil.rmtree(root, ignore_errors=True)
     for write in (saelens, sparsify, dictionary_learning, gemma_scope):
         write(root)
     # In one layout, whoever wrote it.
     for path in sorted(root.rglob("*.json")):
-        path.write_text(
-            json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=1, sort_keys=True) + "\n", encoding="utf-8"
-        )
+        held = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    write_files(Path(sys.argv[1]))
