@@ -1,4 +1,4 @@
-"""What we write, loaded by the libraries it is written for; what they write today, read here. Needs what `make peers` installs."""
+"""What we write, loaded by the libraries it is written for, and what they write today, read here, after `make peers`."""
 
 from __future__ import annotations
 
