@@ -29,13 +29,31 @@ VERDICT = {
     "verdict": {
         "level": "partly",
         "headline": "Trust this dictionary in part.",
-        "reasons": [{"name": "certified", "side": "for", "figure": "10 of 100", "meaning": "run `kyomei check`"}],
+        "reasons": [
+            {"name": "certified", "side": "for", "figure": "10 of 100", "meaning": "every replica has them"},
+            {"name": "premises", "side": "unknown", "figure": "not checked", "meaning": "run `kyomei check` on the run"},
+        ],
     },
     "premises": {
         "verdict": "partly",
         "expected_frr": 0.5,
         "interval": [0.2, 0.8],
-        "premises": [{"name": "balance", "status": "met", "estimate": 0.5, "meaning": "It is.", "advice": "nothing to do"}],
+        "premises": [
+            {
+                "name": "balance",
+                "status": "met",
+                "estimate": 0.28,
+                "meaning": "A feature's active scores vary by 28% of their mean (10%–40% in eight features of ten).",
+                "advice": "nothing to do",
+            },
+            {
+                "name": "rows needed",
+                "status": "unknown",
+                "estimate": None,
+                "meaning": "Nothing to measure it on: no sparse structure was found.",
+                "advice": "harvest more tokens",
+            },
+        ],
     },
     "frontier": [{"label": "GBA", "l0": 8.5, "fvu": 0.3, "name": "", "certified": 0.4}],
     "history": [{"command": "kyomei train run", "began": "2026-01-01T00:00:00+00:00", "ended": "2026-01-01T00:01:00+00:00"}],

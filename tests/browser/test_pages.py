@@ -5,20 +5,26 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.browser.conftest import OTHER, Browsing, Seen, filing, serious, serving
 from tests.views.explorer_samples import NAME, with_own_labels
 from tests.views.samples import HOSTILE
 
 from kyomei.errors import ModelError
+from kyomei.source import trial
+from kyomei.views.index.state import file_facts
 from kyomei.views.queries import Index
-from kyomei.views.server import Explored, Explorer
+from kyomei.views.server import Explored, Explorer, reading
 from kyomei.views.server.export import export_to
 from kyomei.views.strings import catalogue
 
@@ -250,25 +256,109 @@ def broken_model() -> Any:
     raise ModelError("a model", "a file that is gone", "put it back")
 
 
-STATES = {
+def with_index(explorer: Explorer, folder: Path, change: Callable[[Path], None]) -> Explorer:
+    """The explorer with an index of its own of its first dictionary, changed on the disk."""
+    known = explorer.dictionaries[NAME]
+    index = folder / "index"
+    shutil.copytree(known.index, index)
+    change(index)
+    return replace(explorer, dictionaries={NAME: replace(known, index=index)}, load_model=None)
+
+
+def saying(**facts: Any) -> Callable[[Path], None]:
+    """Let index.json say something else."""
+
+    def change(index: Path) -> None:
+        held = json.loads((index / "index.json").read_bytes())
+        (index / "index.json").write_text(json.dumps({**held, **facts}))
+
+    return change
+
+
+def silent(index: Path) -> None:
+    """Let no latent ever be active."""
+    table = pq.read_table(index / "features.parquet")
+    place = table.schema.get_field_index("frequency")
+    table = table.set_column(place, table.schema.field(place), pa.array([0.0] * len(table), pa.float32()))
+    pq.write_table(table, index / "features.parquet")
+    facts = json.loads((index / "index.json").read_bytes())["files"]
+    saying(files={**facts, "features.parquet": file_facts(index / "features.parquet")})(index)
+
+
+def cut_short(index: Path) -> None:
+    (index / "features.parquet").write_bytes(b"PAR1")
+
+
+STATES: dict[str, dict[str, Any] | Callable[[Path], None]] = {
     "no_model": {"load_model": None},
     "model_failed": {"load_model": broken_model},
-    "no_replicas": {"replicas": 1},
+    "no_replicas": {"replicas": 1, "load_model": None},
+    "no_certificate": saying(certificate_state="none"),
+    "expired_certificate": saying(certificate_state="expired"),
+    "no_text": saying(has_text=False),
+    "no_live_latents": silent,
+    "index_broken": cut_short,
 }
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_what_is_missing_is_said(explorer: Explorer, browser: Any, state: str) -> None:
-    for served in serving(replace(explorer, **STATES[state]), browser):
+def test_what_is_missing_is_said(explorer: Explorer, browser: Any, tmp_path: Path, state: str) -> None:
+    change = STATES[state]
+    shown = replace(explorer, **change) if isinstance(change, dict) else with_index(explorer, tmp_path, change)
+    for served in serving(shown, browser):
         seen = served.look(width=400, language="ja")
         page = seen.open("?view=overview")
-        beginning = catalogue("ja")[f"state.{state}"].split("{")[0].split("`")[0][:12]
-        assert beginning in page.inner_text(".notes")
+        require_note(page, state, "ja")
         assert serious(page) == []
         page = seen.open("?view=try")
-        if state != "no_replicas":
+        if state in ("no_model", "model_failed"):
             assert page.locator(".empty").count() == 1
         assert seen.said == []
+
+
+def require_note(page: Any, state: str, language: str) -> None:
+    """The sentence of a state stands above the page, whatever is put into it."""
+    said = catalogue(language)[f"state.{state}"].replace("`", "")
+    parts = [re.escape(part) for part in re.split(r"\{\w+\}", said)]
+    assert re.search(".+".join(parts), page.inner_text(".notes")), page.inner_text(".notes")
+
+
+def test_a_model_that_predicts_nothing_still_says_what_is_active(
+    explorer: Explorer, browser: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "a model that predicts no tokens"
+    monkeypatch.setattr(trial, "_unspliceable", lambda model, ids, sites, side: dict.fromkeys(sites, reason))
+    for served in serving(explorer, browser):
+        seen = served.look(language="ja")
+        page = seen.open("?view=overview")
+        require_note(page, "no_causal_head", "ja")
+        page = seen.open(VIEWS["try"])
+        page.wait_for_selector(".strip .token.lit")
+        assert page.is_disabled(".predict")
+        assert serious(page) == [] and seen.said == []
+
+
+def test_a_folder_that_cannot_be_written_takes_no_labels(
+    explorer: Explorer, browser: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "can_write", lambda path: False)
+    for served in serving(replace(explorer, load_model=None), browser):
+        seen = served.look()
+        page = seen.open(VIEWS["feature"])
+        require_note(page, "read_only_folder", "en")
+        assert page.locator(".labels-card .button").count() == 0 and seen.said == []
+
+
+def test_what_runs_and_errors_say_is_said_in_japanese(served: Browsing) -> None:
+    page = served.look(language="ja").open("?view=overview")
+    words = catalogue("ja")
+    assert words["said.run `kyomei check` on the run"].replace("`", "") in page.inner_text(".verdict")
+    assert "特徴の活性は平均の 28% だけばらつきます" in page.inner_text(".premises")
+    assert words["said.harvest more tokens"] in page.inner_text(".premises")
+    page.goto(f"{served.address}?view=feature&latent=99999")
+    page.wait_for_selector(".notice.bad")
+    assert "0 から 95 までの潜在変数" in page.inner_text(".notice.bad")
+    assert serious(page) == []
 
 
 @pytest.mark.parametrize(("running", "key"), [(False, "index_missing"), (True, "index_running")])

@@ -240,7 +240,7 @@ def _text(name: str, value: Any) -> str:
     if name != "note":
         text = " ".join(text.split())
     if len(text) > LONGEST.get(name, 40):
-        raise DataError(f"a {name} of at most {LONGEST.get(name, 40)} characters", f"{len(text)}", "shorten it")
+        raise DataError(f"{name} of at most {LONGEST.get(name, 40)} characters", f"{len(text)}", "shorten it")
     return text
 
 

@@ -1,12 +1,14 @@
 """The words of the explorer's pages, English and Japanese side by side: one catalogue for both.
 
-What pages say by themselves stands in strings.json, by key; what is missing, which the server says too, stands here.
+What pages say by themselves stands in strings.json, by key; what is missing, which the server says too, stands here. What runs
+and errors say stands in sentences.json by its English sentence, in which {1}, {2} … stand for what differs.
 """
 
 from __future__ import annotations
 
 import json
 from importlib import resources
+from typing import Any
 
 from kyomei.errors import DataError
 
@@ -79,8 +81,13 @@ STRINGS: dict[str, tuple[str, str]] = {
 }
 """By key, what is said in English and in Japanese; what stands in braces is put in as text, never as markup."""
 
-_PAGES: dict[str, list[str]] = json.loads((resources.files("kyomei.views") / "strings.json").read_text(encoding="utf-8"))
-STRINGS |= {key: (english, japanese) for key, (english, japanese) in _PAGES.items()}
+
+def _read(name: str) -> Any:
+    return json.loads((resources.files("kyomei.views") / name).read_text(encoding="utf-8"))
+
+
+STRINGS |= {key: (english, japanese) for key, (english, japanese) in _read("strings.json").items()}
+STRINGS |= {f"said.{english}": (english, japanese) for english, japanese in _read("sentences.json")}
 
 
 def catalogue(language: str) -> dict[str, str]:

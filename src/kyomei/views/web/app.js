@@ -10,7 +10,7 @@ import { Login } from "./pages/login.js";
 import { Overview } from "./pages/overview.js";
 import { Try } from "./pages/try.js";
 import { Failure, Notice, Waiting } from "./parts.js";
-import { language, rich, speak, t } from "./words.js";
+import { language, rich, said, speak, t } from "./words.js";
 
 const PAGES = { overview: Overview, list: List, feature: Feature, try: Try, compare: Compare, labels: Labels };
 const IN_MENU = ["overview", "list", "try", "compare", "labels"];
@@ -106,7 +106,7 @@ function Notes({ state, view }) {
   const shown = state.notes.filter(({ key }) => !QUIET.includes(key) && (!OF_MODEL.includes(key) || view === "overview"));
   if (!shown.length) return null;
   return html`<ul class="notes" aria-label=${t("frame.notes")}>${shown.map(
-    ({ key, values }) => html`<li class=${SOFT.includes(key) ? "soft-note" : "hard-note"}>${rich(key, values)}</li>`,
+    ({ key, values }) => html`<li class=${SOFT.includes(key) ? "soft-note" : "hard-note"}>${rich(key, { ...values, found: said(values.found) })}</li>`,
   )}</ul>`;
 }
 

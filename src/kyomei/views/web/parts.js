@@ -1,7 +1,7 @@
 // Pieces that several pages are made of.
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/preact-htm.module.js";
 import { Link } from "./address.js";
-import { fixed, is, percent, rich, short, t, whole } from "./words.js";
+import { fixed, is, percent, rich, said, short, t, whole } from "./words.js";
 
 export const STATUSES = ["certified", "split", "merged", "unstable", "not certified", "dead"];
 export const ORIGINS = ["token", "position", "context-or-unexplained"];
@@ -69,7 +69,7 @@ export function Failure({ error, again }) {
   if (error.status === 401) return null;
   const text = error.status === 0 ? t("error.unreachable") : error.status === undefined ? String(error) : null;
   return html`<${Notice} tone="bad" title=${t("error.title")}>
-    ${text ? html`<p>${text}</p>` : html`<p>${t("error.told", { expected: error.expected, found: error.found })}</p><p>${t("error.do", { do: error.todo })}</p>`}
+    ${text ? html`<p>${text}</p>` : html`<p>${t("error.told", { expected: said(error.expected), found: said(error.found) })}</p><p>${t("error.do", { do: said(error.todo) })}</p>`}
     ${again && html`<button class="button" onClick=${again}>${t("error.again")}</button>`}
   <//>`;
 }

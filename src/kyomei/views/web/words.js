@@ -3,10 +3,17 @@ import { html } from "./vendor/preact-htm.module.js";
 import { strings } from "./data.js";
 
 let held = {};
+let sentences = [];
 export let language = "en";
+
+const SAID = "said.";
+const literal = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
 
 export async function speak(lang) {
   held = await strings(lang);
+  // What says most itself is looked for first.
+  const templates = Object.keys(held).filter((key) => key.startsWith(SAID)).sort((a, b) => b.replace(/\{\d\}/g, "").length - a.replace(/\{\d\}/g, "").length);
+  sentences = templates.map((key) => [new RegExp(`^${key.slice(SAID.length).split(/\{\d\}/).map(literal).join("([^]+?)")}$`), held[key]]);
   language = lang;
   document.documentElement.lang = lang;
 }
@@ -19,6 +26,16 @@ export function t(key, values = {}) {
     return key;
   }
   return found.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
+}
+
+/** What a run or an error says in English, in this language; as it is where the catalogue does not know it. */
+export function said(text) {
+  if (language === "en" || !text) return text;
+  for (const [pattern, sentence] of sentences) {
+    const parts = pattern.exec(text);
+    if (parts) return sentence.replace(/\{(\d)\}/g, (_, number) => said(parts[number]));
+  }
+  return text;
 }
 
 /** The name of something in this language, or what it is called where the catalogue does not know it. */

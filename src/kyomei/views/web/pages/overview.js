@@ -3,24 +3,22 @@ import { html, useMemo } from "../vendor/preact-htm.module.js";
 import { Link } from "../address.js";
 import { isStatic, overview } from "../data.js";
 import { Bars, Failure, Meter, originName, ORIGINS, Shares, STATUSES, statusName, useAsked, Waiting } from "../parts.js";
-import { coded, fixed, is, language, named, percent, rich, short, t, whole } from "../words.js";
+import { coded, fixed, is, named, percent, rich, said, short, t, whole } from "../words.js";
 import { FeatureMap } from "./map.js";
 
 const LEVELS = { trust: "good", partly: "fair", "do not trust": "poor", "not tested": "none" };
 const SIDES = { for: "certified", against: "unstable", unknown: "dead", met: "certified", "not met": "unstable" };
 
-/** What a run says of itself is English, with its numbers; elsewhere the catalogue says what is meant, and the run's words follow. */
-function Meaning({ family, name, said, advice, both = false }) {
-  const meant = language === "en" ? "" : named(family, name);
-  const own = html`<span lang="en">${coded(said ?? "")}</span>`;
-  return html`<span class="soft small">${meant && meant !== name ? html`${coded(meant)}${both ? html`<br />${own}` : ""}` : own}${advice && advice !== "nothing to do" ? html`<span class="advice" lang="en">${coded(advice)}</span>` : ""}</span>`;
+/** What a run says of itself, and what to do about it. */
+function Meaning({ meaning, advice }) {
+  return html`<span class="soft small">${coded(said(meaning ?? ""))}${advice && advice !== "nothing to do" ? html`<span class="advice">${coded(said(advice))}</span>` : ""}</span>`;
 }
 
 /** The figure of a reason, without words where the page knows the numbers itself. */
 function figure(reason, counts) {
   if (reason.name === "certified" && counts.width) return `${whole(counts.certified ?? 0)} / ${whole(counts.width)} (${percent((counts.certified ?? 0) / counts.width)})`;
   if (reason.name === "null" && is(counts.null)) return percent(counts.null);
-  return reason.name === "premises" ? named("premises", reason.figure) : named("figure", reason.figure);
+  return reason.name === "premises" ? named("premises", reason.figure) : said(reason.figure);
 }
 
 function Side({ side }) {
@@ -34,7 +32,7 @@ function Verdict({ run, counts }) {
   return html`<section class=${`card verdict level-${LEVELS[level] || "none"}`} aria-labelledby="verdict"><p class="overline">${t("overview.verdict")}</p>
     <h2 id="verdict" class="answer">${named("verdict", level)}</h2>
     <p class="lead">${counts.certified ? t("verdict.certified", { count: whole(counts.certified), width: whole(counts.width), share: percent(counts.certified / counts.width) }) : t("verdict.none")}</p>
-    ${verdict?.reasons?.length ? html`<ul class="reasons">${verdict.reasons.map((reason) => html`<li><${Side} side=${reason.side} /><div><strong>${named("reason", reason.name)}</strong> <span class="num">${figure(reason, counts)}</span><br /><${Meaning} family="reason_means" name=${reason.name} said=${reason.meaning} /></div></li>`)}</ul>` : ""}
+    ${verdict?.reasons?.length ? html`<ul class="reasons">${verdict.reasons.map((reason) => html`<li><${Side} side=${reason.side} /><div><strong>${named("reason", reason.name)}</strong> <span class="num">${figure(reason, counts)}</span><br /><${Meaning} meaning=${reason.meaning} /></div></li>`)}</ul>` : ""}
   </section>`;
 }
 
@@ -70,7 +68,7 @@ function Premises({ premises }) {
   const expected = premises.expected_frr;
   return html`<section class="card" aria-labelledby="premises"><h2 id="premises">${t("overview.premises")}: ${named("premises", premises.verdict)}</h2>
     ${is(expected) && html`<p>${t("overview.expected", { share: percent(expected), low: percent(premises.interval?.[0]), high: percent(premises.interval?.[1]) })}</p>`}
-    <ul class="premises">${premises.premises.map((each) => html`<li><${Side} side=${each.status} /><div><strong>${named("premise", each.name)}</strong><br /><${Meaning} family="premise_means" name=${each.name} said=${each.meaning} advice=${each.advice} both /></div></li>`)}</ul></section>`;
+    <ul class="premises">${premises.premises.map((each) => html`<li><${Side} side=${each.status} /><div><strong>${named("premise", each.name)}</strong><br /><${Meaning} meaning=${each.meaning} advice=${each.advice} /></div></li>`)}</ul></section>`;
 }
 
 /** Sparsity against loss, as a table with bars: few points say little as a cloud. */

@@ -3,7 +3,7 @@ import { html, useEffect, useRef, useState } from "../vendor/preact-htm.module.j
 import { go, Link } from "../address.js";
 import { isStatic, post } from "../data.js";
 import { Empty, Failure, Notice, useAsked, visible, Waiting } from "../parts.js";
-import { rich, short, t, whole } from "../words.js";
+import { rich, said, short, t, whole } from "../words.js";
 import { Active } from "./active.js";
 import { Edits, Outcome } from "./edits.js";
 
@@ -53,7 +53,7 @@ function Missing({ state }) {
   if (isStatic) return html`<${Empty} title=${t("try.static")}>${rich("try.static_do")}<//>`;
   if (condition === "loading") return html`<${Empty} title=${t("state.model_loading")}>${t("try.loading_do")}<//>`;
   if (condition === "off") return html`<${Empty} title=${t("try.off")}>${rich("state.read_only")}<//>`;
-  if (condition === "failed") return html`<${Empty} title=${t("try.failed")}><span>${t("state.model_failed", { found: String(reason?.found ?? "").replace(/\.$/, "") })}</span>${reason?.do && html`<br /><span>${t("error.do", { do: reason.do })}</span>`}<//>`;
+  if (condition === "failed") return html`<${Empty} title=${t("try.failed")}><span>${t("state.model_failed", { found: said(String(reason?.found ?? "").replace(/\.$/, "")) })}</span>${reason?.do && html`<br /><span>${t("error.do", { do: said(reason.do) })}</span>`}<//>`;
   return html`<${Empty} title=${t("try.no_model")}>${t("state.no_model")}<//>`;
 }
 
@@ -93,7 +93,7 @@ export function Try({ state, dictionary, address }) {
     ${read.error ? html`<${Failure} error=${read.error} again=${read.again} />` : read.busy ? html`<${Waiting} />` : read.value
       ? html`<div class="columns"><div class="main-column"><${Answer} answer=${read.value} dictionary=${dictionary} edits=${edits} setEdits=${setEdits} /></div>
         <div class="side-column"><${Edits} edits=${edits} setEdits=${setEdits} kinds=${KINDS} dictionary=${dictionary} predict=${predict} cannot=${cannot} busy=${outcome.busy} /></div></div>
-        ${cannot && html`<${Notice}><p>${t("state.no_causal_head", { found: cannot })}</p><//>`}
+        ${cannot && html`<${Notice}><p>${t("state.no_causal_head", { found: said(cannot) })}</p><//>`}
         ${outcome.error && html`<${Failure} error=${outcome.error} />`}${outcome.value?.intervention && html`<${Outcome} found=${outcome.value.intervention} python=${outcome.value.python} />`}`
       : html`<${Empty} title=${t("try.empty")}>${t("try.empty_do")}<//>`}
     ${!read.value && edits.length > 0 && html`<p class="soft small">${t("try.edits_wait", { count: whole(edits.length) })} ${edits.map((each) => html`<${Link} to=${{ view: "feature", dictionary, latent: each.latent }}>${each.latent}<//> `)}</p>`}`;
