@@ -119,7 +119,7 @@ def test_fanout_passes_everything_on() -> None:
 
 
 def test_missing_extras_say_how_to_install_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(RecipeError, match=r"Run `pip install 'kyomei\[tensorboard\]'`"):
         TensorBoardSink(tmp_path)
@@ -145,6 +145,7 @@ def test_tensorboard_gets_numbers_only(tmp_path: Path, monkeypatch: pytest.Monke
     module = types.ModuleType("torch.utils.tensorboard")
     module.SummaryWriter = Writer  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
     sink = TensorBoardSink(tmp_path, last_step=4)
     sink.event(5, loss=np.float32(0.5), name="text", nothing=float("nan"))
     sink.close()

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from kyomei.atomic import make_folder, refusals_named, write_atomic
 from kyomei.errors import RecipeError, RunError
+from kyomei.extras import require
 from kyomei.runs import plain
 
 
@@ -93,10 +94,9 @@ class TensorBoardSink:
     """
 
     def __init__(self, folder: Path | str, last_step: int | None = None) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise _not_installed("tensorboard") from error
+        require("tensorboard", RecipeError)
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer: Any = SummaryWriter(str(folder), purge_step=None if last_step is None else last_step + 1)
 
     def event(self, step: int, **values: Any) -> None:
@@ -125,10 +125,9 @@ class WandbSink:
     def __init__(
         self, project: str, run_id: str, config: dict[str, Any] | None = None, folder: Path | str | None = None
     ) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise _not_installed("wandb") from error
+        require("wandb", RecipeError)
+        import wandb
+
         place = None if folder is None else str(folder)
         self._run: Any = wandb.init(project=project, id=run_id, resume="allow", config=plain(config or {}), dir=place)
 
@@ -137,10 +136,6 @@ class WandbSink:
 
     def close(self) -> None:
         self._run.finish()
-
-
-def _not_installed(package: str) -> RecipeError:
-    return RecipeError(f"the package {package}", "it is not installed", f"run `pip install 'kyomei[{package}]'`")
 
 
 class Fanout:

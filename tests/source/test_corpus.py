@@ -110,7 +110,7 @@ def fake_datasets(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
 
 def test_without_the_datasets_package_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"the package `datasets` .* not installed. .*pip install kyomei\[datasets\]"):
+    with pytest.raises(DataError, match=r"Found no datasets. Run `pip install 'kyomei\[datasets\]'`, or save"):
         list(Corpus("datasets:some/corpus"))
 
 

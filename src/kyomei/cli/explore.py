@@ -99,7 +99,7 @@ def index_command(
 
     The folder may also be that of a dictionary without a run: rows of a text are then taken from its model first.
     """
-    with verb(threads) as reporter:
+    with verb(threads, needs="explore") as reporter:
         from kyomei.runs import Run
         from kyomei.stages import index as stage
 
@@ -161,7 +161,7 @@ def explore_command(
     """
     # What is asked live is short, with pauses: threads that spin while they wait would take the cores from everything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with verb(threads) as reporter:
+    with verb(threads, needs="explore") as reporter:
         from kyomei.views.server.explorer import Options
         from kyomei.views.server.serving import address_of, exposed, listening, new_token, serve
 
@@ -203,7 +203,7 @@ def label_command(
     as_json: AsJson = False,
 ) -> None:
     """Labels of latents by a language model of yours, scored on examples that it did not see; marked as automatic."""
-    with verb(None) as reporter:
+    with verb(None, needs="explore") as reporter:
         from kyomei.runs import Run
         from kyomei.stages.family import refuse_family
         from kyomei.stages.label import label_run

@@ -15,6 +15,7 @@ import typer
 from kyomei import __version__
 from kyomei.atomic import refusal_of
 from kyomei.errors import Interrupted, KyomeiError
+from kyomei.extras import require
 from kyomei.provenance import begin_verb
 from kyomei.views import tables
 from kyomei.views.console import show
@@ -32,7 +33,6 @@ app = typer.Typer(
     epilog="Exit status: 0 done; 2 refused, with one line that says why; 130 stopped by a signal, to be resumed; "
     "1 a member of a family failed, or an error of Kyomei's own. KYOMEI_OPERATOR=NAME has NAME recorded in a run's history.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -53,11 +53,13 @@ def _version(
 
 
 @contextlib.contextmanager
-def verb(threads: int | None) -> Iterator[Reporter]:
-    """Threads, progress and errors of one verb."""
+def verb(threads: int | None, needs: str | None = None) -> Iterator[Reporter]:
+    """Threads, progress and errors of one verb; it is refused at once without the extra that it needs."""
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     with plain_errors():
+        if needs is not None:
+            require(needs)
         import torch
 
         from kyomei.stages.progress import Reporter

@@ -1,4 +1,4 @@
-"""Verbs that need no run: recipes, plans, planted data, the paper's experiments."""
+"""Verbs that need no run: recipes, plans, planted data, the paper's experiments, the state of this machine."""
 
 from __future__ import annotations
 
@@ -82,6 +82,24 @@ def planted_command(
         options = {"noise": noise, "frequency": frequency, "coefficient": coefficient}
         facts = recover_planted(features, dim, _active(active), rows, options, chosen, reporter)
         show(facts, as_json, tables.planted_table(facts, features, dim))
+
+
+@app.command("doctor")
+def doctor_command(
+    folder: Annotated[Path, typer.Argument(help="Where runs are to go.")] = Path("."),
+    seconds: Annotated[float, typer.Option("--hub-seconds", help="To wait for the hub's answer.", min=0.1)] = 5.0,
+    as_json: AsJson = False,
+) -> None:
+    """Versions, devices, disk, hub and extras: what would fail here, and what to do. Exit status 1 if every verb would."""
+    with plain_errors():
+        from kyomei.stages.doctor import doctor, facts
+
+        checks = doctor(folder, seconds)
+        rows = tuple((check.name, check.state, check.found, check.do) for check in checks)
+        table = tables.Table("this machine", ("what", "state", "found", "what to do"), rows, words=(0, 1, 2, 3))
+        show(facts(checks), as_json, table)
+        if facts(checks)["fails"]:
+            raise typer.Exit(1)
 
 
 @app.command("reproduce")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 from kyomei.errors import DataError
+from kyomei.extras import require
 from kyomei.source.files import TextFile, in_one_line, local_file, local_files, naming, remote_files
 from kyomei.source.parts import unit_hash
 from kyomei.source.readers import Records, read_file
@@ -227,11 +228,8 @@ class Corpus:
 
 def _dataset(address: str, seed: int) -> Records:
     """Records of NAME:CONFIG:SPLIT@REVISION, streamed; its files in an order of the seed."""
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError as error:
-        do = "install it with `pip install kyomei[datasets]`, or save the text as .jsonl"
-        raise DataError(f"the package `datasets` to read datasets:{address}", "it is not installed", do) from error
+    require("datasets", DataError)
+    datasets = importlib.import_module("datasets")
     place, _, revision = address.partition("@")
     name, config, split = (*place.split(":", 2), "", "")[:3]
     options = {"split": split or "train", "streaming": True, "trust_remote_code": False}

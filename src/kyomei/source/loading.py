@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import importlib.util
 import inspect
 import logging
 import re
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from kyomei.errors import KyomeiError, ModelError
+from kyomei.extras import require
 from kyomei.source.locating import Place, locate, require_whole, some
 
 # What torch.compile and the wrappers of parallel training put into the names of weights, anywhere in them.
@@ -43,7 +43,7 @@ def load(name: str, revision: str | None, dtype: torch.dtype, random_weights_see
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     if place.gguf is not None:
         options["gguf_file"] = place.gguf
-        _require_gguf_reader()
+        require("gguf", ModelError)
     do = "check source.model, and that its files are complete"
     if place.gguf is not None:
         do = "check that the file is complete, and of an architecture that transformers reads from GGUF"
@@ -213,13 +213,6 @@ def _require_embeddings(model: nn.Module, tokenizer: Any, name: str) -> None:
     if highest >= rows:
         found = f"a tokenizer with ids up to {highest}"
         raise ModelError(f"token ids below {rows}, the embeddings of {name}", found, "use the tokenizer of this model")
-
-
-def _require_gguf_reader() -> None:
-    absent = [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]
-    if absent:
-        found = f"no {' and no '.join(absent)}"
-        raise ModelError("the packages gguf and accelerate, which read .gguf files", found, "run `pip install 'kyomei[gguf]'`")
 
 
 @contextlib.contextmanager
