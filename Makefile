@@ -8,7 +8,7 @@ DEV := $(VENV)/.installed-dev
 WORKERS ?= 2
 PEERS := .peers
 
-.PHONY: setup demo test test-all test-real check peers bench minilm realmodels clean
+.PHONY: setup demo test test-all test-real check lowest pythons peers bench minilm realmodels clean
 
 setup: $(DEV)
 
@@ -45,6 +45,23 @@ test-all: check peers
 # What needs real language models and text; each test says what it lacks.
 test-real: setup
 	$(BIN)/python -m pytest -q -rs -m real
+
+# The lowest versions that pyproject.toml allows of everything but torch, and a part of the tests that meets all of it.
+LOWEST_TESTS := tests/test_*.py tests/dictionary tests/source/test_rows.py tests/source/test_readers.py tests/source/test_model.py \
+  tests/source/test_harvest.py tests/source/test_gguf.py tests/views/test_report.py tests/views/test_console.py \
+  tests/views/test_queries.py tests/views/test_server.py tests/views/test_labels.py
+lowest: setup
+	test -x .lowest/bin/python || $(PYTHON) -m venv .lowest
+	.lowest/bin/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python tools/lowest.py explore gguf figures > .lowest/pins.txt
+	.lowest/bin/python -m pip install -q -r .lowest/pins.txt pytest hypothesis psutil "httpx<0.28"
+	.lowest/bin/python -m pip install -q --no-deps -e .
+	.lowest/bin/python -m pytest -q -m "not slow and not sweep and not real" $(LOWEST_TESTS)
+
+# Would it install and start on every supported Python?
+pythons: setup
+	rm -rf build/wheel && $(BIN)/python -m build --wheel --no-isolation --outdir build/wheel .
+	$(BIN)/python tools/pythons.py build/wheel/*.whl
 
 # Other libraries, in an environment of their own. The last ones' pins do not fit this torch and are left out.
 peers: $(PEERS)/.installed

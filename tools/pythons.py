@@ -35,8 +35,9 @@ def resolved(wheel: Path, version: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         wanted = ["--dry-run", "--ignore-installed", "--python-version", version, "--only-binary", ":all:", "--target", folder]
-        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q", *wanted, "--report", str(report)]
-        done = subprocess.run([*command, f"kyomei[all] @ {wheel.resolve().as_uri()}"], capture_output=True, text=True, check=False)
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+        command = [*pip, "install", "-q", *wanted, "--report", str(report), f"kyomei[all] @ {wheel.resolve().as_uri()}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise SystemExit(f"Python {version}: {done.stderr[-1000:]}")
         return len(json.loads(report.read_text(encoding="utf-8"))["install"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -49,6 +51,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+def test_the_notice_names_every_licence_of_what_is_vendored() -> None:
+    notice = (CHECKOUT / "NOTICE").read_text(encoding="utf-8")
+    listed = json.loads((PACKAGE / "views" / "web" / "vendor.json").read_text(encoding="utf-8"))["libraries"]
+    for library in listed:
+        assert library["name"].split()[0].lower() in notice.lower(), library["name"]
+    for folder in ("src/kyomei/views/web/vendor", "tests/browser/vendor"):
+        assert f"in {folder}" in notice.replace("\n", " ")
+        for licence in (CHECKOUT / folder).glob("*.LICENSE"):
+            assert licence.stem.lower() in notice.lower(), licence
+    assert "src/kyomei/source/embedded" in notice and "Python Software Foundation" in notice
+
+
 @pytest.mark.slow
 def test_everything_in_the_package_is_in_the_wheel(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -56,7 +70,9 @@ def test_everything_in_the_package_is_in_the_wheel(wheel: Path) -> None:
     assert sources <= names
     assert set(data_files()) <= names
     assert "kyomei/py.typed" in names
-    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    licences = {name.partition(".dist-info/licenses/")[2] for name in names if ".dist-info/licenses/" in name}
+    assert {"LICENSE", "NOTICE"} <= licences
+    assert {path.name for path in PACKAGE.rglob("*.LICENSE")} <= {Path(name).name for name in licences}
     assert not any(name.startswith(("tests/", "tools/", "src/")) or "__pycache__" in name for name in names)
 
 
@@ -78,3 +94,42 @@ def test_it_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     run(sys.executable, "-c", code, str(target), cwd=tmp_path)
     entry_points = next(target.glob("kyomei-*.dist-info")) / "entry_points.txt"
     assert "kyomei = kyomei.__main__:main" in entry_points.read_text()
+
+
+@pytest.mark.sweep
+def test_sdist_and_wheel_are_installed_into_a_clean_environment_and_work(tmp_path: Path) -> None:
+    """Fetches what the core needs from the package index: minutes, and the only test that needs one."""
+    built, environment = tmp_path / "built", tmp_path / "venv"
+    # Without --wheel, the wheel is built out of the sdist: what the sdist lacks is missed here.
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(built), str(CHECKOUT), cwd=tmp_path)
+    (sdist,), (wheel,) = built.glob("*.tar.gz"), built.glob("*.whl")
+    with tarfile.open(sdist) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"pyproject.toml", "NOTICE", "LICENSE", "README.md", "Makefile", "tests/conftest.py", "docs/results.md"} <= inside
+    run(sys.executable, "-m", "venv", str(environment), cwd=tmp_path)
+    pip = [
+        str(environment / "bin" / "pip"),
+        "--disable-pip-version-check",
+        "install",
+        "-q",
+        "-c",
+        str(CHECKOUT / "constraints.txt"),
+    ]
+    run(*pip, "torch", cwd=tmp_path)
+    run(*pip, str(wheel), cwd=tmp_path)
+    kyomei = str(environment / "bin" / "kyomei")
+    packages = {check["name"]: check for check in json.loads(run(kyomei, "doctor", "--json", cwd=tmp_path))["checks"]}
+    assert not [check for check in packages.values() if check["state"] == "fails"]
+    assert packages["kyomei[explore]"]["state"] == packages["kyomei[figures]"]["state"] == "note"
+    assert str(environment) in packages["kyomei"]["found"]
+    planted = run(
+        kyomei, "planted", "--features", "16", "--dim", "12", "--active", "2", "--rows", "4000", "--json", cwd=tmp_path
+    )
+    assert json.loads(planted)
+    small = ["--tokens", "20000", "--set", "dictionary.width=64", "--set", "train.steps=20"]
+    run(kyomei, "train", "runs/first", *small, cwd=tmp_path)
+    for verb in ("certify", "measure", "report"):
+        run(kyomei, verb, "runs/first", cwd=tmp_path)
+    assert (tmp_path / "runs" / "first" / "report.html").stat().st_size > 10_000
+    refused = subprocess.run([kyomei, "explore", "runs/first"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "pip install 'kyomei[explore]'" in refused.stderr

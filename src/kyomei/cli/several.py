@@ -23,7 +23,7 @@ def compare_command(
     as_json: AsJson = False,
 ) -> None:
     """Dictionaries of several runs in one table, and with --out in one figure: FVU against L0."""
-    with verb(None):
+    with verb(None, needs=None if out is None else "figures"):
         from kyomei.stages.compare import compare, named_runs, page_links, write_comparison
 
         runs = named_runs(folders)

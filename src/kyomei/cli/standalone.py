@@ -117,7 +117,7 @@ def reproduce_command(
 
     A stopped one goes on where it was: finished cells are kept.
     """
-    with verb(threads) as reporter:
+    with verb(threads, needs=None if name is None else "figures") as reporter:
         from kyomei.stages.reproduce import EXPERIMENTS, experiment_named
         from kyomei.stages.reproduce.experiment import reproduce
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from kyomei.errors import DataError, KyomeiError
 
-DICTIONARY_FILES = ("*.safetensors", "*.json", "*.md", "*.npz")
-"""What is fetched of a repository; neither code nor pickles are."""
+DICTIONARY_FILES = ("*.safetensors", "*.json", "*.md", "*.npz", "*.pt")
+"""What is fetched of a repository; a .pt file is read for its tensors alone."""
 SECONDS_TO_ANSWER = 5.0
 
 
@@ -57,7 +57,7 @@ def _problem(endpoint: str, seconds: float) -> str | None:
     except urllib.error.HTTPError:
         return None  # it answers, if only with a refusal
     except (OSError, ValueError) as error:
-        return _in_one_line(error)
+        return " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
 
 
 def fetch(name: str, revision: str | None = None, subfolder: str | None = None) -> Path:

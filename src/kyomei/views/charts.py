@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kyomei.extras import require
 from kyomei.views.numbers import finite, format_number, percent, quantile
 from kyomei.views.words import STATUSES, dictionary_title
 
@@ -316,6 +317,7 @@ _DRAWING: Any = {"svg.hashsalt": "kyomei", "svg.fonttype": "none", "axes.spines.
 
 def drawn(draw: Callable[[Figure], None]) -> bytes:
     """An SVG file of what matplotlib draws; the same drawing gives the same bytes."""
+    require("figures")
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
