@@ -96,8 +96,28 @@ def saelens(root: Path) -> None:
         # The checkpoint of the same training: its threshold is one number, its norms are not folded yet.
         sae.save_model(root / f"saelens-{name}-checkpoint")
         shutil.copy(root / f"saelens-{name}/expected.safetensors", root / f"saelens-{name}-checkpoint")
+    scaled(root, metadata())
     config = TranscoderConfig(d_in=DIM, d_sae=WIDTH, d_out=DIM + 1, apply_b_dec_to_input=False, metadata=metadata())
     stirred(Transcoder(config), 30).save_model(root / "saelens-transcoder")
+
+
+def scaled(root: Path, metadata: Any) -> None:
+    """A checkpoint whose inputs were multiplied by a factor, and what SAELens' trainer makes of it in the end."""
+    from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+    from sae_lens.saes.sae import SAE
+    from sae_lens.training.activation_scaler import ActivationScaler
+
+    folder, factor = root / "saelens-batchtopk-scaled-checkpoint", 0.25
+    options = {"k": float(K), "metadata": metadata, "normalize_activations": "expected_average_only_in"}
+    sae = stirred(BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=DIM, d_sae=WIDTH, **options)), 35)
+    sae.topk_threshold = torch.tensor(0.7, dtype=torch.double)
+    sae.save_model(folder)
+    ActivationScaler(factor).save(str(folder / "activation_scaler.json"))
+    sae.fold_activation_norm_scaling_factor(factor)
+    sae.save_inference_model(root / "folded")
+    loaded = SAE.load_from_disk(root / "folded")
+    keep(folder, loaded.encode, loaded.decode)
+    shutil.rmtree(root / "folded")
 
 
 def sparsify(root: Path) -> None:

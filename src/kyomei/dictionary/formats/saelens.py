@@ -75,13 +75,19 @@ def read(folder: Path) -> Conversion:
     encoder, decoder, center = tensors_of(tensors, ("W_enc", "W_dec", "b_dec"), path)
     bias = tensors.get("b_enc", encoder.new_zeros(encoder.shape[-1]))
     parts = Parts(encoder.mT, bias, decoder, center, bool(config.get("apply_b_dec_to_input", True)))
+    normalised = _normalised_by(config, folder)
+    if isinstance(normalised, float):
+        parts = parts.with_inputs_times(normalised)
     parts = _of_scaled_latents(parts, tensors, config, folder)
     threshold = None
     if architecture == "gated":
         parts, threshold = gated(parts, *tensors_of(tensors, ("r_mag", "b_gate", "b_mag"), path))
     elif architecture not in ("standard", "topk"):
         threshold = _threshold(tensors, parts, path)
-    parts = _of_raw_inputs(parts, config, folder)
+        if isinstance(normalised, float) and config.get("rescale_acts_by_decoder_norm"):
+            threshold = threshold / normalised  # it is in units of the decoder's norms, and these were divided, too
+    if isinstance(normalised, tuple):
+        parts = parts.with_inputs_whitened(*normalised)
     activation, k = ACTIVATIONS.get(architecture, "jumprelu"), None
     if activation == "topk":
         k = min(whole_number(config.get("k"), "k", folder / CONFIG_FILE), len(bias))
@@ -174,22 +180,23 @@ def _of_scaled_latents(parts: Parts, tensors: dict[str, Tensor], config: dict[st
     return parts
 
 
-def _of_raw_inputs(parts: Parts, config: dict[str, Any], folder: Path) -> Parts:
-    """The same on activations as a model gives them, whatever they were normalised by."""
+def _normalised_by(config: dict[str, Any], folder: Path) -> float | tuple[Tensor, Tensor, Tensor] | None:
+    """What inputs are multiplied by, or the mean, matrix and inverse that they are whitened by; none: they are as they are."""
     kind = config.get("normalize_activations") or "none"
     if kind == "none":
-        return parts
+        return None
     if kind in PER_ROW:
         found = f"'{kind}': every row is divided by a norm of its own, which no fixed weights can do"
         do = 'normalise rows yourself, then read a copy whose cfg.json says "normalize_activations": "none"'
         raise DataError(f"inputs normalised by fixed numbers in {folder}", found, do)
     if kind == "covariance_whitening" and (folder / WHITENING_FILE).exists():
         names = ("mean", "matrix", "inverse_matrix")
-        return parts.with_inputs_whitened(*tensors_of(read_safetensors(folder / WHITENING_FILE), names, folder))
+        mean, matrix, inverse = tensors_of(read_safetensors(folder / WHITENING_FILE), names, folder)
+        return mean, matrix, inverse
     if kind == "expected_average_only_in" and (folder / SCALER_FILE).exists():
         factor = read_json(folder / SCALER_FILE).get("scaling_factor")
         if isinstance(factor, int | float) and factor > 0:
-            return parts.with_inputs_times(float(factor))
+            return float(factor)
     do = f"put the numbers beside it ({SCALER_FILE} or {WHITENING_FILE}, as SAELens saves them), or fold them in SAELens first"
     raise DataError(f"what inputs were normalised by in {folder}", f"'{kind}' without its numbers", do)
 
