@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from tests.browser.conftest import OTHER, Browsing, Seen, filing, serious, serving
 from tests.views.explorer_samples import NAME, with_own_labels
+from tests.views.live_samples import talking
 from tests.views.samples import HOSTILE
 
 from kyomei.errors import ModelError
@@ -197,6 +198,19 @@ def test_latents_are_edited_beside_the_untouched_model(served: Browsing) -> None
     page.keyboard.press("ArrowRight")
     assert page.get_attribute(".strip .token >> nth=1", "aria-pressed") == "true"
     assert seen.said == []
+
+
+def test_a_conversation_is_read_as_the_model_would(explorer: Explorer, browser: Any) -> None:
+    for served in serving(replace(explorer, load_model=talking), browser):
+        seen = served.look()
+        page = seen.open("?view=try&text=print")
+        page.wait_for_selector(".strip .token")
+        page.click(".try-form .check input")
+        until(page, "document.querySelector('.strip')?.innerText.includes('[answer]')")
+        assert "chat=1" in page.url
+        page.reload()
+        until(page, "document.querySelector('.strip')?.innerText.includes('[answer]')")
+        assert serious(page) == [] and seen.said == []
 
 
 def test_a_label_is_written_found_and_listed(explorer: Explorer, browser: Any, tmp_path: Path) -> None:

@@ -17,6 +17,15 @@ def embedded() -> LanguageModel:
     return LanguageModel.load("embedded")
 
 
+def talking() -> LanguageModel:
+    """The embedded model with a template for conversations."""
+    model = embedded()
+    model.tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[answer]{% endif %}"
+    )
+    return model
+
+
 def dictionary(model: LanguageModel, site: str = SITE, width: int = WIDTH, seed: int = 0) -> SparseAutoencoder:
     """Random directions, each with the threshold that a twentieth or so of a text's rows pass."""
     ids = torch.tensor([model.tokenizer(TEXT * 6)["input_ids"][: model.max_context]])

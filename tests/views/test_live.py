@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tests.source.architectures import small_tokenizer
-from tests.views.live_samples import SITE, TEXT, dictionary, embedded, live
+from tests.views.live_samples import SITE, TEXT, dictionary, live, talking
 from torch import Tensor
 from transformers import AutoModel, BertConfig, GPT2Config, GPT2LMHeadModel
 
@@ -72,13 +72,9 @@ def test_a_dictionary_of_another_site_is_refused(found: Live) -> None:
 def test_a_conversation_goes_through_the_models_template(found: Live) -> None:
     with pytest.raises(DataError, match="without a template"):
         found.chat([{"role": "user", "content": "hello"}])
-    model = embedded()
-    model.tokenizer.chat_template = (
-        "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[answer]{% endif %}"
-    )
-    talking = Live(model, found.sae, SITE)
-    assert talking.has_chat and not found.has_chat
-    assert "".join(talking.chat([{"role": "user", "content": "hello"}]).texts) == "[user] hello\n[answer]"
+    answering = Live(talking(), found.sae, SITE)
+    assert answering.has_chat and not found.has_chat
+    assert "".join(answering.chat([{"role": "user", "content": "hello"}]).texts) == "[user] hello\n[answer]"
 
 
 # ── Search by text ──

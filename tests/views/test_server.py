@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from tests.views.explorer_samples import NAME, client_of, kept_tokens, make_explorer, with_own_labels
-from tests.views.live_samples import SITE, TEXT, WIDTH
+from tests.views.live_samples import SITE, TEXT, WIDTH, talking
 from tests.views.samples import HOSTILE
 
 from kyomei.errors import ModelError, RunError
@@ -157,6 +157,21 @@ def test_what_is_tried_is_what_the_model_does(client: TestClient, explorer: Expl
     assert set(changed["intervention"]["kl"]) == {0.0} and "intervene(" in changed["python"]
     stronger = client.post("/api/try", json={"text": TEXT, "edits": [{"latent": latent, "kind": "scale", "value": 30}]}).json()
     assert stronger["intervention"]["kl_next"] > 0
+
+
+def test_a_conversation_is_tried_through_the_models_template(explorer: Explorer, client: TestClient) -> None:
+    messages = [{"role": "user", "content": "print(x)"}]
+    assert client.get("/api/state").json()["model"]["chat"] is False
+    refused = client.post("/api/try", json={"messages": messages})
+    assert refused.status_code == 400 and "without a template" in refused.json()["found"]
+    for other in client_of(replace(explorer, load_model=talking)):
+        ready(other)
+        assert other.get("/api/state").json()["model"]["chat"] is True
+        answer = other.post("/api/try", json={"messages": messages, "predict": True, "new_tokens": 3}).json()
+        assert "".join(token["text"] for token in answer["tokens"]) == "[user] print(x)\n[answer]"
+        text = other.post("/api/try", json={"text": "[user] print(x)\n[answer]"}).json()
+        assert answer["active"] == text["active"] and any(answer["active"])
+        assert "[answer]" in answer["python"]
 
 
 def test_search_by_text_finds_what_fires_on_it(client: TestClient) -> None:

@@ -49,7 +49,8 @@ def intervene(
         raise DataError("a model whose predictions can be changed", live.unspliceable, do)
     untouched, edited = _logits(live, window.ids, ()), _logits(live, window.ids, edits)
     log_p, log_q = untouched.log_softmax(dim=-1), edited.log_softmax(dim=-1)
-    kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+    # Rounding alone would make some of them negative.
+    kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp(min=0)
     p, q = log_p[-1].exp(), log_q[-1].exp()
     named = dict.fromkeys([*p.topk(min(top, len(p))).indices.tolist(), *q.topk(min(top, len(q))).indices.tolist()])
     tokenizer = live.model.tokenizer

@@ -89,7 +89,7 @@ export function Try({ state, dictionary, address }) {
     <form class="try-form" onSubmit=${send}><label for="try-text">${t("try.text")}</label>
       <textarea id="try-text" rows="4" maxlength="20000" value=${typed} onInput=${(event) => setTyped(event.target.value)} onKeyDown=${(event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && send(event)} placeholder=${t("try.hint")}></textarea>
       <div class="row wrap"><button class="button primary">${t("try.read")}</button><kbd class="soft small">Ctrl + Enter</kbd>
-        ${state.model.chat && html`<label class="check"><input type="checkbox" checked=${asChat} onChange=${(event) => setAsChat(event.target.checked)} /> ${t("try.chat")}</label>`}</div></form>
+        ${state.model.chat && html`<label class="check"><input type="checkbox" checked=${asChat} onChange=${(event) => (setAsChat(event.target.checked), tell(asked, edits, event.target.checked))} /> ${t("try.chat")}</label>`}</div></form>
     ${read.error ? html`<${Failure} error=${read.error} again=${read.again} />` : read.busy ? html`<${Waiting} />` : read.value
       ? html`<div class="columns"><div class="main-column"><${Answer} answer=${read.value} dictionary=${dictionary} edits=${edits} setEdits=${setEdits} /></div>
         <div class="side-column"><${Edits} edits=${edits} setEdits=${setEdits} kinds=${KINDS} dictionary=${dictionary} predict=${predict} cannot=${cannot} busy=${outcome.busy} /></div></div>
