@@ -1,5 +1,5 @@
 // Pieces that several pages are made of.
-import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/preact-htm.module.js";
+import { html, useCallback, useEffect, useLayoutEffect, useRef, useState } from "./vendor/preact-htm.module.js";
 import { Link } from "./address.js";
 import { fixed, is, percent, rich, said, short, t, whole } from "./words.js";
 
@@ -113,37 +113,19 @@ export function Pager({ page, size, total, to }) {
 
 const seen = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-/** Bars of a histogram, drawn by uPlot in the page's own colours.
- *  series: [{counts, tone}] one behind the other; x: left edges (or their logarithms). */
-export function Bars({ x, series, label, xName, format, height = 180 }) {
+/** A chart that uPlot draws in the page's own colours: `plan` gives its options and data, and is asked again when colours change. */
+function Chart({ plan, label, height }) {
   const place = useRef(null);
   useLayoutEffect(() => {
     let plot = null;
+    const width = () => Math.max(220, place.current.clientWidth);
     const draw = () => {
       plot?.destroy();
-      const soft = seen("--soft");
-      const axis = { stroke: soft, font: "12px system-ui, sans-serif", grid: { show: false }, ticks: { stroke: seen("--line"), size: 4 } };
-      const step = x.length > 1 ? x[1] - x[0] : 1;
-      plot = new window.uPlot(
-        {
-          width: Math.max(220, place.current.clientWidth),
-          height,
-          legend: { show: false },
-          cursor: { show: false },
-          padding: [8, 8, 0, 0],
-          scales: { x: { time: false, range: [x[0], x[x.length - 1] + step] }, y: { range: (u, low, high) => [0, Math.max(1, high * 1.05)] } },
-          axes: [
-            { ...axis, size: 30, label: xName, labelFont: axis.font, labelSize: 20, labelGap: 0, gap: 4, values: (u, ticks) => ticks.map(format), space: 56 },
-            { ...axis, size: 52, values: (u, ticks) => ticks.map((v) => (Number.isInteger(v) ? whole(v) : "")), grid: { stroke: seen("--grid"), width: 1 } },
-          ],
-          series: [{}, ...series.map(({ tone }) => ({ paths: window.uPlot.paths.bars({ size: [0.9, 100], align: 1 }), fill: seen(tone), stroke: seen(tone), width: 0, points: { show: false } }))],
-        },
-        [x, ...series.map(({ counts }) => counts)],
-        place.current,
-      );
+      const { options, values } = plan();
+      plot = new window.uPlot({ width: width(), height, legend: { show: false }, cursor: { show: false }, padding: [8, 8, 0, 0], ...options }, values, place.current);
     };
     draw();
-    const watch = new ResizeObserver(() => plot?.setSize({ width: Math.max(220, place.current.clientWidth), height }));
+    const watch = new ResizeObserver(() => plot?.setSize({ width: width(), height }));
     watch.observe(place.current);
     window.addEventListener("kyomei-theme", draw);
     return () => {
@@ -151,8 +133,54 @@ export function Bars({ x, series, label, xName, format, height = 180 }) {
       window.removeEventListener("kyomei-theme", draw);
       plot?.destroy();
     };
-  }, [x, series, label]);
+  }, [plan, label]);
   return html`<div class="chart" role="img" aria-label=${label}><div ref=${place}></div></div>`;
+}
+
+function axes(across, up) {
+  const axis = { stroke: seen("--soft"), font: "12px system-ui, sans-serif", grid: { show: false }, ticks: { stroke: seen("--line"), size: 4 } };
+  return [
+    { ...axis, size: 30, labelFont: axis.font, labelSize: 20, labelGap: 0, gap: 4, space: 56, ...across },
+    { ...axis, size: 52, grid: { stroke: seen("--grid"), width: 1 }, ...up },
+  ];
+}
+
+/** Bars of a histogram. series: [{counts, tone}] one behind the other; x: left edges (or their logarithms). */
+export function Bars({ x, series, label, xName, format, height = 180 }) {
+  const plan = useCallback(() => {
+    const step = x.length > 1 ? x[1] - x[0] : 1;
+    const bars = ({ tone }) => ({ paths: window.uPlot.paths.bars({ size: [0.9, 100], align: 1 }), fill: seen(tone), stroke: seen(tone), width: 0, points: { show: false } });
+    return {
+      options: {
+        scales: { x: { time: false, range: [x[0], x[x.length - 1] + step] }, y: { range: (u, low, high) => [0, Math.max(1, high * 1.05)] } },
+        axes: axes({ label: xName, values: (u, ticks) => ticks.map(format) }, { values: (u, ticks) => ticks.map((v) => (Number.isInteger(v) ? whole(v) : "")) }),
+        series: [{}, ...series.map(bars)],
+      },
+      values: [x, ...series.map(({ counts }) => counts)],
+    };
+  }, [x, series, xName]);
+  return html`<${Chart} plan=${plan} label=${label} height=${height} />`;
+}
+
+/** Points in the plane. groups: [{points: [[x, y]], tone}]. */
+export function Points({ groups, label, xName, yName, yFormat, height = 220 }) {
+  const plan = useCallback(() => {
+    const all = groups.flatMap(({ points }) => points);
+    const x = [...new Set(all.map(([at]) => at))].sort((a, b) => a - b);
+    const pad = Math.max(0.12 * (x[x.length - 1] - x[0]), 0.05 * x[x.length - 1], 0.5);
+    // Points of one group that stand at one place across are drawn as series of their own.
+    const series = groups.flatMap(({ points, tone }) => points.map((point) => ({ point, tone })));
+    const dot = ({ tone }) => ({ paths: () => null, points: { show: true, size: 10, width: 0, fill: seen(tone), stroke: seen(tone) } });
+    return {
+      options: {
+        scales: { x: { time: false, range: [Math.max(0, x[0] - pad), x[x.length - 1] + pad] }, y: { range: (u, low, high) => [0, high * 1.15 || 1] } },
+        axes: axes({ label: xName, values: (u, ticks) => ticks.map(short) }, { values: (u, ticks) => ticks.map(yFormat), label: yName, labelFont: "12px system-ui, sans-serif", labelSize: 20, labelGap: 0 }),
+        series: [{}, ...series.map(dot)],
+      },
+      values: [x, ...series.map(({ point }) => x.map((at) => (at === point[0] ? point[1] : null)))],
+    };
+  }, [groups, xName, yName]);
+  return html`<${Chart} plan=${plan} label=${label} height=${height} />`;
 }
 
 /** Shares of a whole in one bar, with their names and numbers under it. */

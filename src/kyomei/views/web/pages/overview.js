@@ -2,7 +2,7 @@
 import { html, useMemo } from "../vendor/preact-htm.module.js";
 import { Link } from "../address.js";
 import { isStatic, overview } from "../data.js";
-import { Bars, Failure, Meter, originName, ORIGINS, Shares, STATUSES, statusName, useAsked, Waiting } from "../parts.js";
+import { Bars, Failure, originName, ORIGINS, Points, Shares, STATUSES, statusName, useAsked, Waiting } from "../parts.js";
 import { coded, fixed, is, named, percent, rich, said, short, t, whole } from "../words.js";
 import { FeatureMap } from "./map.js";
 
@@ -39,10 +39,11 @@ function Verdict({ run, counts }) {
 function Certificate({ found, dictionary }) {
   const certificate = found.certificate;
   const rate = certificate?.null?.false_positive_rate;
+  const origins = certificate ? found.origin_certified : found.origin;
   return html`<section class="card" aria-labelledby="certificate"><p class="overline">${t("overview.certificate")}</p><h2 id="certificate">${t("overview.shares")}</h2>
     <${Shares} counts=${found.status} of=${STATUSES} name=${statusName} to=${(status) => ({ view: "list", dictionary, status: [status] })} />
     ${certificate && html`<p class="null-line"><span class="null-dot" aria-hidden="true"></span>${is(rate) ? t("overview.null", { rate: percent(rate), count: whole(certificate.null.latents) }) : t("why.no_null")}</p>`}
-    <h3 class="spaced">${t("origin.title")}</h3><${Shares} counts=${certificate ? found.origin_certified : found.origin} of=${ORIGINS} name=${originName} to=${(origin) => ({ view: "list", dictionary, origin: [origin], status: certificate ? ["certified"] : undefined })} />
+    ${Object.keys(origins).length > 0 && html`<h3 class="spaced">${t("origin.title")}</h3><${Shares} counts=${origins} of=${ORIGINS} name=${originName} to=${(origin) => ({ view: "list", dictionary, origin: [origin], status: certificate ? ["certified"] : undefined })} />`}
     <dl class="facts tight-facts">${[
       ["overview.latents", whole(found.width)], ["overview.live", whole(found.live)], ["overview.l0", fixed(certificate?.fidelity?.l0, 1)], ["overview.fvu", percent(certificate?.fidelity?.fvu)],
     ].map(([name, value]) => html`<div><dt>${t(name)}</dt><dd class="num">${value}</dd></div>`)}</dl></section>`;
@@ -71,16 +72,23 @@ function Premises({ premises }) {
     <ul class="premises">${premises.premises.map((each) => html`<li><${Side} side=${each.status} /><div><strong>${named("premise", each.name)}</strong><br /><${Meaning} meaning=${each.meaning} advice=${each.advice} /></div></li>`)}</ul></section>`;
 }
 
-/** Sparsity against loss, as a table with bars: few points say little as a cloud. */
+const TONES = ["certified", "merged", "unstable", "split", "dead"];
+
+/** Sparsity against loss, drawn and in numbers. */
 function Frontier({ points }) {
+  const groups = useMemo(() => {
+    const drawn = (points || []).filter((point) => is(point.l0) && is(point.fvu));
+    return [...new Set(drawn.map((point) => point.label))].map((name, i) => ({ name, tone: `--${TONES[i % TONES.length]}`, points: drawn.filter((point) => point.label === name).map((point) => [point.l0, point.fvu]) }));
+  }, [points]);
   if (!points?.length) return null;
-  const most = Math.max(...points.map((point) => point.fvu || 0));
   // Replicas of one mechanism come one after the other, under one name.
   const several = (point) => points.filter((each) => each.label === point.label).length > 1;
   const number = (point) => points.filter((each) => each.label === point.label).indexOf(point);
+  const tone = (point) => groups.find((group) => group.name === point.label)?.tone.slice(2);
   return html`<section class="card" aria-labelledby="frontier"><h2 id="frontier">${t("overview.frontier")}</h2><p class="soft small">${t("overview.frontier_about")}</p>
-    <div class="scroll" tabindex="0" role="region" aria-labelledby="frontier"><table class="figures"><thead><tr><th scope="col">${t("frame.dictionary")}</th><th scope="col" class="num">${t("overview.l0")}</th><th scope="col">${t("overview.fvu")}</th></tr></thead>
-    <tbody>${points.map((point) => html`<tr><th scope="row"><span lang="en">${point.name || point.label}</span>${!point.name && several(point) ? html` <span class="soft">${t("why.replica", { number: number(point) })}</span>` : ""}</th><td class="num">${fixed(point.l0, 1)}</td><td><span class="cell-bar"><${Meter} value=${point.fvu} most=${most} /><span class="num">${percent(point.fvu)}</span></span></td></tr>`)}</tbody></table></div></section>`;
+    ${groups.length > 0 && html`<${Points} groups=${groups} label=${t("overview.frontier")} xName=${t("overview.l0")} yName=${t("overview.fvu")} yFormat=${percent} />`}
+    <div class="scroll" tabindex="0" role="region" aria-labelledby="frontier"><table class="figures"><thead><tr><th scope="col">${t("frame.dictionary")}</th><th scope="col" class="num">${t("overview.l0")}</th><th scope="col" class="num">${t("overview.fvu")}</th></tr></thead>
+    <tbody>${points.map((point) => html`<tr><th scope="row" class=${tone(point) ? `is-${tone(point)}` : ""}><i class="dot" aria-hidden="true"></i><span lang="en">${point.name || point.label}</span>${!point.name && several(point) ? html` <span class="soft">${t("why.replica", { number: number(point) })}</span>` : ""}</th><td class="num">${fixed(point.l0, 1)}</td><td class="num">${percent(point.fvu)}</td></tr>`)}</tbody></table></div></section>`;
 }
 
 function seconds(entry) {
