@@ -54,3 +54,11 @@ def test_every_id_has_a_text() -> None:
     model = LanguageModel(build("llama"), small_tokenizer(), "llama")
     texts = model.vocabulary()
     assert len(texts) == len(model.tokenizer) and all(texts)
+
+
+def test_a_piece_of_a_character_is_named_by_its_bytes() -> None:
+    model = LanguageModel.load("embedded")
+    texts = model.vocabulary()
+    pieces = [texts[i].strip("<>") for i in model.tokenizer("漢", add_special_tokens=False)["input_ids"]]
+    assert len(pieces) > 1 and " ".join(pieces) == "漢".encode().hex(" ").upper()
+    assert not any("\ufffd" in text for text in texts)

@@ -117,9 +117,13 @@ class LanguageModel:
         return self._unembedding.logits(vectors)
 
     def vocabulary(self) -> list[str]:
-        """The text of every token id; its number in angle brackets for one that has no text of its own."""
+        """The text of every token id; in angle brackets the bytes of a piece of a character, the number of one without text."""
         texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
-        return [text or f"<{i}>" for i, text in enumerate(texts)]
+        named = self.tokenizer.convert_ids_to_tokens(list(range(len(texts))))
+        return [
+            _bytes_of(str(name)) if "\ufffd" in text else text or f"<{i}>"
+            for i, (text, name) in enumerate(zip(texts, named, strict=True))
+        ]
 
     @property
     def special_ids(self) -> set[int]:
@@ -331,6 +335,17 @@ def _require_ran(site: str, calls: Calls) -> None:
         path, last = Site.parse(site).path, calls.count - 1
         found = f"'{site}', where the module runs {calls.count} times in a pass"
         raise ModelError("a call that there is", found, f"name one from {path}#0 to {path}#{last}")
+
+
+def _bytes_of(token: str) -> str:
+    """A token that is a piece of a character, as its bytes, such as <E1 B9>."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters: dict[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
+    byte_of = {letter: byte for byte, letter in letters.items()}
+    # A vocabulary that does not write bytes as letters calls such a token <0xE1> itself.
+    known = all(letter in byte_of for letter in token) and not token.startswith("<0x")
+    return f"<{' '.join(f'{byte_of[letter]:02X}' for letter in token)}>" if known else token
 
 
 def _text_config(model: nn.Module) -> Any:
