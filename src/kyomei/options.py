@@ -151,13 +151,30 @@ class Asked:
         known = Family(Recipe.read(self.file)) if self.file is not None else stored or Family(Recipe())
         return known.updated({**self._settings(), **self.options})
 
+    def dotted(self) -> dict[str, Any]:
+        """All that is given, by file, --set or an option, by dotted key.
+
+        Raises:
+            RecipeError: a setting is wrong, or has several values.
+        """
+        from kyomei.config import Recipe
+
+        recipe = self.recipe().model_dump(mode="json")
+        by_file = {} if self.file is None else Recipe.read(self.file).model_dump(exclude_unset=True)
+        keys = [f"{name}.{key}" for name, section in by_file.items() if isinstance(section, dict) for key in section]
+        keys += [name for name, value in by_file.items() if not isinstance(value, dict)]
+        return {key: functools.reduce(lambda at, name: at[name], key.split("."), recipe) for key in (*keys, *self._given())}
+
     def source(self) -> set[str]:
         """Names of the settings of the source that are given, by file, --set or an option."""
         from kyomei.config import Recipe
 
         by_file = set() if self.file is None else Recipe.read(self.file).source.model_fields_set
-        given = [*self._settings(), *self.options]
-        return by_file | {key.removeprefix("source.") for key in given if key.startswith("source.")}
+        return by_file | {key.removeprefix("source.") for key in self._given() if key.startswith("source.")}
+
+    def _given(self) -> list[str]:
+        """Settings that --set or an option names."""
+        return [*self._settings(), *self.options]
 
     def _settings(self) -> dict[str, Any]:
         """What --set was given, by dotted key."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +20,7 @@ from kyomei.views.console import show, verdict_words
 if TYPE_CHECKING:
     from kyomei.config.family import Family
     from kyomei.runs import Run
+    from kyomei.stages.progress import Reporter
 
 
 @app.command("demo")
@@ -194,8 +196,24 @@ def measure_command(
 
 
 @app.command("certify")
+@recipe_options()
 def certify_command(
-    folder: RunFolder,
+    asked: Asked,
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder of the run.", show_default="with --sae: runs/certify-NAME, made anew")
+    ] = None,
+    sae: Annotated[
+        str | None,
+        typer.Option(
+            "--sae",
+            help="A dictionary from elsewhere, of any format that is read: replicas are trained on its site, and test it.",
+            show_default=False,
+        ),
+    ] = None,
+    latents: Annotated[
+        int | None, typer.Option("--latents", min=1, help="With --sae: test so many, drawn at random.", show_default="all")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="With --sae: do not ask once it is said what it takes.")] = False,
     baseline: Annotated[
         list[str] | None,
         typer.Option("--baseline", help="Mechanism to train and certify beside it; repeatable.", show_default=False),
@@ -207,8 +225,21 @@ def certify_command(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Which features of a trained run's dictionary other replicas confirm, and where they come from."""
+    """Which features of a trained run's dictionary other replicas confirm, and where they come from.
+
+    With --sae the same for a dictionary from elsewhere. Model, site and context are as it says of itself where it does; other
+    options are settings of the run that is made for it.
+    """
     with verb(threads) as reporter:
+        if sae is not None:
+            if baseline or random_weights:
+                raise RecipeError("--sae alone", "--baseline or --random-weights with it", "certify the run again with those")
+            _certify_foreign(folder, sae, asked, latents, reporter, yes, as_json)
+            return
+        if folder is None:
+            raise RunError("the folder of a run, or --sae", "neither", "name one: `kyomei certify runs/first`")
+        if latents is not None or yes or not asked.says_at_most():
+            raise RecipeError("settings with --sae only", "some without it", "leave them out, or add --sae")
         from kyomei.runs import Run
         from kyomei.stages.certify import certified, certify_run
 
@@ -221,6 +252,23 @@ def certify_command(
             return certified(run, baseline or (), random_weights)
 
         do_with(Run.open(folder), certify_it, reporter, as_json, only_reads=only_reads)
+
+
+def _certify_foreign(
+    folder: Path | None, sae: str, asked: Asked, latents: int | None, reporter: Reporter, yes: bool, as_json: bool
+) -> None:
+    from kyomei.stages.foreign import Foreign, certify_foreign
+
+    foreign = Foreign.read(sae)
+    folder = folder or Path("runs") / f"certify-{foreign.name}"
+
+    def agree() -> bool:
+        return yes or not sys.stdin.isatty() or typer.confirm("Go on?", err=True)
+
+    options: dict[str, Any] = {"latents": latents, "command": command_line()}
+    facts = certify_foreign(folder, foreign, asked.dotted(), reporter, agree, **options)
+    shown = tables.certify_tables(facts, str(folder))
+    present(Shown(facts, shown, verdict_words(facts["verdict"]), tables.certify_notes(facts)), as_json)
 
 
 @app.command("report")

@@ -63,6 +63,7 @@ class Certificate:
         data: SHA-256 of everything that it is about, by path in the run.
         dense: the latents that are active on more than a tenth of the rows, see `dense_part`; empty in older certificates.
         constants: the rule's version and constants, see `rule_in_force`; empty in older certificates.
+        sampled: how many latents, drawn at random, were tested, where not all were; the features are theirs.
         answer: the verdict with what else is known of the run; none: of this certificate alone. It is not written down.
     """
 
@@ -81,6 +82,7 @@ class Certificate:
     data: dict[str, str]
     dense: dict[str, float] = field(default_factory=dict)
     constants: dict[str, float] = field(default_factory=dict)
+    sampled: int | None = None
     answer: Verdict | None = field(default=None, compare=False)
 
     def having(self, status: Status) -> list[dict[str, Any]]:
@@ -92,6 +94,12 @@ class Certificate:
         """Indices of the certified latents."""
         return [feature["index"] for feature in self.having("certified")]
 
+    def feature(self, latent: int) -> dict[str, Any] | None:
+        """What is known of a latent; none: it was not drawn."""
+        if self.sampled is None:
+            return self.features[latent]
+        return next((feature for feature in self.features if feature["index"] == latent), None)
+
     @property
     def context_mask(self) -> Bool[np.ndarray, " certified"]:
         """For every certified feature, whether neither token nor position explains it."""
@@ -100,7 +108,7 @@ class Certificate:
 
     @property
     def certified_context_mask(self) -> Bool[np.ndarray, " width"]:
-        """For every latent, whether it is certified and neither token nor position explains it."""
+        """For every latent tested, whether it is certified and neither token nor position explains it."""
         wanted = "certified", "context-or-unexplained"
         return np.array([(f["status"], f["origin"]["kind"]) == wanted for f in self.features], dtype=bool)
 
@@ -147,6 +155,7 @@ class Certificate:
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{len(self.having(status))} {status}" for status in STATUSES)
+        drawn = "" if self.sampled is None else f", of which {self.sampled} were drawn and tested"
         certified = self.having("certified")
         kinds = [feature["origin"]["kind"] for feature in certified]
         origins = ", ".join(f"{kinds.count(name)} {name}" for name in ORIGINS)
@@ -154,7 +163,7 @@ class Certificate:
         lines = [
             (self.answer or verdict(self.to_dict())).headline,
             f"  dictionary  {self.mechanism} at {self.site} of {self.model}; {len(self.replicas)} replicas",
-            f"  latents     {self.width}: {counts}",
+            f"  latents     {self.width}{drawn}: {counts}",
             f"  null        {null['false_positive_rate']:.2%} of {null['latents']} live latents of the {null['name']} pass",
             f"  origin      of the certified: {origins}",
             "  fidelity    FVU {fvu:.3f}, L0 {l0:.1f}, dead {dead:.1%}".format(**self.fidelity) + f"; {self.num_rows:,} rows",

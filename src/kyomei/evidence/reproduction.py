@@ -207,12 +207,20 @@ def compare_coded(
     null: tuple[SparseAutoencoder, SparseAutoencoder],
     null_rows: Rows,
     space: Whitening,
+    latents: Int64[np.ndarray, " tested"] | None = None,
 ) -> Verdicts:
-    """`certify_latents` where the codes of the rows are at hand: one for each dictionary [rows, width]."""
+    """`certify_latents` where the codes of the rows are at hand: one for each dictionary [rows, width].
+
+    Args:
+        latents: of the first dictionary those that are tested, in this order; none: all.
+    """
     first, *others = dictionaries
     code, *other_codes = codes
+    kinship = [Kinship.of(code, z) for z in other_codes]  # of all: one is merged together with siblings
+    if latents is not None:
+        kinship = [Kinship(kin.split[latents], kin.merged[latents]) for kin in kinship]
+        first, code = _rows_of(first, latents), code[:, latents]
     matches = [match(first, other, space, code, z) for other, z in zip(others, other_codes, strict=True)]
-    kinship = [Kinship.of(code, z) for z in other_codes]
     (null_match, null_frequency), (back, frequency_back) = _null_matches(null, null_rows)
     # The rule comes from the null one way round and is tested the other way, on latents that did not set it.
     rule = Rule.above(null_match, null_frequency)
@@ -297,6 +305,12 @@ def match(
     encoder, decoder, joint = (torch.cat([part[i] for part in best]).double().numpy() for i in range(3))
     partner = torch.cat([part[3] for part in best]).numpy()
     return Match(encoder, decoder, joint, partner, Moments(code_a, code_b).correlation(np.arange(a.width), partner))
+
+
+def _rows_of(sae: SparseAutoencoder, latents: Int64[np.ndarray, " some"]) -> SparseAutoencoder:
+    """Encoder and decoder of some latents; they are compared, and encode nothing."""
+    taken = torch.from_numpy(latents)
+    return SparseAutoencoder(sae.encoder[taken], sae.decoder[taken], sae.threshold[taken], sae.center)
 
 
 def _units(rows: Float[Tensor, "width dim"], to: Float[Tensor, "dim dim"]) -> Float[Tensor, "width dim"]:

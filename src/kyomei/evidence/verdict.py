@@ -136,6 +136,9 @@ def _certified(certificate: Mapping[str, Any]) -> tuple[Level, str, list[Reason]
     explained = np.array([feature["explained variance"] for feature in features]) * ~dense
     certified, live = status == "certified", int((status != "dead").sum())
     count, width = int(certified.sum()), len(features)
+    latents = (
+        f"{width:,} latents" if certificate.get("sampled") is None else f"{width:,} latents drawn of {certificate['width']:,}"
+    )
     share = count / max(1, width)
     variance = float(explained[certified].sum() / max(explained.sum(), 1e-300))
     rate = certificate["null"]["false_positive_rate"]
@@ -144,7 +147,7 @@ def _certified(certificate: Mapping[str, Any]) -> tuple[Level, str, list[Reason]
         Reason(
             "certified",
             _side(share >= MOST),
-            f"{count:,} of {width:,} latents ({_percent(share)})",
+            f"{count:,} of {latents} ({_percent(share)})",
             "every replica has them: encoder, decoder and activation agree",
         ),
         Reason(
@@ -161,10 +164,10 @@ def _certified(certificate: Mapping[str, Any]) -> tuple[Level, str, list[Reason]
         ),
     ]
     if not count:
-        return "do not trust", f"not one of its {width:,} latents is certified, so read nothing off it", reasons
-    clause = f"{count:,} of its {width:,} latents ({_percent(share)}) are certified; read those and no others"
+        return "do not trust", f"not one of its {latents} is certified, so read nothing off it", reasons
+    clause = f"{count:,} of its {latents} ({_percent(share)}) are certified; read those and no others"
     if by_chance >= OFTEN:
-        clause = f"{count:,} of its {width:,} latents pass, no more than twice as many as on rows without features"
+        clause = f"{count:,} of its {latents} pass, no more than twice as many as on rows without features"
     if by_chance >= OFTEN or share < FEW:
         return "do not trust", clause, reasons
     return ("trust" if all(reason.side == "for" for reason in reasons) else "partly"), clause, reasons

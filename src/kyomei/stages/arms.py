@@ -33,6 +33,7 @@ class Arm:
         directions_from: folder of the arm whose directions serve here too; none: its own.
         as_many_as: folder of the arm whose first replica says how many directions are kept, and so how wide a dictionary is
             whose width follows from them; none: all are kept.
+        made_by: the verb that makes its dictionaries; "import": they come from elsewhere.
     """
 
     folder: str
@@ -41,12 +42,13 @@ class Arm:
     control: Control | None = None
     directions_from: str | None = None
     as_many_as: str | None = None
+    made_by: str = "train"
 
     def path(self, run: Run, replica: int) -> Path:
         return run.path(f"{self.folder}/{replica}")
 
     def stage(self, replica: int) -> str:
-        return f"train {self.folder}/{replica}"
+        return f"{self.made_by} {self.folder}/{replica}"
 
     def dictionary(self, run: Run, replica: int) -> SparseAutoencoder:
         return load(self.path(run, replica))
@@ -104,12 +106,29 @@ class Pair:
     Attributes:
         name: under which evidence.json lists them.
         title: as tables and figures show it.
+        tested_by: the arm whose replicas test the one dictionary that comes from elsewhere; none: the arm's own others do.
     """
 
     name: str
     title: str
     arm: Arm
     null: Arm
+    tested_by: Arm | None = None
+
+    @property
+    def arms(self) -> list[Arm]:
+        """All whose dictionaries its figures rest on."""
+        return [self.arm, self.null, *([] if self.tested_by is None else [self.tested_by])]
+
+    @property
+    def places(self) -> list[str]:
+        """Folder of the dictionary that ships, then of those that test it."""
+        arms = (self.arm,) if self.tested_by is None else (self.arm, self.tested_by)
+        return [f"{arm.folder}/{i}" for arm in arms for i in range(arm.replicas)]
+
+    def dictionaries(self, run: Run) -> list[SparseAutoencoder]:
+        """The dictionaries of its places."""
+        return [load(run.path(place)) for place in self.places]
 
 
 def own_pair(run: Run) -> Pair:
@@ -137,24 +156,45 @@ def baseline_pair(run: Run, name: str) -> Pair:
     return Pair(f"baseline {name}", f"{recipe.mechanism.title}, baseline", arm, null_arm(arm, f"baseline-{name}"))
 
 
+IMPORTED = "imported"
+"""Folder of dictionaries that come from elsewhere, in a run's folder."""
+IMPORT_FILE = "import.json"
+"""Beside them: where from, and which latents are tested."""
+
+
+def imported_pair(run: Run, name: str) -> Pair:
+    """A dictionary from elsewhere, which the run's own replicas test; their null is its null."""
+    own = own_pair(run)
+    arm = Arm(f"{IMPORTED}/{name}", run.recipe, 1, made_by="import")
+    return Pair(f"{IMPORTED} {name}", f"{name}, imported", arm, own.null, own.arm)
+
+
+def imported_pairs(run: Run) -> list[Pair]:
+    """Every dictionary from elsewhere that the run has."""
+    names = sorted(path.parent.name for path in run.path(IMPORTED).glob(f"*/{IMPORT_FILE}"))
+    return [pair for name in names if run.done((pair := imported_pair(run, name)).arm.stage(0))]
+
+
 def require_trained(run: Run, *pairs: Pair) -> None:
     """Raise RunError, with the first thing missing, unless all replicas of the pairs and of their nulls are trained."""
-    for arm in (arm for pair in pairs for arm in (pair.arm, pair.null)):
+    for arm in (arm for pair in pairs for arm in pair.arms):
         missing = [arm.stage(i) for i in range(arm.replicas) if not run.done(arm.stage(i))]
         if missing:
             raise RunError("a trained run", f"no '{missing[0]}' in {run.folder}", "run `kyomei train` with --resume first")
 
 
 def trained_pairs(run: Run) -> list[Pair]:
-    """The run's own pair first, then the baselines that were trained beside it."""
-    return [own_pair(run), *(baseline_pair(run, name) for name in BASELINES if _is_trained(run, name))]
+    """The run's own pair first, then the baselines that were trained beside it, then what comes from elsewhere."""
+    baselines = [baseline_pair(run, name) for name in BASELINES if _is_trained(run, name)]
+    return [own_pair(run), *baselines, *imported_pairs(run)]
 
 
 def made_from(run: Run, *pairs: Pair) -> dict[str, str]:
     """Digests of what figures of some pairs rest on: data, dictionaries, nulls. A file that is gone is left out."""
-    arms = [arm for pair in pairs for arm in (pair.arm, pair.null)]
-    dictionaries = run.digests(f"{arm.folder}/{i}/sae.safetensors" for arm in arms for i in range(arm.replicas))
-    return {**digests_of_rows(run, part_names(run.recipe)), **dictionaries}
+    arms = [arm for pair in pairs for arm in pair.arms]
+    files = [f"{arm.folder}/{i}/sae.safetensors" for arm in arms for i in range(arm.replicas)]
+    files += [f"{arm.folder}/{IMPORT_FILE}" for arm in arms if arm.made_by == "import"]
+    return {**digests_of_rows(run, part_names(run.recipe)), **run.digests(dict.fromkeys(files))}
 
 
 def _is_trained(run: Run, name: str) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from kyomei.atomic import write_atomic
 from kyomei.dictionary.formats import CONFIG_FILE, note_certificate
@@ -26,7 +27,17 @@ from kyomei.learning.undisturbed import undisturbed
 from kyomei.runs import Run
 from kyomei.source.rows import Rows
 from kyomei.source.text import Tokens
-from kyomei.stages.arms import Pair, made_from, own_pair, random_weights_run, replica_seed, require_trained, trained_pairs
+from kyomei.stages.arms import (
+    IMPORT_FILE,
+    Pair,
+    imported_pairs,
+    made_from,
+    own_pair,
+    random_weights_run,
+    replica_seed,
+    require_trained,
+    trained_pairs,
+)
 from kyomei.stages.check import FILE as PREMISES
 from kyomei.stages.family import refuse_family
 from kyomei.stages.harvested import activations, site_of, tokens_of
@@ -94,24 +105,26 @@ def certified(run: Run, baselines: Sequence[str] = (), random_weights: bool = Fa
     """Whether every certificate that is asked for is there and holds, so that to certify is to read."""
     there = certificates_of(run)
     wanted = {own_pair(run).name, *(f"baseline {name}" for name in baselines), *([RANDOM] if random_weights else ())}
+    wanted |= {pair.name for pair in imported_pairs(run)}
     return wanted <= there.keys() and run.recorded(FILE)
 
 
-def verdict_of(run: Run, certificates: Mapping[str, Certificate] | None = None) -> Verdict:
-    """The one answer about a run's own dictionary, from what its stages have left so far.
+def verdict_of(run: Run, certificates: Mapping[str, Certificate] | None = None, name: str | None = None) -> Verdict:
+    """The one answer about a dictionary, from what the run's stages have left so far.
 
     Args:
         run: trained.
         certificates: what `certificates_of` gave; none: looked up here.
+        name: of the certificate; none: of the run's own dictionary.
     """
     known = certificates_of(run) if certificates is None else certificates
-    own, control = (c.to_dict() if (c := known.get(name)) else None for name in (own_pair(run).name, RANDOM))
+    own, control = (c.to_dict() if (c := known.get(name)) else None for name in (name or own_pair(run).name, RANDOM))
     premises = run.read_json(PREMISES) if run.path(PREMISES).exists() else None
     return verdict(own, premises, control)
 
 
 def certify_run(run: Run, reporter: Reporter, *, baselines: Sequence[str] = (), random_weights: bool = False) -> dict[str, Any]:
-    """Certify a run's own dictionary, baselines trained beside it, and the same model with random weights.
+    """Certify a run's own dictionary, what was imported, baselines trained beside it, and the same model with random weights.
 
     Args:
         run: a trained run.
@@ -126,8 +139,7 @@ def certify_run(run: Run, reporter: Reporter, *, baselines: Sequence[str] = (), 
     own_arm = own_pair(run)
     own = certify_pair(run, own_arm, reporter)
     certificates, files = {own.mechanism: own}, {own.mechanism: certificate_path(run, own_arm)}
-    for name in baselines:
-        pair = train_baseline(run, name, reporter)
+    for pair in (*imported_pairs(run), *(train_baseline(run, name, reporter) for name in baselines)):
         certificates[pair.name] = certify_pair(run, pair, reporter)
         files[pair.name] = certificate_path(run, pair)
     facts: dict[str, Any] = {}
@@ -196,14 +208,15 @@ def _enter(run: Run, pair: Pair, certificate: Certificate) -> None:
     """Let the dictionary say that it has a certificate, and the manifest what both are."""
     path, dictionary = certificate_path(run, pair), pair.arm.path(run, 0)
     file = path.relative_to(run.folder).as_posix()
-    counts = {"certified": len(certificate.certified), "latents": certificate.width, "replicas": len(certificate.replicas)}
+    counts = {"certified": len(certificate.certified), "latents": len(certificate.features)}
+    counts["replicas"] = len(certificate.replicas)
     note_certificate(dictionary, {"file": file, **counts})
     run.record(dictionary / CONFIG_FILE, path)
 
 
 def _certificate(run: Run, pair: Pair, data: dict[str, str]) -> Certificate:
     rows = activations(run, "evidence")
-    dictionaries = [pair.arm.dictionary(run, i) for i in range(pair.arm.replicas)]
+    dictionaries = pair.dictionaries(run)
     null = (pair.null.dictionary(run, 0), pair.null.dictionary(run, 1))
     check_site(dictionaries[0], rows)
     null_rows = evidence_null(run, rows)
@@ -211,22 +224,25 @@ def _certificate(run: Run, pair: Pair, data: dict[str, str]) -> Certificate:
     index = rows_used(rows.num_rows)
     surveys = survey(dictionaries, rows, index, num_explained=1)
     codes = [each.code for each in surveys if each.code is not None]
-    verdicts = compare_coded(dictionaries, codes, null, null_rows, Whitening.fit(rows))
-    first, code, found = dictionaries[0], codes[0], surveys[0]
+    first, found, drawn = dictionaries[0], surveys[0], sampled(run, pair)
+    tested = np.arange(first.width) if drawn is None else drawn
+    verdicts = compare_coded(dictionaries, codes, null, null_rows, Whitening.fit(rows), drawn)
+    code = codes[0][:, tested]
     tokens = tokens_of(run, "evidence")
     place = rows.row_tokens()[index]
     document = tokens.document.flatten().numpy()[place]
     source = origin(code, tokens.ids.flatten().numpy()[place], place % tokens.context, document)
-    explained = np.zeros(first.width) if found.explained is None else found.explained.clip(min=0)
-    weights = dict(zip(SHARES_BY, (np.ones(first.width), total(code), explained), strict=True))
+    explained = np.zeros(len(tested)) if found.explained is None else found.explained[tested].clip(min=0)
+    weights = dict(zip(SHARES_BY, (np.ones(len(tested)), total(code), explained), strict=True))
     names = _token_texts(tokens, {token for named in source.top_tokens for token, _ in named})
     features = [
         {
             **describe(verdicts, source, i),
+            "index": latent,
             "tokens": [[names[token], round(share, 4)] for token, share in source.top_tokens[i]],
             **{name: float(values[i]) for name, values in weights.items() if name != "count"},
         }
-        for i in range(first.width)
+        for i, latent in enumerate(tested.tolist())
     ]
     figures = found.fidelity
     return Certificate(
@@ -235,7 +251,7 @@ def _certificate(run: Run, pair: Pair, data: dict[str, str]) -> Certificate:
         site=site_of(run),
         model=run.recipe.source.model,
         width=first.width,
-        replicas=[f"{pair.arm.folder}/{i}" for i in range(pair.arm.replicas)],
+        replicas=pair.places,
         num_rows=verdicts.num_rows,
         rule=verdicts.rule.to_dict(),
         null={
@@ -249,7 +265,18 @@ def _certificate(run: Run, pair: Pair, data: dict[str, str]) -> Certificate:
         features=features,
         data=data,
         constants=rule_in_force(),
+        sampled=None if drawn is None else len(drawn),
     )
+
+
+def sampled(run: Run, pair: Pair) -> Int64[np.ndarray, " drawn"] | None:
+    """Latents of an imported dictionary that are tested, where not all are: drawn at random, in ascending order."""
+    if pair.arm.made_by != "import":
+        return None
+    count, width = run.read_json(f"{pair.arm.folder}/{IMPORT_FILE}")["latents"], pair.arm.dictionary(run, 0).width
+    if count is None or count >= width:
+        return None
+    return np.sort(np.random.default_rng([run.recipe.seed, count]).choice(width, count, replace=False))
 
 
 def evidence_null(run: Run, rows: Rows) -> Rows:

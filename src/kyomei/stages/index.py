@@ -160,7 +160,7 @@ def _made_from(run: Run, dictionary: _Dictionary) -> Mapping[str, str]:
     """Digests of what an index rests on."""
     host, site = harvest_of(run), site_of(run)
     digests = host.digests([f"activations/evidence/{site}/index.json", "tokens/evidence/index.json"])
-    digests |= run.digests(f"{dictionary.pair.arm.folder}/{i}/sae.safetensors" for i in range(dictionary.pair.arm.replicas))
+    digests |= run.digests(f"{place}/sae.safetensors" for place in dictionary.pair.places)
     path = certificate_path(run, dictionary.pair)
     if dictionary.number == 0 and path.exists():
         digests[path.relative_to(run.folder).as_posix()] = sha256_of(path)
@@ -210,7 +210,7 @@ def _subject(run: Run, dictionary: _Dictionary, made_from: Mapping[str, str]) ->
     facts = {
         "dictionary": dictionary.path,
         "title": pair.title,
-        "mechanism": pair.arm.recipe.mechanism.name,
+        "mechanism": _mechanism(run, pair),
         "model": source.model,
         "revision": source.revision,
         "site": site_of(run),
@@ -235,6 +235,14 @@ def _subject(run: Run, dictionary: _Dictionary, made_from: Mapping[str, str]) ->
 
 
 def _others(run: Run, dictionary: _Dictionary) -> dict[str, SparseAutoencoder]:
-    """The other replicas of a dictionary by their place in the run."""
-    arm = dictionary.pair.arm
-    return {f"{arm.folder}/{i}": arm.dictionary(run, i) for i in range(arm.replicas) if i != dictionary.number}
+    """What a dictionary is tested by, or its other replicas, by their place in the run."""
+    pair = dictionary.pair
+    return {place: sae for place, sae in zip(pair.places, pair.dictionaries(run), strict=True) if place != dictionary.path}
+
+
+def _mechanism(run: Run, pair: Pair) -> str:
+    """What makes a pair's code sparse."""
+    if pair.arm.made_by == "train":
+        return pair.arm.recipe.mechanism.name
+    sae = pair.arm.dictionary(run, 0)
+    return str(sae.provenance.get("mechanism") or sae.activation)

@@ -62,7 +62,7 @@ def measure_run(run: Run, reporter: Reporter, nulls: Sequence[str] = ()) -> dict
         found = survey([pair.arm.dictionary(run, i) for i in range(pair.arm.replicas)], rows)
         surveys.append(found[0])
         evidence["mechanisms"][pair.name] = {"title": pair.title, **_measure_pair(run, pair, found, rows, metric)}
-        if nulls:
+        if nulls and pair.tested_by is None:  # what comes from elsewhere is trained by no procedure that a null could repeat
             evidence["mechanisms"][pair.name]["against"] = _against(run, pair, nulls, metric, reporter)
     evidence |= _cross_entropy(run, pairs)
     evidence["directions"] = _measure_directions(run, pairs[0], metric)
@@ -80,7 +80,7 @@ def measured(run: Run) -> bool:
 
 
 def _measure_pair(run: Run, pair: Pair, surveys: Sequence[Survey], rows: Rows, metric: Tensor) -> dict[str, Any]:
-    first, *others = (pair.arm.dictionary(run, i) for i in range(pair.arm.replicas))
+    first, *others = pair.dictionaries(run)
     null = _null(run, pair.null)
     per_replica = [found.fidelity.to_dict() for found in surveys]
     agreement = [_agreement(first.decoder, other.decoder, null, metric) for other in others]

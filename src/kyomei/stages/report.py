@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from kyomei.atomic import write_atomic
 from kyomei.evidence.certificate import Certificate
 from kyomei.runs import Run
-from kyomei.stages.arms import own_pair
+from kyomei.stages.arms import imported_pairs, own_pair
 from kyomei.stages.certify import RANDOM, certificates_of, origin_difference, verdict_of
 from kyomei.stages.check import FILE as PREMISES
 from kyomei.stages.harvested import site_of
@@ -56,7 +57,7 @@ def report_data(run: Run) -> ReportData:
         verdict=verdict_of(run, certificates).to_dict(),
         sentences=sentences(evidence) if evidence else (),
         certificates={name: _summary(certificate) for name, certificate in certificates.items()},
-        certificate_notes=_notes(own, certificates.get(RANDOM), run.recipe.seed),
+        certificate_notes=[*_notes(own, certificates.get(RANDOM), run.recipe.seed), *_not_certified(run, certificates)],
         premises=premises,
         evidence=evidence_rows(evidence) if evidence else (),
         missing=[*(() if measured(run) else (STALE,)), *missing_evidence(evidence)] if evidence else (),
@@ -93,6 +94,11 @@ def _notes(own: Certificate | None, control: Certificate | None, seed: int) -> l
     return [difference_words(name, found) for name, found in origin_difference(own, control, seed).items()]
 
 
+def _not_certified(run: Run, certificates: Mapping[str, Certificate]) -> list[str]:
+    """Dictionaries from elsewhere that have no certificate."""
+    return [f"{pair.title}: not certified." for pair in imported_pairs(run) if pair.name not in certificates]
+
+
 def _frontier(evidence: dict[str, Any]) -> list[FrontierPoint]:
     return [
         FrontierPoint(measured_title(name, figures), values["l0_mean"], values["fvu"])
@@ -113,11 +119,15 @@ def _cards(examples: list[dict[str, Any]], certificate: Certificate | None) -> l
 
 
 def _certified(certificate: Certificate, latent: int) -> dict[str, Any]:
-    feature = certificate.features[latent]
-    return {
-        "status": feature["status"],
-        "why": why(feature, certificate.rule),
-        "origin": feature["origin"]["kind"],
-        "origin_words": origin_words(feature),
-        "token_shares": feature.get("tokens", ()),
-    }
+    feature = certificate.feature(latent)
+    return (
+        {}
+        if feature is None
+        else {
+            "status": feature["status"],
+            "why": why(feature, certificate.rule),
+            "origin": feature["origin"]["kind"],
+            "origin_words": origin_words(feature),
+            "token_shares": feature.get("tokens", ()),
+        }
+    )

@@ -139,7 +139,8 @@ def certify_tables(facts: Facts, folder: str) -> list[Table]:
     """
     certificates = facts["certificates"]
     first = next(iter(certificates))
-    best = [certificates[first]["features"][latent] for latent in facts["best"][first]]
+    known = {feature["index"]: feature for feature in certificates[first]["features"]}
+    best = [known[latent] for latent in facts["best"][first]]
     together = certificate_table(certificates, f"{folder}: how many latents are certified, and where those come from")
     return [together, *([_best_table(best, dictionary_title(first))] if best else [])]
 
@@ -177,7 +178,8 @@ def _counted(each: Sequence[Facts], of: str, name: str, meaning: str) -> Line:
         shares = certificate["shares"]
         among = 1.0 if of == STATUS else shares["count"][STATUS]["certified"]
         share = shares["count"][of].get(name, 0.0)
-        cells.append(f"{round(share * among * certificate['width'])} ({percent(share)})")
+        tested = certificate.get("sampled") or certificate["width"]
+        cells.append(f"{round(share * among * tested)} ({percent(share)})")
         notes.append(f"{percent(shares['explained variance'][of].get(name, 0.0))} of explained variance")
     return Line(name, tuple(cells), tuple(notes), meaning)
 

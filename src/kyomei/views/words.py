@@ -131,12 +131,14 @@ def dictionary_title(name: str) -> str:
     """A dictionary as tables call it, such as "TopK from resonance", "TopK, baseline" or "random weights".
 
     Args:
-        name: of a mechanism, with the start if that is not the usual one, after "baseline " for a baseline's certificate. One
-            without a title goes by its name.
+        name: of a mechanism, with the start if that is not the usual one, after "baseline " for a baseline's certificate; of a
+            dictionary from elsewhere after "imported ". One without a title goes by its name.
     """
     # Settings import pydantic, which help does without.
     from kyomei.config.mechanisms import SETTINGS
 
+    if name.startswith("imported "):
+        return f"{name.removeprefix('imported ')}, imported"
     mechanism, _, start = name.removeprefix("baseline ").partition("-")
     if mechanism not in SETTINGS:
         return name

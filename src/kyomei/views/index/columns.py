@@ -44,19 +44,28 @@ def evidence_columns(subject: Subject, codes: CodeStore, space: Whitening | None
     certificate = subject.certificate
     if certificate is None:
         nothing: Columns = dict.fromkeys(("origin", "certificate", "agreement"), [None] * subject.sae.width)
-        explained = _shares(_explained(subject, codes))
+        measured = _shares(_explained(subject, codes))
         status = [NOT_CERTIFIED] * subject.sae.width
-        return {"status": status, **nothing, "explained": explained, "partners": _partners_of(subject, space)}
-    features, names = certificate["features"], certificate["replicas"][1:]
-    live = [feature["status"] != "dead" for feature in features]
+        return {"status": status, **nothing, "explained": measured, "partners": _partners_of(subject, space)}
+    names, features = certificate["replicas"][1:], _features(subject)
+    live = [feature if feature.get("status", "dead") != "dead" else None for feature in features]
+    # Of a sample, parts of the whole dictionary are measured here.
+    whole = certificate.get("sampled") is None
+    explained = np.array([f["explained variance"] for f in features]) if whole else _explained(subject, codes)
     return {
-        "status": [feature["status"] for feature in features],
-        "origin": [feature["origin"]["kind"] if alive else None for feature, alive in zip(features, live, strict=True)],
-        "certificate": [json.dumps(plain(feature), ensure_ascii=False) for feature in features],
-        "agreement": [weakest(feature) if alive else None for feature, alive in zip(features, live, strict=True)],
-        "explained": _shares(np.array([feature["explained variance"] for feature in features])),
-        "partners": [_certified(feature, names) if alive else [] for feature, alive in zip(features, live, strict=True)],
+        "status": [feature.get("status", NOT_CERTIFIED) for feature in features],
+        "origin": [feature and feature["origin"]["kind"] for feature in live],
+        "certificate": [json.dumps(plain(feature), ensure_ascii=False) if feature else None for feature in features],
+        "agreement": [feature and weakest(feature) for feature in live],
+        "explained": _shares(explained),
+        "partners": [_certified(feature, names) if feature else [] for feature in live],
     }
+
+
+def _features(subject: Subject) -> list[dict[str, Any]]:
+    """What the certificate says of every latent; nothing of one that was not tested."""
+    known = {feature["index"]: feature for feature in (subject.certificate or {"features": ()})["features"]}
+    return [known.get(latent, {}) for latent in range(subject.sae.width)]
 
 
 def _certified(feature: dict[str, Any], names: Sequence[str]) -> Named:
@@ -105,8 +114,7 @@ def _shares(parts: Float64[np.ndarray, " width"]) -> list[float | None]:
 
 def figure_columns(figures: Sequence[LatentFigures], frequency: Float64[np.ndarray, " width"], subject: Subject) -> Columns:
     """What the rows say of each latent by itself."""
-    features = [{} for _ in figures] if subject.certificate is None else subject.certificate["features"]
-    named = [[text for text, _ in feature.get("tokens", ())] for feature in features]
+    named = [[text for text, _ in feature.get("tokens", ())] for feature in _features(subject)]
     tokens = [dict.fromkeys([*f.top_tokens, *more]) for f, more in zip(figures, named, strict=True)]
     return {
         "frequency": frequency,
