@@ -64,7 +64,7 @@ class Foreign:
         # A file that every folder has says nothing.
         named = path.stem if path.is_file() and path.stem not in ("params", "sae", "sae_weights", "ae") else path.resolve().name
         name = re.sub(r"[^\w.]+", "-", named).strip("-.") or "sae"
-        return cls(name, asked, f"{found.format}, {found.kind}", found.sae)
+        return cls(name, asked, f"{found.format}, {found.mechanism}", found.sae)
 
     def source(self) -> dict[str, Any]:
         """Settings of the source, by dotted key, as far as it says how its rows were made."""
