@@ -136,18 +136,19 @@ def _certified(certificate: Mapping[str, Any]) -> tuple[Level, str, list[Reason]
     explained = np.array([feature["explained variance"] for feature in features]) * ~dense
     certified, live = status == "certified", int((status != "dead").sum())
     count, width = int(certified.sum()), len(features)
-    latents = (
-        f"{width:,} latents" if certificate.get("sampled") is None else f"{width:,} latents drawn of {certificate['width']:,}"
-    )
     share = count / max(1, width)
     variance = float(explained[certified].sum() / max(explained.sum(), 1e-300))
     rate = certificate["null"]["false_positive_rate"]
     by_chance = min(1.0, rate * live / count) if count else 1.0
+    figure, latents = f"{count:,} of {width:,} latents ({_percent(share)})", f"{width:,} latents"
+    if certificate.get("sampled") is not None:
+        figure = f"{count:,} of {width:,} latents drawn of {certificate['width']:,} ({_percent(share)})"
+        latents = f"{width:,} latents drawn of {certificate['width']:,}"
     reasons = [
         Reason(
             "certified",
             _side(share >= MOST),
-            f"{count:,} of {latents} ({_percent(share)})",
+            figure,
             "every replica has them: encoder, decoder and activation agree",
         ),
         Reason(
