@@ -125,7 +125,7 @@ def test_what_is_folded_is_said() -> None:
     assert [name for name in READABLE if not folded[name]] == [name for name in READABLE if name in UNFOLDED]
     assert "decoder's bias" in folded["saelens-standard-uncentred"][0]
     assert folded["saelens-topk-rescaled"] == ("the norms of the decoder, into the encoder",)
-    assert folded["saelens-gated"] == ("the gates, into thresholds of the magnitudes",)
+    assert folded["saelens-gated"][0] == "the gates, into thresholds of the magnitudes"
     assert "√dim" in folded["gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6"][0]
 
 
@@ -276,6 +276,16 @@ def test_ours_come_back_from_every_format_that_has_them(activation: str, format:
         assert again.provenance == provenance
         close(again.encode(x), sae.encode(x))
         close(again(x), sae(x))
+
+
+def test_a_threshold_that_was_never_set_leaves_the_relu(tmp_path: Path) -> None:
+    """dictionary_learning's BatchTopK begins with −1: every positive latent is active."""
+    shutil.copytree(FILES / "dictionary-learning-batchtopk", tmp_path / "young")
+    state = read_torch(tmp_path / "young" / "ae.pt")
+    torch.save({**state, "threshold": torch.tensor(-1.0)}, tmp_path / "young" / "ae.pt")
+    found, x = read(tmp_path / "young"), torch.randn(40, 6, generator=torch.Generator().manual_seed(6))
+    close(found.sae.encode(x), ((x - state["b_dec"]) @ state["encoder.weight"].T + state["encoder.bias"]).relu())
+    assert found.folded == ("thresholds below zero, where the ReLU decides, to zero",)
 
 
 def test_settings_of_before_version_6_mean_what_they_meant(tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ def read(folder: Path) -> Conversion:
     found = CLASSES[name](held, folder / TENSORS_FILE)
     k = None if found.activation != "topk" else min(_k(held, trainer, folder), len(found.parts.encoder))
     provenance = _provenance(config, trainer)
-    sae = found.parts.finished(folder, found.activation, found.threshold, k=k, provenance=provenance)
-    return Conversion(sae, NAME, name, found.parts.about_its_centre().folded)
+    sae, folded = found.parts.finished(folder, found.activation, found.threshold, k=k, provenance=provenance)
+    return Conversion(sae, NAME, name, folded)
 
 
 def write(sae: SparseAutoencoder, folder: Path) -> Conversion:

@@ -51,8 +51,8 @@ def read(path: Path) -> Conversion:
         root = len(center) ** 0.5
         words = ("the √dim that the model multiplies embeddings by, into encoder and decoder",)
         parts = replace(parts, encoder=parts.encoder / root, decoder=decoder * root, folded=words)
-    sae = parts.finished(file, "jumprelu", threshold, provenance=_provenance(file))
-    return Conversion(sae, NAME, "jumprelu", parts.about_its_centre().folded)
+    sae, folded = parts.finished(file, "jumprelu", threshold, provenance=_provenance(file))
+    return Conversion(sae, NAME, "jumprelu", folded)
 
 
 def _provenance(file: Path) -> dict[str, Any]:

@@ -38,4 +38,5 @@ def read(path: Path) -> Conversion:
     tied = "decoder.linear.weight" in held
     (decoder,) = tensors_of(held, ("decoder.linear.weight" if tied else "decoder.weight",), path)
     parts = Parts(encoder, bias, decoder if tied else decoder.mT, center)
-    return Conversion(parts.finished(path, "relu", provenance={"format": NAME, "mechanism": "relu"}), NAME, "relu")
+    sae, folded = parts.finished(path, "relu", provenance={"format": NAME, "mechanism": "relu"})
+    return Conversion(sae, NAME, "relu", folded)

@@ -16,6 +16,8 @@ from kyomei.dictionary.formats.files import consistent, require_sound
 from kyomei.dictionary.sae import Activation, SparseAutoencoder
 from kyomei.errors import DataError, KyomeiError
 
+BELOW_ZERO = "thresholds below zero, where the ReLU decides, to zero"
+
 
 @dataclass(frozen=True)
 class Conversion:
@@ -82,7 +84,7 @@ class Parts:
             return self
         if not bool(self.decoder_bias.any()):
             return replace(self, centred=True)
-        shift = self.encoder.double() @ self.decoder_bias.double()
+        shift = self._scores_of_bias()
         words = "the decoder's bias, which is not subtracted from the input there, into the encoder's bias"
         return self._with(words, encoder_bias=self.encoder_bias.double() + shift, centred=True)
 
@@ -92,7 +94,7 @@ class Parts:
             return self
         if not bool(self.decoder_bias.any()):
             return replace(self, centred=False)
-        shift = self.encoder.double() @ self.decoder_bias.double()
+        shift = self._scores_of_bias()
         words = "the centre, which is not subtracted from the input there, into the encoder's bias"
         return self._with(words, encoder_bias=self.encoder_bias.double() - shift, centred=False)
 
@@ -131,13 +133,13 @@ class Parts:
         *,
         k: int | None = None,
         provenance: Mapping[str, Any] | None = None,
-    ) -> SparseAutoencoder:
-        """The autoencoder of ours with these parts.
+    ) -> tuple[SparseAutoencoder, tuple[str, ...]]:
+        """The autoencoder of ours with these parts, and what was folded into it.
 
         Args:
             path: what is named in errors.
             activation: "relu" of the pre-activations, "jumprelu" from a threshold, or "topk".
-            threshold: of "jumprelu", on pre-activations; what lies below zero is zero, as others take the ReLU first.
+            threshold: of "jumprelu", on pre-activations; below zero the ReLU decides, which others take first.
             k: of "topk".
             provenance: where it comes from.
 
@@ -145,19 +147,24 @@ class Parts:
             DataError: a tensor is not finite, or they do not fit together.
         """
         own = self.about_its_centre()
-        bias: Tensor | None = own.encoder_bias
+        bias, folded = own.encoder_bias if bool(own.encoder_bias.any()) else None, own.folded
+        limit = torch.zeros_like(own.encoder_bias) if threshold is None else threshold.to(own.encoder)
         if activation == "relu":
             limit, bias = -own.encoder_bias, None
-        else:
-            limit = torch.zeros_like(own.encoder_bias) if threshold is None else threshold.to(own.encoder).clamp_min(0)
-            bias = bias if bool(own.encoder_bias.any()) else None
+        elif bool((limit < 0).any()):
+            limit, folded = limit.clamp_min(0), (*folded, BELOW_ZERO)
         tensors = {"encoder": own.encoder, "decoder": own.decoder, "center": own.decoder_bias, "threshold": limit}
         require_sound(tensors if bias is None else {**tensors, "bias": bias}, path)
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         try:
-            return SparseAutoencoder(**whole, activation=activation, k=k, bias=bias, provenance=provenance)
+            sae = SparseAutoencoder(**whole, activation=activation, k=k, bias=bias, provenance=provenance)
         except KyomeiError as error:
             raise consistent(path, error) from error
+        return sae, folded
+
+    def _scores_of_bias(self) -> Float[Tensor, " width"]:
+        """W b_dec in float64, in blocks, so that no second encoder exists."""
+        return torch.cat([block.double() @ self.decoder_bias.double() for block in torch.split(self.encoder, 4096)])
 
     def _with(self, words: str, **parts: Any) -> Parts:
         dtype = self.encoder.dtype

@@ -92,8 +92,8 @@ def read(folder: Path) -> Conversion:
     if activation == "topk":
         k = min(whole_number(config.get("k"), "k", folder / CONFIG_FILE), len(bias))
     provenance = _provenance(config, architecture)
-    sae = parts.finished(folder, activation, threshold, k=k, provenance=provenance)
-    return Conversion(sae, NAME, architecture, parts.about_its_centre().folded)
+    sae, folded = parts.finished(folder, activation, threshold, k=k, provenance=provenance)
+    return Conversion(sae, NAME, architecture, folded)
 
 
 def write(sae: SparseAutoencoder, folder: Path) -> Conversion:

@@ -48,8 +48,8 @@ def read(folder: Path) -> Conversion:
     encoder, bias, decoder, center = tensors_of(held, NAMES, path)
     parts = Parts(encoder, bias, decoder, center)
     k = min(whole_number(config.get("k"), "k", folder / CONFIG_FILE), len(parts.encoder))
-    sae = parts.finished(folder, "topk", k=k, provenance=_provenance(config, folder))
-    return Conversion(sae, NAME, "topk", parts.folded)
+    sae, folded = parts.finished(folder, "topk", k=k, provenance=_provenance(config, folder))
+    return Conversion(sae, NAME, "topk", folded)
 
 
 def write(sae: SparseAutoencoder, folder: Path) -> Conversion:
