@@ -154,6 +154,28 @@ def test_what_makes_no_sense_is_refused(run: Run, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+def test_it_has_the_name_of_its_folder_or_of_its_place_on_the_hub(
+    indexed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = as_elsewhere(own(indexed), tmp_path / "a name, with signs")
+    assert Foreign.read(str(folder)).name == "a-name-with-signs"
+    scope = TRANSCODER.parent / "gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71"
+    assert Foreign.read(str(scope / "params.npz")).name == Foreign.read(str(scope)).name == "average_l0_71"
+    asked = list[tuple[str, str | None, str | None]]()
+
+    def fetched(name: str, revision: str | None, within: str | None) -> Path:
+        asked.append((name, revision, within))
+        return folder
+
+    monkeypatch.setattr(stage, "fetch", fetched)
+    for words in ("owner/saes", "owner/saes/layer.3/x@v1"):
+        foreign = Foreign.read(words)
+        assert foreign.origin == words and foreign.kind == "saelens, topk"
+    assert asked == [("owner/saes", None, None), ("owner/saes", "v1", "layer.3/x")] and foreign.name == "saes-layer.3-x"
+    with pytest.raises(DataError):
+        Foreign.read("/nowhere/at/all")
+
+
 def test_a_no_writes_nothing_and_says_what_it_would_take(
     indexed: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -206,7 +206,7 @@ def certify_command(
         str | None,
         typer.Option(
             "--sae",
-            help="A dictionary from elsewhere, of any format that is read: replicas are trained on its site, and test it.",
+            help="A dictionary from elsewhere, a file, a folder or OWNER/NAME on the hub; replicas on its site test it.",
             show_default=False,
         ),
     ] = None,

@@ -15,6 +15,7 @@ from kyomei.atomic import make_folder
 from kyomei.config import Recipe
 from kyomei.dictionary.figures import SAMPLE_ROWS, SampleFigures
 from kyomei.dictionary.formats import TENSORS_FILE, read
+from kyomei.dictionary.hub import fetch
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, RecipeError, RunError
 from kyomei.runs import Run
@@ -29,6 +30,8 @@ from kyomei.stages.progress import Reporter
 from kyomei.stages.train import train_run, trained
 from kyomei.views.numbers import duration
 
+_ON_THE_HUB = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(?:/(?P<within>[^@]+))?(?:@(?P<revision>.+))?")
+_USUAL = ("params", "sae", "sae_weights", "ae")
 LATER = ("check", "measure")
 """Parts of a plan that a certificate does without."""
 
@@ -54,15 +57,21 @@ class Foreign:
         """Read a dictionary.
 
         Args:
-            asked: a file or folder of any format that `kyomei.load` reads.
+            asked: a file or folder of any format that `kyomei.load` reads; or OWNER/NAME, OWNER/NAME/FOLDER or either of them
+                with @REVISION behind it, on the hub of Hugging Face.
 
         Raises:
             DataError: nothing is there, or no sparse autoencoder.
         """
-        path = Path(asked)
+        path, hub = Path(asked), _ON_THE_HUB.fullmatch(asked)
+        if path.exists() or hub is None:
+            # A file that every folder has says nothing.
+            own = path if path.is_dir() or path.stem not in _USUAL else path.parent
+            named = own.resolve().name if own.is_dir() else own.stem
+        else:
+            path = fetch(hub["name"], hub["revision"], hub["within"])
+            named = asked.partition("@")[0].partition("/")[2]
         found = read(path)
-        # A file that every folder has says nothing.
-        named = path.stem if path.is_file() and path.stem not in ("params", "sae", "sae_weights", "ae") else path.resolve().name
         name = re.sub(r"[^\w.]+", "-", named).strip("-.") or "sae"
         return cls(name, asked, f"{found.format}, {found.mechanism}", found.sae)
 
