@@ -1,6 +1,6 @@
 """Print the lowest version of every dependency that pyproject.toml allows, as pip's requirements; torch is left out.
 
-    python tools/lowest.py [EXTRA ...] > pins.txt
+python tools/lowest.py [EXTRA ...] > pins.txt
 """
 
 from __future__ import annotations

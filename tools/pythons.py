@@ -47,7 +47,9 @@ def interpreter(version: str) -> str | None:
     """Path of an interpreter of a version on this machine; none: there is none."""
     places = [shutil.which(f"python{version}"), *glob.glob(os.path.expanduser(f"~/.pyenv/versions/{version}.*/bin/python"))]
     for place in filter(None, places):
-        said = subprocess.run([place, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], capture_output=True, text=True)
+        said = subprocess.run(
+            [place, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], capture_output=True, text=True
+        )
         if said.stdout.strip() == version:
             return place
     return None
