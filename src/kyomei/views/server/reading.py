@@ -164,7 +164,15 @@ def ordered(sort: str) -> tuple[str, bool]:
 def routes(reading: Reading, gate: Gate) -> APIRouter:
     """GET requests below /api/."""
     router = APIRouter(prefix="/api")
-    shelf = reading.shelf
+    _add_whole(router, reading)
+    _add_features(router, reading)
+    _add_comparison(router, reading, gate)
+    _add_labels(router, reading)
+    return router
+
+
+def _add_whole(router: APIRouter, reading: Reading) -> None:
+    """What is of a run, or of a whole dictionary."""
 
     @router.get("/state")
     def state(dictionary: Dictionary = None) -> dict[str, Any]:
@@ -177,6 +185,15 @@ def routes(reading: Reading, gate: Gate) -> APIRouter:
     @router.get("/overview")
     def overview(dictionary: Dictionary = None) -> dict[str, Any]:
         return reading.overview(dictionary)
+
+    @router.get("/map")
+    def places(dictionary: Dictionary = None) -> Response:
+        return Response(reading.shelf.index(dictionary).map_json, media_type="application/json")
+
+
+def _add_features(router: APIRouter, reading: Reading) -> None:
+    """The list, one latent, and the text that it is active on."""
+    shelf = reading.shelf
 
     @router.get("/features")
     def features(
@@ -219,9 +236,8 @@ def routes(reading: Reading, gate: Gate) -> APIRouter:
     ) -> dict[str, Any]:
         return _there(shelf.index(dictionary).document(_in_range(document), around, size))
 
-    @router.get("/map")
-    def places(dictionary: Dictionary = None) -> Response:
-        return Response(shelf.index(dictionary).map_json, media_type="application/json")
+
+def _add_comparison(router: APIRouter, reading: Reading, gate: Gate) -> None:
 
     @router.get("/compare")
     async def compare(
@@ -232,6 +248,9 @@ def routes(reading: Reading, gate: Gate) -> APIRouter:
         size: Annotated[int, Query(ge=1, le=MOST_ROWS)] = 50,
     ) -> dict[str, Any]:
         return await gate.do(lambda: reading.comparison(a, b, kind, (page, size)))
+
+
+def _add_labels(router: APIRouter, reading: Reading) -> None:
 
     @router.get("/labels")
     def labels(
@@ -244,8 +263,6 @@ def routes(reading: Reading, gate: Gate) -> APIRouter:
         lines = "".join(f"{line}\n" for line in reading.labels.exported())
         named = {"content-disposition": 'attachment; filename="labels.jsonl"'}
         return PlainTextResponse(lines, media_type="application/x-ndjson", headers=named)
-
-    return router
 
 
 def _in_range(number: int) -> int:
