@@ -11,6 +11,7 @@ import typer
 from kyomei.cli.frame import AsJson, app, verb
 from kyomei.views.console import show
 from kyomei.views.conversions import conversion_table
+from kyomei.views.tables import Table
 
 
 class Written(str, Enum):
@@ -61,3 +62,34 @@ def export_command(
 
         facts = export_dictionary(source, folder, format.value, dictionary=dictionary, overwrite=overwrite)
         show(facts, as_json, conversion_table(facts))
+
+
+@app.command("publish")
+def publish_command(
+    source: Annotated[Path, typer.Argument(help="Folder of a run, or of a dictionary.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Repository on the hub, OWNER/NAME; with --local a folder.", show_default=False)],
+    local: Annotated[
+        bool, typer.Option("--local", help="Write what would be uploaded into a folder, and upload nothing.")
+    ] = False,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see a repository that is made.")] = False,
+    licence: Annotated[
+        str | None, typer.Option("--licence", help="Of the dictionary, such as apache-2.0.", show_default="not said")
+    ] = None,
+    examples: Annotated[bool, typer.Option("--examples", help="Let pieces of the text go along.")] = False,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch to commit to.", show_default="main")] = None,
+    dictionary: Annotated[
+        str | None, typer.Option("--dictionary", help="Of a run, such as replicas-1.", show_default="the run's own")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A dictionary onto the hub of Hugging Face: its files, its certificate, and a card filled from the run.
+
+    SparseAutoencoder.from_pretrained reads it. No text goes along unless asked for.
+    """
+    with verb(None):
+        from kyomei.stages.publish import Wanted, prepare, publish
+
+        wanted = Wanted(dictionary, licence, examples, not public, revision)
+        facts = {"folder": name, "files": prepare(source, Path(name), wanted)} if local else publish(source, name, wanted)
+        lines = tuple((key, ", ".join(value) if isinstance(value, list) else str(value)) for key, value in facts.items())
+        show(facts, as_json, Table("written, and not published" if local else "published", ("", "what"), lines, words=(0, 1)))

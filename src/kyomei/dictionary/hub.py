@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,8 @@ def fetch(name: str, revision: str | None = None, subfolder: str | None = None) 
     within = f"{subfolder.strip('/')}/" if subfolder else ""
     patterns = [within + pattern for pattern in DICTIONARY_FILES]
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        with _without_bars():
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the package raises kinds of its own and of two HTTP libraries
         at = f" at revision {revision}" if revision else ""
         do = "check the name and the revision, the network, and `hf auth login` for what is private; or name a folder"
@@ -107,14 +110,30 @@ def publish(folder: Path, name: str, *, private: bool, revision: str | None = No
 
     api: Any = HfApi()
     try:
-        api.create_repo(name, private=private, exist_ok=True)
-        if revision is not None:
-            api.create_branch(name, branch=revision, exist_ok=True)
-        done = api.upload_folder(repo_id=name, folder_path=str(folder), revision=revision, commit_message=message)
+        with _without_bars():
+            api.create_repo(name, private=private, exist_ok=True)
+            if revision is not None:
+                api.create_branch(name, branch=revision, exist_ok=True)
+            done = api.upload_folder(repo_id=name, folder_path=str(folder), revision=revision, commit_message=message)
     except Exception as error:  # as above
         do = "check its name, the network, and that `hf auth login` was done with a token that may write"
         raise KyomeiError(f"the repository {name} on the hub, to write to", _in_one_line(error), do) from error
     return str(done.commit_url)
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """The package without its progress bars for a while, for who has not switched them off himself."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def _in_one_line(error: Exception) -> str:

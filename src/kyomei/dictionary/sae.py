@@ -165,6 +165,65 @@ class SparseAutoencoder:
 
         formats.save(self, folder)
 
+    def save_pretrained(self, folder: Path | str, *, card: str | None = None) -> None:
+        """Write what a repository of the hub holds: the files of `save`, and README.md, its card.
+
+        Args:
+            folder: made if need be.
+            card: Markdown; none: one that says what the dictionary itself knows.
+        """
+        from kyomei.atomic import write_atomic
+        from kyomei.dictionary.card import CARD_FILE
+        from kyomei.dictionary.card import card as own_card
+
+        self.save(folder)
+        write_atomic(Path(folder) / CARD_FILE, (own_card(self) if card is None else card).encode())
+
+    @classmethod
+    def from_pretrained(
+        cls, name: Path | str, *, revision: str | None = None, subfolder: str | None = None
+    ) -> SparseAutoencoder:
+        """A dictionary from a folder or from the hub, of any format that `kyomei.load` reads.
+
+        Args:
+            name: a folder, or OWNER/NAME of a repository; a folder goes first.
+            revision: of the repository: branch, tag or commit.
+            subfolder: of either, where the dictionary lies.
+
+        Raises:
+            DataError: as `kyomei.load`; or there is no such repository, or the hub does not answer.
+        """
+        from kyomei.dictionary import formats, hub
+
+        place = Path(name)
+        if place.is_dir():
+            return formats.load(place / (subfolder or ""))
+        return formats.load(hub.fetch(str(name), revision, subfolder))
+
+    def push_to_hub(self, name: str, *, private: bool = True, revision: str | None = None, card: str | None = None) -> str:
+        """Publish the dictionary with its card; `kyomei publish` fills the card from a run.
+
+        Args:
+            name: of the repository, OWNER/NAME, made if need be.
+            private: whether a new repository is closed to others.
+            revision: branch to commit to, made if need be.
+            card: as `save_pretrained` takes it.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            KyomeiError: there is no right to do so, or the hub does not answer.
+        """
+        from tempfile import TemporaryDirectory
+
+        from kyomei.dictionary import hub
+        from kyomei.dictionary.card import card as own_card
+
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, card=card or own_card(self, name))
+            return hub.publish(Path(folder), name, private=private, revision=revision, message="Kyomei dictionary")
+
     def _accept(self, x: Numbers) -> Tensor:
         x = tensor_of(x).to(self.encoder.device, self.encoder.dtype)
         if x.ndim == 0 or x.shape[-1] != self.dim:

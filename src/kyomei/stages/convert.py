@@ -14,6 +14,7 @@ from kyomei.evidence.certificate import Certificate
 from kyomei.runs import MANIFEST, Run
 from kyomei.stages.certify import FILE as CERTIFICATE
 from kyomei.stages.family import refuse_family
+from kyomei.stages.harvested import site_of
 from kyomei.stages.index import opened
 
 
@@ -67,7 +68,7 @@ def export_dictionary(
         run = Run.open(source)
         refuse_family(run)
         _, sae, certificate = opened(run, dictionary)
-        sae = _said_by(run, sae)
+        sae = said_by(run, sae)
     else:
         found = read(source)
         sae, origin, folded = found.sae, found.format, found.folded
@@ -86,12 +87,13 @@ def _title(name: str) -> str:
     return FORMATS[name].title if name in FORMATS else "Kyomei"
 
 
-def _said_by(run: Run, sae: SparseAutoencoder) -> SparseAutoencoder:
-    """The same with what its run knows of the windows and the text that it was trained on."""
+def said_by(run: Run, sae: SparseAutoencoder) -> SparseAutoencoder:
+    """The same with what its run knows of the model, the windows and the text that it was trained on."""
     source = run.recipe.source
     # A path of this machine says nothing elsewhere.
     text = source.address if not Path(source.address).exists() else Path(source.address).name
-    sae.provenance = {**sae.provenance, "context": source.context, "dataset": text}
+    place = {"model": source.model, "site": site_of(run), "side": source.side}
+    sae.provenance = {**place, **sae.provenance, "context": source.context, "dataset": text}
     return sae
 
 
