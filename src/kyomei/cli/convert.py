@@ -20,6 +20,7 @@ class Written(str, Enum):
     saelens = "saelens"
     sparsify = "sparsify"
     dictionary_learning = "dictionary_learning"
+    delphi = "delphi"
 
 
 Source = Annotated[
@@ -56,10 +57,19 @@ def export_command(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """A dictionary as SAELens, sparsify or dictionary_learning load it, with its provenance and its certificate."""
+    """A dictionary as SAELens, sparsify or dictionary_learning load it, with its provenance and its certificate.
+
+    For delphi: where a run's latents are active on documents that no training saw, with the token ids of these.
+    """
     with verb(None):
         from kyomei.stages.convert import export_dictionary
+        from kyomei.stages.delphi import NAME, export_latents
 
+        if format.value == NAME:
+            found = export_latents(source, folder, dictionary=dictionary, overwrite=overwrite)
+            lines = tuple((key, ", ".join(map(str, v)) if isinstance(v, list) else str(v)) for key, v in found.items())
+            show(found, as_json, Table("latents as delphi caches them", ("", "what"), lines, words=(0, 1)))
+            return
         facts = export_dictionary(source, folder, format.value, dictionary=dictionary, overwrite=overwrite)
         show(facts, as_json, conversion_table(facts))
 

@@ -124,7 +124,7 @@ def publish(folder: Path, name: str, *, private: bool, revision: str | None = No
 @contextlib.contextmanager
 def _without_bars() -> Iterator[None]:
     """The package without its progress bars for a while, for who has not switched them off himself."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if are_progress_bars_disabled():
         yield
