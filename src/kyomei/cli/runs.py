@@ -227,8 +227,7 @@ def certify_command(
 ) -> None:
     """Which features of a trained run's dictionary other replicas confirm, and where they come from.
 
-    With --sae the same for a dictionary from elsewhere. Model, site and context are as it says of itself where it does; other
-    options are settings of the run that is made for it.
+    With --sae the same for a dictionary from elsewhere; other options are then settings of the run that is made for it.
     """
     with verb(threads) as reporter:
         if sae is not None:
