@@ -212,6 +212,9 @@ def test_the_folder_of_several_says_which(tmp_path: Path) -> None:
         shutil.copytree(FILES / "sparsify" / "layers.3", tmp_path / name)
     with pytest.raises(DataError, match=r"which holds 2: layers.3, layers.4. Name one of them"):
         kyomei.load(tmp_path)
+    shutil.copytree(FILES / "saelens-topk", tmp_path / "run" / "replicas" / "0")
+    with pytest.raises(DataError, match=r"a run in .*ships: .*run/replicas/0"):
+        kyomei.load(tmp_path / "run")
     again = kyomei.load(tmp_path / "layers.3" / "sae.safetensors")
     assert torch.equal(again.encoder, kyomei.load(tmp_path / "layers.3").encoder)
 

@@ -136,6 +136,8 @@ def _require_one(folder: Path) -> None:
     """Raise DataError for a folder of several dictionaries."""
     if (folder / CONFIG_FILE).exists() or not folder.is_dir():
         return
+    if tensors_path(first := folder / "replicas" / "0") is not None:
+        raise DataError("the folder of one dictionary", f"a run in {folder}", f"name the dictionary that ships: {first}")
     inside = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and tensors_path(path) is not None]
     if inside:
         found = f"{folder}, which holds {len(inside)}: {', '.join(inside[:8])}{' …' if len(inside) > 8 else ''}"
