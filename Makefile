@@ -8,7 +8,7 @@ DEV := $(VENV)/.installed-dev
 WORKERS ?= 2
 PEERS := .peers
 
-.PHONY: setup demo test test-all test-real check lowest pythons peers bench minilm realmodels clean
+.PHONY: setup demo test test-all test-real check docs lowest pythons peers bench minilm realmodels clean
 
 setup: $(DEV)
 
@@ -38,13 +38,18 @@ test: check
 	$(BIN)/python -m pytest -q -n $(WORKERS)
 
 # Everything, the long sweeps included, but what needs `make realmodels`.
-test-all: check peers
+test-all: check peers docs
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not real and not peers"
 	$(PEERS)/bin/python -m pytest -q -m peers tests/peers
 
 # What needs real language models and text; each test says what it lacks.
 test-real: setup
 	$(BIN)/python -m pytest -q -rs -m real
+
+# The documentation, into build/site; whatever is wrong in it stops it. Nothing is fetched when it is read.
+docs: setup
+	$(PIP) install -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The lowest versions that pyproject.toml allows of everything but torch, and a part of the tests that meets all of it.
 LOWEST_TESTS := tests/test_*.py tests/dictionary tests/source/test_rows.py tests/source/test_readers.py tests/source/test_model.py \
