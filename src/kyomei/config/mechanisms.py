@@ -24,6 +24,7 @@ class Placing(NamedTuple):
         hold: whether their encoders are kept.
         frequent: frequency above which latents that were trained first stay, in place of directions.
         first_share: share of the steps in which the whole width is trained first, where resonance leaves much of the rows.
+        widest: times the width with which that part begins.
         groups: parts of the spectrum of the directions' frequencies, each of which has one target.
     """
 
@@ -32,6 +33,7 @@ class Placing(NamedTuple):
     hold: bool = False
     frequent: float = 1.0
     first_share: float = 0.0
+    widest: float = 1.0
     groups: int = 10
 
 
@@ -125,13 +127,15 @@ class GBASettings(AdaptingSettings):
     """Target activation frequency of the last group (LTF, random start)."""
     warm_share: float = Field(0.6, ge=0, le=1)
     """Share of the steps in which the whole width is trained as TopK, where resonance does not explain the rows."""
+    widest: float = Field(4.0, ge=1)
+    """Times the width with which these steps begin; part by part the latents that reconstruction misses least are left out."""
     frequent: Frequency = Field(0.003, gt=0, lt=1)
     """Latents that are active this often after that stay free; resonant directions take the place of rarer ones."""
 
     @property
     def placing(self) -> Placing:
         first_share = self.warm_share if self.hold_resonant else 0.0
-        return super().placing._replace(frequent=self.frequent, first_share=first_share, groups=self.groups)
+        return super().placing._replace(frequent=self.frequent, first_share=first_share, widest=self.widest, groups=self.groups)
 
     def check_width(self, width: int) -> None:
         if not self.from_resonance and width < self.groups:

@@ -180,6 +180,11 @@ def resume_step(folder: Path) -> int:
     return 0 if found is None else int(found["step"])
 
 
+def delete(folder: Path) -> None:
+    """Delete the checkpoints of a training whose result is saved."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders of a training, oldest first, unread."""
     paths = [path for path in (folder / "checkpoints").glob("step-*") if _NAME.fullmatch(path.name)]

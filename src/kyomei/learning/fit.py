@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,20 @@ from torch import Tensor
 
 from kyomei.config import Recipe, TrainRecipe
 from kyomei.dictionary.figures import SAMPLE_ROWS, SampleFigures, five_digits
+from kyomei.dictionary.formats import TENSORS_FILE, load, save
 from kyomei.dictionary.mechanisms import TopK
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import RecipeError
+from kyomei.learning import checkpoint
 from kyomei.learning.anchoring import CodeMoments, Cone, anchored_decoders
+from kyomei.learning.checkpoint import resume_step
 from kyomei.learning.detection import detectors
 from kyomei.learning.directions import Directions
 from kyomei.learning.latents import random_start
+from kyomei.learning.narrowing import begun, narrowed, widths
 from kyomei.learning.placement import (
     ANCHOR_ROWS,
     EXPLAINS,
-    Plan,
     aimed_l0,
     default_width,
     evenly,
@@ -135,8 +139,8 @@ def _learnt(
     warm, warm_steps = None, 0
     if _leaves_much(rows, recipe, directions, normalisation):
         warm_steps = round(recipe.mechanism.placing.first_share * recipe.train.steps)
-        plan = _selecting_plan(rows, recipe, directions, seed, normalisation)
-        warm = learn(plan.latents, plan.mechanism, **_part(recipe.train, 0, warm_steps, work.within(WARM_FOLDER)))
+        width = recipe.dictionary.width or default_width(directions, rows)
+        warm = _wide_first(learn, rows, recipe, width, warm_steps, seed, normalisation, work)
     plan = resonant_plan(rows, recipe, directions, seed, normalisation, warm)
     sae = learn(plan.latents, plan.mechanism, **_part(recipe.train, warm_steps, recipe.train.steps, work))
     sae = _about(sae, plan.latents.hold, normalisation.undo(plan.latents.centre))
@@ -174,14 +178,54 @@ def _leaves_much(rows: Rows, recipe: Recipe, directions: Directions, normalisati
     return explained_by_resonance(rows, recipe, directions, normalisation) < EXPLAINS
 
 
-def _selecting_plan(rows: Rows, recipe: Recipe, directions: Directions, seed: int, normalisation: Normalisation) -> Plan:
-    """TopK over the whole width from a random start: it finds the latents that reconstruction rests on in the fewest steps.
+def _wide_first(
+    learn: Callable[..., SparseAutoencoder],
+    rows: Rows,
+    recipe: Recipe,
+    width: int,
+    steps: int,
+    seed: int,
+    normalisation: Normalisation,
+    work: Workplace,
+) -> SparseAutoencoder:
+    """TopK from a random start, wider than asked and narrowed part by part, for the first steps of a training.
 
-    Dead latents are not revived: directions take their places anyway.
+    Dead latents are not revived: they are the first to be left out.
     """
-    width = recipe.dictionary.width or default_width(directions, rows)
-    k = min(width, max(1, round(aimed_l0(recipe, width))))
-    return Plan(random_start(width, rows.dim, seed, tied=False, varies=normalisation.varies), TopK(width, k))
+    k = max(1, round(aimed_l0(recipe, width)))
+    parts = widths(width, recipe.mechanism.placing.widest)
+    latents = random_start(parts[0], rows.dim, seed, tied=False, varies=normalisation.varies)
+    ends = [round(steps * (number + 1) / len(parts)) for number in range(len(parts))]
+    for number, (wide, narrower) in enumerate(zip(parts, [*parts[1:], width], strict=True)):
+        part = _part(recipe.train, ends[number - 1] if number else 0, ends[number], work.within(f"{WARM_FOLDER}/{number}"))
+        sae = _finished(part["workplace"])
+        if sae is None:
+            sae = narrowed(learn(latents, TopK(wide, min(k, wide)), **part), rows, narrower)
+            _finish(sae, ends[number] - (ends[number - 1] if number else 0), part["workplace"])
+        latents = begun(sae, normalisation)
+    assert sae is not None
+    return sae
+
+
+def _finished(work: Workplace) -> SparseAutoencoder | None:
+    """What a part left that ended before; none: it has to be trained, from its last checkpoint if it has one."""
+    there = work.folder is not None and work.resume and (work.folder / TENSORS_FILE).exists()
+    return load(work.folder) if there and work.folder is not None else None
+
+
+def _finish(sae: SparseAutoencoder, steps: int, work: Workplace) -> None:
+    """Save what the next part begins with, in place of checkpoints, which are several times as large."""
+    if work.folder is not None and work.mesh.leads:
+        sae.provenance = {"steps": steps}
+        save(sae, work.folder)
+        checkpoint.delete(work.folder)
+
+
+def steps_done(folder: Path) -> int:
+    """Steps of a dictionary's training that are behind it, from which a resumed one goes on."""
+    parts = sorted((folder / WARM_FOLDER).glob("*")) if (folder / WARM_FOLDER).is_dir() else []
+    ended = [load(part).provenance["steps"] if (part / TENSORS_FILE).exists() else resume_step(part) for part in parts]
+    return sum(ended) + resume_step(folder)
 
 
 def starts_from_resonance(recipe: Recipe) -> bool:

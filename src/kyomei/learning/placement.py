@@ -123,7 +123,7 @@ def _divided(recipe: Recipe, directions: Directions, learnt: Latents, width: int
     """
     placing = recipe.mechanism.placing
     frequent = int((learnt.frequency >= placing.frequent).sum())
-    num_frequent = 0 if recipe.dictionary.width is None else min(frequent, max(width // 2, width - len(directions)))
+    num_frequent = 0 if recipe.dictionary.width is None else frequent
     others = directions.whitened[_apart(directions, learnt.encoder[:num_frequent])]
     share = 1.0 if num_frequent else placing.share
     num_found = min(math.ceil(share * width), len(others), width - min(width, num_frequent))

@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from kyomei.evidence.reproduction import MAX_ROWS
 from kyomei.learning.fit import starts_from_resonance
 from kyomei.learning.latents import random_start
 from kyomei.learning.mesh import Mesh
+from kyomei.learning.narrowing import widths
 from kyomei.learning.placement import ANCHOR_ROWS, aimed_l0
 from kyomei.learning.resonance import CLARITY_ROWS, POLISH_ROWS, default_frequencies, neuron_rows_per_second
 from kyomei.learning.spaces import Normalisation
@@ -211,10 +212,16 @@ class _Size:
         return cls(recipe, source.num_tokens, dim, recipe.dictionary.width or 4 * dim, rows)
 
     @property
+    def first_widths(self) -> list[int]:
+        """Of the parts in which the dictionary is learnt before latents are placed."""
+        placing = self.recipe.mechanism.placing
+        return widths(self.width, placing.widest) if placing.first_share else [self.width]
+
+    @property
     def weights_bytes(self) -> float:
-        """Encoder and decoder, their gradients and two moments of each."""
+        """Encoder and decoder, their gradients and two moments of each, at the largest width."""
         moment = 4 if self.recipe.train.moments == "float32" else 2
-        return 2.0 * self.width * self.dim * (4 + 4 + 2 * moment)
+        return 2.0 * self.first_widths[0] * self.dim * (4 + 4 + 2 * moment)
 
     @property
     def working_bytes(self) -> float:
@@ -223,9 +230,10 @@ class _Size:
         l0 = aimed_l0(self.recipe, self.width)
         batch = self.recipe.train.batch_rows
         # Scores of a warm step, their positive part, its k largest as values, indices and mask.
-        stepping = self.weights_bytes + batch * self.width * 10.0
+        stepping = self.weights_bytes + batch * self.first_widths[0] * 10.0
         codes = sample * l0 * 60.0
-        placing = self.weights_bytes + sample * (self.dim * 4 * 4 + 256 * 4 * 1.5) + codes + self.width**2 * 24.0
+        placed = self.weights_bytes * self.width / self.first_widths[0]
+        placing = placed + sample * (self.dim * 4 * 4 + 256 * 4 * 1.5) + codes + self.width**2 * 24.0
         finding = min(self.rows, CLARITY_ROWS) * (self.dim * 4 * 3 + 256 * 4 * 1.5)
         mapped = min(RELEASE_BYTES, self.rows * self.dim * 4)
         phases = (stepping, placing, finding) if starts_from_resonance(self.recipe) else (stepping,)
@@ -233,7 +241,7 @@ class _Size:
 
     def gpu_bytes(self, data: int, features: int) -> float:
         """A GPU's part of weights and moments, and of a batch's scores in bfloat16."""
-        scores = self.recipe.train.batch_rows / data * self.width * 6.0
+        scores = self.recipe.train.batch_rows / data * self.first_widths[0] * 6.0
         return (self.weights_bytes + scores) / features + 2e9
 
     @property
@@ -314,7 +322,9 @@ def _probed(recipe: Recipe, model: LanguageModel, size: _Size) -> _Rates:
     l0 = aimed_l0(recipe, size.width)
     if recipe.mechanism.placing.first_share:
         step = _step_seconds(recipe, size, rows, _at_l0(rows, size, l0))
-        warm = _step_seconds(recipe, size, rows, TopK(size.width, min(size.width, max(1, round(l0)))))
+        # Steps take about as long as their width is: one at the mean stands for those of all parts.
+        wide = replace(size, width=round(float(np.mean(size.first_widths))))
+        warm = _step_seconds(recipe, wide, rows, TopK(wide.width, min(wide.width, max(1, round(l0)))))
     else:
         step = warm = _step_seconds(recipe, size, rows, mechanism_from(recipe, size.width))
     speed = neuron_rows_per_second(rows, recipe.resonance.neurons)

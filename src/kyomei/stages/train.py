@@ -11,9 +11,8 @@ from kyomei.atomic import make_folder
 from kyomei.errors import RunError
 from kyomei.evidence.controls import Control
 from kyomei.evidence.site import sample_figures
-from kyomei.learning.checkpoint import resume_step
 from kyomei.learning.directions import Directions
-from kyomei.learning.fit import WARM_FOLDER, choose_device, fit, starts_from_resonance
+from kyomei.learning.fit import choose_device, fit, starts_from_resonance, steps_done
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.resonance import resonate
 from kyomei.learning.workplace import Workplace
@@ -147,8 +146,7 @@ def _train_replica(run: Run, arm: Arm, replica: int, reporter: Reporter) -> None
     if directions is not None:
         directions = _used(run, arm, directions)
     mesh = reporter.mesh
-    last_step = resume_step(folder / WARM_FOLDER) + resume_step(folder)
-    sink = JsonlSink(folder / "events.jsonl", last_step=last_step) if mesh.leads else None
+    sink = JsonlSink(folder / "events.jsonl", last_step=steps_done(folder)) if mesh.leads else None
     try:
         with reporter.progress(f"train {arm.folder}/{replica}") as progress:
             stream = None if arm.control is not None and arm.control.gaussian else streamed(run, replica)

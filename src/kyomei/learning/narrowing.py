@@ -1,0 +1,81 @@
+"""Wide first: training begins with more latents than are asked for; part by part those that are missed least are left out.
+
+A latent that starts at random falls to whatever feature is near, and at the width that is asked for it can hardly leave: what
+a dictionary lacks, and what it has twice, then depends on the seed. A wider dictionary has room for nearly all that any seed
+would find. Which of it stays is decided by the data, by how much the error grows without each latent, and that is much the same
+for every seed and every half of the text.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.learning.latents import Latents
+from kyomei.learning.placement import evenly
+from kyomei.learning.spaces import Normalisation
+from kyomei.source.rows import Rows
+
+PARTS = 4
+"""Parts of a training that begins wide; each has one width."""
+SAMPLE_ROWS = 65_536
+"""Rows by which latents are judged at most."""
+BLOCK_ROWS = 1024
+
+
+def widths(width: int, widest: float) -> list[int]:
+    """Widths of the parts before the last, in equal ratios; one part of the width itself where nothing is narrowed.
+
+    Args:
+        width: at the end.
+        widest: times that width at the beginning.
+    """
+    if round(widest * width) <= width:
+        return [width]
+    return [round(width * widest ** (1 - part / PARTS)) for part in range(PARTS)]
+
+
+def missed(sae: SparseAutoencoder, rows: Rows) -> Float[Tensor, " width"]:
+    """By how much the squared error of a sample grows without each latent, the others' values left alone.
+
+    Without its part z d the residual r of a row becomes r + z d, so the sum over rows is of z² ‖d‖² + 2 z d·r.
+    """
+    own = sae.to("cpu", torch.float32)
+    growth, norm = torch.zeros(own.width), own.decoder.square().sum(dim=1)
+    index = evenly(rows, SAMPLE_ROWS)
+    for block in np.array_split(index, max(1, len(index) // BLOCK_ROWS)):
+        x = rows.read(block).float().cpu()
+        code = own.encode(x, sparse=True)
+        rest = x - own.center - code @ own.decoder
+        row = torch.repeat_interleave(torch.arange(len(x)), code.crow_indices().diff())
+        latent, value = code.col_indices(), code.values()
+        along = (own.decoder[latent] * rest[row]).sum(dim=1)
+        growth.index_add_(0, latent, value * (value * norm[latent] + 2 * along))
+    return growth
+
+
+def narrowed(sae: SparseAutoencoder, rows: Rows, width: int) -> SparseAutoencoder:
+    """The same with the latents that are missed most, in the order in which they were.
+
+    Args:
+        sae: a trained dictionary.
+        rows: what it was trained on.
+        width: of the result.
+    """
+    if width >= sae.width:
+        return sae
+    most = missed(sae, rows).topk(width).indices.sort().values.to(sae.encoder.device)
+    k = None if sae.k is None else min(sae.k, width)
+    own = (sae.encoder[most], sae.decoder[most], sae.threshold[most], sae.center)
+    return SparseAutoencoder(*own, activation=sae.activation, k=k)
+
+
+def begun(sae: SparseAutoencoder, normalisation: Normalisation) -> Latents:
+    """The latents of a trained dictionary, in normalised space, to be trained further."""
+    centre = ((sae.center.cpu().double() - normalisation.mean.cpu().double()) / normalisation.scale).float()
+    encoder, decoder = (rows.detach().cpu().float() for rows in (sae.encoder, sae.decoder))
+    return Latents.of(encoder, normalize(decoder, dim=1), centre=centre)
