@@ -42,7 +42,7 @@ def test_more_of_anything_takes_more(here: Plan) -> None:
     wider = plan(SMALL.with_values({"dictionary.width": 8192}))
     assert wider.memory_bytes > here.memory_bytes and wider.disk_bytes > here.disk_bytes
     more = plan(SMALL.with_values({"source.num_tokens": 2_000_000}))
-    assert more.seconds["harvest"] > 10 * here.seconds["harvest"] and more.disk_bytes > 50 * here.disk_bytes / 2
+    assert more.seconds["harvest"] > 10 * here.seconds["harvest"] and more.disk_bytes > 10 * here.disk_bytes
     streamed = plan(SMALL.with_values({"source.streamed_tokens": 100_000}))
     assert streamed.seconds["streaming"] > 0 and streamed.disk_bytes == here.disk_bytes
     baseline = plan(SMALL.with_values({"mechanism.name": "topk"}))

@@ -249,8 +249,12 @@ class _Size:
         source = self.recipe.source
         stored = {"float32": 4, "float16": 2, "bfloat16": 2}[source.dtype]
         dictionaries = source.replicas + NUM_NULLS
-        per_dictionary = self.weights_bytes / 4 + 2 * 2 * 0.75 * self.weights_bytes
-        return self.tokens * (self.dim * stored * max(1, len(source.sites)) + 8 + 20) + dictionaries * per_dictionary
+        # Two checkpoints and the dictionary itself; what parts of a training left that began wide; the widest's checkpoints.
+        first = self.first_widths
+        parts = sum([*first[1:], self.width]) / self.width if len(first) > 1 else 0.0
+        own = self.weights_bytes * self.width / first[0]
+        kept = dictionaries * own * ((1 + parts) / 4 + 2 * 2 * 0.75) + 2 * 2 * 0.75 * (self.weights_bytes - own)
+        return self.tokens * (self.dim * stored * max(1, len(source.sites)) + 8 + 20) + kept
 
 
 def _check_seconds(size: _Size, rates: _Rates) -> float:
