@@ -127,6 +127,7 @@ def test_sdist_and_wheel_are_installed_into_a_clean_environment_and_work(tmp_pat
     )
     assert json.loads(planted)
     small = ["--tokens", "20000", "--set", "dictionary.width=64", "--set", "train.steps=20"]
+    small += ["--set", "resonance.neurons=64", "--set", "resonance.rounds=1", "--set", "resonance.steps=3"]
     run(kyomei, "train", "runs/first", *small, cwd=tmp_path)
     for verb in ("certify", "measure", "report"):
         run(kyomei, verb, "runs/first", cwd=tmp_path)
