@@ -21,6 +21,7 @@ class Written(str, Enum):
     sparsify = "sparsify"
     dictionary_learning = "dictionary_learning"
     delphi = "delphi"
+    neuronpedia = "neuronpedia"
 
 
 Source = Annotated[
@@ -60,15 +61,21 @@ def export_command(
     """A dictionary as SAELens, sparsify or dictionary_learning load it, with its provenance and its certificate.
 
     For delphi: where a run's latents are active on documents that no training saw, with the token ids of these.
+    For Neuronpedia: what the explorer's index knows of every latent, with pieces of the text.
     """
     with verb(None):
+        from kyomei.stages import delphi, neuronpedia
         from kyomei.stages.convert import export_dictionary
-        from kyomei.stages.delphi import NAME, export_latents
 
-        if format.value == NAME:
-            found = export_latents(source, folder, dictionary=dictionary, overwrite=overwrite)
+        others = {
+            delphi.NAME: ("latents as delphi caches them", delphi.export_latents),
+            neuronpedia.NAME: ("latents as Neuronpedia shows them", neuronpedia.export_features),
+        }
+        if format.value in others:
+            title, export = others[format.value]
+            found = export(source, folder, dictionary=dictionary, overwrite=overwrite)
             lines = tuple((key, ", ".join(map(str, v)) if isinstance(v, list) else str(v)) for key, v in found.items())
-            show(found, as_json, Table("latents as delphi caches them", ("", "what"), lines, words=(0, 1)))
+            show(found, as_json, Table(title, ("", "what"), lines, words=(0, 1)))
             return
         facts = export_dictionary(source, folder, format.value, dictionary=dictionary, overwrite=overwrite)
         show(facts, as_json, conversion_table(facts))

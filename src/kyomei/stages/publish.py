@@ -104,7 +104,7 @@ def _of_run(run: Run, folder: Path, wanted: Wanted) -> tuple[SparseAutoencoder, 
         reasons = "\n".join(f"- {reason.name}: {reason.figure}; {reason.meaning}" for reason in verdict.reasons)
         sections.append(f"## Can it be trusted?\n\n{verdict.headline}\n\n{reasons}")
     if certificate is not None:
-        _told(certificate, wanted.examples).write(folder / CERTIFICATE)
+        told(certificate, wanted.examples).write(folder / CERTIFICATE)
         named = {name: c.to_dict() for name, c in certificates_of(run).items()} if own else {}
         shown = named or {"dictionary": certificate.to_dict()}
         sections.append(f"## Certificate\n\n{certificate_table(shown, _rule(certificate)).markdown()}".rstrip())
@@ -121,7 +121,7 @@ def _rule(certificate: Certificate) -> str:
     return f"Of the null ({null['name']}), which has no features, the same rule certifies {null['false_positive_rate']:.1%}."
 
 
-def _told(certificate: Certificate, examples: bool) -> Certificate:
+def told(certificate: Certificate, examples: bool) -> Certificate:
     """A certificate for others: without tokens of the text unless they were asked for, and without paths."""
     features = certificate.features
     if not examples:
