@@ -60,7 +60,7 @@ def test_long_texts_are_cut_without_losing_a_character(
 def test_a_bert_tokenizer_leads_with_cls_and_parts_with_sep(tmp_path: Path) -> None:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "dog", "cat"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
-    bert = BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"))
+    bert = BertTokenizerFast.from_pretrained(tmp_path)  # its argument for the file has another name in transformers 4
     tokens = pack([Document("a", "the dog"), Document("b", "the cat the cat")], bert, 4, 8)
     shown = [bert.convert_ids_to_tokens(window) for window in tokens.ids.tolist()]
     assert shown == [["[CLS]", "the", "dog", "[SEP]"], ["[CLS]", "the", "cat", "the"]]
