@@ -193,6 +193,16 @@ def test_a_finished_harvest_is_not_repeated(
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_kill_right_after_the_index_leaves_nothing_behind(llama: LanguageModel, tokens: Tokens, tmp_path: Path) -> None:
+    site = tmp_path / SITES[0]
+    harvest(llama, tokens, tmp_path, RECIPE)
+    expected = contents(tmp_path)
+    # The journal goes last: a process killed before that has both files.
+    (site / "progress.json").write_bytes((site / "index.json").read_bytes())
+    harvest(llama, tokens, tmp_path, RECIPE)
+    assert contents(tmp_path) == expected
+
+
 def test_only_a_damaged_shard_is_redone(
     llama: LanguageModel, tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:

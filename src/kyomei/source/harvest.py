@@ -16,7 +16,7 @@ from kyomei.config import SourceRecipe
 from kyomei.errors import DataError
 from kyomei.source.guards import require_finite
 from kyomei.source.model import LanguageModel
-from kyomei.source.shards import INDEX, ShardFolder, ShardWriter, read_journal
+from kyomei.source.shards import INDEX, JOURNAL, ShardFolder, ShardWriter, read_journal
 from kyomei.source.text import Tokens
 
 _MEDIAN_BATCHES = 4
@@ -69,6 +69,8 @@ def harvest(
 
 def _finish(writer: ShardWriter) -> ShardFolder:
     if (writer.folder / INDEX).exists():
+        # A process that was killed right after its index has left the journal, too.
+        (writer.folder / JOURNAL).unlink(missing_ok=True)
         return ShardFolder(writer.folder, verify=False)
     return writer.close()
 
