@@ -192,7 +192,6 @@ def test_a_finished_harvest_is_not_repeated(
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_kill_right_after_the_index_leaves_nothing_behind(llama: LanguageModel, tokens: Tokens, tmp_path: Path) -> None:
     site = tmp_path / SITES[0]
     harvest(llama, tokens, tmp_path, RECIPE)
@@ -203,6 +202,7 @@ def test_a_kill_right_after_the_index_leaves_nothing_behind(llama: LanguageModel
     assert contents(tmp_path) == expected
 
 
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_only_a_damaged_shard_is_redone(
     llama: LanguageModel, tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
