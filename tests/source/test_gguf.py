@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from kyomei.errors import ModelError
-from kyomei.source import loading
 from kyomei.source.model import LanguageModel
 
 pytest.importorskip("gguf", reason="reading GGUF files needs kyomei[gguf]")
@@ -100,7 +99,8 @@ def test_what_is_no_gguf_file_is_refused(tmp_path: Path) -> None:
 
 def test_missing_packages_are_named(llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_gguf(llama, tmp_path / "tiny.gguf")
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    for name in ("gguf", "accelerate"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModelError, match=r"Found no gguf and no accelerate. Run `pip install 'kyomei\[gguf\]'`"):
         LanguageModel.load(str(path))
 
