@@ -12,7 +12,8 @@ from torch.nn.functional import normalize
 import kyomei
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.learning import fit as fitting
-from kyomei.learning.narrowing import PARTS, begun, missed, narrowed, widths
+from kyomei.learning.latents import trained_latents
+from kyomei.learning.narrowing import PARTS, missed, narrowed, widths
 from kyomei.learning.spaces import Normalisation
 from kyomei.learning.workplace import Workplace
 from kyomei.source.rows import open_rows
@@ -59,7 +60,7 @@ def test_narrowing_leaves_the_latents_that_are_missed_most_as_they_are() -> None
 def test_what_is_trained_further_is_the_same_in_normalised_space() -> None:
     sae, x = _dictionary("topk", 4)
     normalisation = Normalisation.measure(open_rows(x))
-    latents = begun(sae, normalisation)
+    latents = trained_latents(sae, normalisation)
     assert torch.allclose(latents.decoder, normalize(sae.decoder, dim=1))
     scores = (normalisation.apply(x).float() - latents.centre) @ latents.encoder.T
     assert torch.allclose(scores * normalisation.scale, (x - sae.center) @ sae.encoder.T, atol=1e-4)
@@ -88,6 +89,9 @@ def test_a_stop_in_any_part_leaves_what_goes_on_to_the_same_bytes(tmp_path: Path
     assert stops >= 8
     for name in ("encoder", "decoder", "threshold", "center"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
+    # A part killed while it was saved has tensors and checkpoints, and no settings yet: it is trained on from these.
+    first = folder / fitting.WARM_FOLDER / "0"
+    assert sorted(path.name for path in first.iterdir()) == ["config.json", "sae.safetensors"]
     # Parts that ended leave a dictionary; only the last has checkpoints.
     parts = sorted((folder / fitting.WARM_FOLDER).iterdir())
     assert len(parts) == PARTS and not any((part / "checkpoints").exists() for part in parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from kyomei.config import Recipe, TrainRecipe
 from kyomei.dictionary.figures import SAMPLE_ROWS, SampleFigures, five_digits
-from kyomei.dictionary.formats import TENSORS_FILE, load, save
+from kyomei.dictionary.formats import CONFIG_FILE, load, save
 from kyomei.dictionary.mechanisms import TopK
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import RecipeError
@@ -24,8 +25,8 @@ from kyomei.learning.anchoring import CodeMoments, Cone, anchored_decoders
 from kyomei.learning.checkpoint import resume_step
 from kyomei.learning.detection import detectors
 from kyomei.learning.directions import Directions
-from kyomei.learning.latents import random_start
-from kyomei.learning.narrowing import begun, narrowed, widths
+from kyomei.learning.latents import random_start, trained_latents
+from kyomei.learning.narrowing import narrowed, widths
 from kyomei.learning.placement import (
     ANCHOR_ROWS,
     EXPLAINS,
@@ -195,22 +196,25 @@ def _wide_first(
     k = max(1, round(aimed_l0(recipe, width)))
     parts = widths(width, recipe.mechanism.placing.widest)
     latents = random_start(parts[0], rows.dim, seed, tied=False, varies=normalisation.varies)
-    ends = [round(steps * (number + 1) / len(parts)) for number in range(len(parts))]
-    for number, (wide, narrower) in enumerate(zip(parts, [*parts[1:], width], strict=True)):
-        part = _part(recipe.train, ends[number - 1] if number else 0, ends[number], work.within(f"{WARM_FOLDER}/{number}"))
-        sae = _finished(part["workplace"])
-        if sae is None:
-            sae = narrowed(learn(latents, TopK(wide, min(k, wide)), **part), rows, narrower)
-            _finish(sae, ends[number] - (ends[number - 1] if number else 0), part["workplace"])
-        latents = begun(sae, normalisation)
-    assert sae is not None
+    ends = [round(steps * number / len(parts)) for number in range(len(parts) + 1)]
+    for number, narrower in enumerate([*parts[1:], width]):
+        part = _part(recipe.train, ends[number], ends[number + 1], work.within(f"{WARM_FOLDER}/{number}"))
+        done = _finished(part["workplace"])
+        if done is None:
+            done = narrowed(learn(latents, TopK(latents.width, min(k, latents.width)), **part), rows, narrower)
+            _finish(done, part["recipe"].steps, part["workplace"])
+        sae, latents = done, trained_latents(done, normalisation)
     return sae
 
 
 def _finished(work: Workplace) -> SparseAutoencoder | None:
     """What a part left that ended before; none: it has to be trained, from its last checkpoint if it has one."""
-    there = work.folder is not None and work.resume and (work.folder / TENSORS_FILE).exists()
-    return load(work.folder) if there and work.folder is not None else None
+    # The settings' file is written last: where it is, the tensors are whole.
+    if work.folder is None or not work.resume or not (work.folder / CONFIG_FILE).exists():
+        return None
+    if work.mesh.leads:
+        checkpoint.delete(work.folder)
+    return load(work.folder)
 
 
 def _finish(sae: SparseAutoencoder, steps: int, work: Workplace) -> None:
@@ -223,9 +227,14 @@ def _finish(sae: SparseAutoencoder, steps: int, work: Workplace) -> None:
 
 def steps_done(folder: Path) -> int:
     """Steps of a dictionary's training that are behind it, from which a resumed one goes on."""
-    parts = sorted((folder / WARM_FOLDER).glob("*")) if (folder / WARM_FOLDER).is_dir() else []
-    ended = [load(part).provenance["steps"] if (part / TENSORS_FILE).exists() else resume_step(part) for part in parts]
-    return sum(ended) + resume_step(folder)
+    return resume_step(folder) + sum(map(_part_steps, (folder / WARM_FOLDER).glob("*")))
+
+
+def _part_steps(folder: Path) -> int:
+    config = folder / CONFIG_FILE
+    if not config.exists():
+        return resume_step(folder)
+    return int(json.loads(config.read_text(encoding="utf-8"))["provenance"]["steps"])
 
 
 def starts_from_resonance(recipe: Recipe) -> bool:

@@ -11,6 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.learning.spaces import Normalisation
+
 
 @dataclass(frozen=True, eq=False)
 class Latents:
@@ -89,3 +92,10 @@ def random_start(width: int, dim: int, seed: int, tied: bool, varies: Bool[Tenso
     if varies is not None and not bool(varies.all()):
         encoder = normalize(encoder * varies, dim=1)
     return Latents.of(encoder, None if tied else encoder.clone())
+
+
+def trained_latents(sae: SparseAutoencoder, normalisation: Normalisation) -> Latents:
+    """The latents of a trained dictionary in normalised space, to be trained further."""
+    centre = ((sae.center.cpu().double() - normalisation.mean.cpu().double()) / normalisation.scale).float()
+    encoder, decoder = (rows.detach().cpu().float() for rows in (sae.encoder, sae.decoder))
+    return Latents.of(encoder, normalize(decoder, dim=1), centre=centre)

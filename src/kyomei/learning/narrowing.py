@@ -12,12 +12,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from kyomei.dictionary.sae import SparseAutoencoder
-from kyomei.learning.latents import Latents
 from kyomei.learning.placement import evenly
-from kyomei.learning.spaces import Normalisation
 from kyomei.source.rows import Rows
 
 PARTS = 4
@@ -72,10 +69,3 @@ def narrowed(sae: SparseAutoencoder, rows: Rows, width: int) -> SparseAutoencode
     k = None if sae.k is None else min(sae.k, width)
     own = (sae.encoder[most], sae.decoder[most], sae.threshold[most], sae.center)
     return SparseAutoencoder(*own, activation=sae.activation, k=k)
-
-
-def begun(sae: SparseAutoencoder, normalisation: Normalisation) -> Latents:
-    """The latents of a trained dictionary, in normalised space, to be trained further."""
-    centre = ((sae.center.cpu().double() - normalisation.mean.cpu().double()) / normalisation.scale).float()
-    encoder, decoder = (rows.detach().cpu().float() for rows in (sae.encoder, sae.decoder))
-    return Latents.of(encoder, normalize(decoder, dim=1), centre=centre)

@@ -19,7 +19,7 @@ from kyomei.dictionary.sae import Activation, SparseAutoencoder
 from kyomei.errors import RecipeError
 from kyomei.learning.anchoring import ACTIVE_SHARE, CLEAR_SHARE, CodeMoments, Cone, anchored_decoders, to_scipy, usual_scores
 from kyomei.learning.directions import Directions
-from kyomei.learning.latents import Latents, random_start
+from kyomei.learning.latents import Latents, random_start, trained_latents
 from kyomei.learning.spaces import Normalisation, Whitening
 from kyomei.source.rows import Rows
 
@@ -119,7 +119,7 @@ def _divided(recipe: Recipe, directions: Directions, learnt: Latents, width: int
     """The directions that find room, and the learnt latents that stay beside them.
 
     A width that follows from the directions has room for all of them, and they stay, whatever else is learnt. Where it is
-    given, frequent latents go first, but for a half that is kept for directions.
+    given, frequent latents go first.
     """
     placing = recipe.mechanism.placing
     frequent = int((learnt.frequency >= placing.frequent).sum())
@@ -179,8 +179,8 @@ def _by_frequency(warm: SparseAutoencoder, rows: Rows, normalisation: Normalisat
     warm = warm.to("cpu", torch.float32)
     code = warm.encode(rows.read(evenly(rows, CALIBRATION_ROWS)).float(), sparse=True)
     frequency, order = (torch.bincount(code.col_indices(), minlength=warm.width) / len(code)).sort(descending=True, stable=True)
-    centre = ((warm.center.double() - normalisation.mean.double()) / normalisation.scale).float()
-    return Latents.of(warm.encoder[order], normalize(warm.decoder[order], dim=1), frequency=frequency, centre=centre)
+    latents = trained_latents(warm, normalisation)
+    return replace(latents, encoder=latents.encoder[order], decoder=latents.decoder[order], frequency=frequency)
 
 
 def _apart(directions: Directions, encoder: Float[Tensor, "k dim"]) -> Int64[Tensor, " apart"]:
