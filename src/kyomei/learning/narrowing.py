@@ -2,8 +2,7 @@
 
 A latent that starts at random falls to whatever feature is near, and at the width that is asked for it can hardly leave: what
 a dictionary lacks, and what it has twice, then depends on the seed. A wider dictionary has room for nearly all that any seed
-would find. Which of it stays is decided by the data, by how much the error grows without each latent, and that is much the same
-for every seed and every half of the text.
+would find. Which of it stays is decided by the data: by how much the error grows without each latent.
 """
 
 from __future__ import annotations
