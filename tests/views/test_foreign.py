@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner, Result
@@ -74,9 +73,7 @@ def test_the_runs_own_dictionary_from_elsewhere_gets_its_own_certificate(run: Ru
         assert mine["encoder_mcs"][0] == pytest.approx(1, abs=1e-4) and mine["encoder_mcs"][1:] == theirs["encoder_mcs"]
         assert mine["origin"] == theirs["origin"] and mine["tokens"] == theirs["tokens"]
     assert first["null"] == second["null"] and first["rule"] == second["rule"]
-    assert (
-        first["fidelity"] == pytest.approx(second["fidelity"], rel=1e-4) or first["fidelity"]["l0"] == second["fidelity"]["l0"]
-    )
+    assert first["fidelity"] == pytest.approx(second["fidelity"], rel=1e-4)
 
 
 def test_directions_that_no_replica_has_are_not_certified(run: Run, tmp_path: Path) -> None:
@@ -200,7 +197,6 @@ def test_a_stopped_certificate_goes_on_where_it_was(run: Run, tmp_path: Path, mo
     assert standing(run, imported_pairs(run)[0]) is None
     monkeypatch.undo()
     assert certify(run, path)["certificates"]["imported own"]["num_rows"] > 1000
-    assert np.isfinite(own(run).decoder.numpy()).all()
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import kyomei
 from kyomei.cli import app
 from kyomei.runs import Run
 from kyomei.stages.certify import verdict_of
+from kyomei.stages.measure import measure_run
+from kyomei.stages.progress import Reporter
 
 
 def published(folder: Path, run: Run, *options: str) -> str:
@@ -35,12 +38,31 @@ def test_the_card_is_filled_from_the_run_and_no_text_goes_along(indexed: Run, tm
     assert sae.provenance["site"] and "run" not in sae.provenance
 
 
-def test_text_goes_along_where_it_is_asked_for(indexed: Run, tmp_path: Path) -> None:
-    published(tmp_path / "out", indexed, "--examples")
+@pytest.fixture
+def measured(indexed: Run, tmp_path: Path) -> Run:
+    """The run with examples in real text, which could go along."""
+    run = Run.open(shutil.copytree(indexed.folder, tmp_path / "run"))
+    with run.lock():
+        measure_run(run, Reporter())
+    assert run.path("examples.json").exists()
+    return run
+
+
+def test_no_text_goes_along_unasked(measured: Run, tmp_path: Path) -> None:
+    published(tmp_path / "out", measured)
+    texts = [path.read_bytes().decode("latin-1") for path in (tmp_path / "out").iterdir()]
+    assert not (tmp_path / "out" / "examples.json").exists()
+    examples = json.loads(measured.path("examples.json").read_text(encoding="utf-8"))
+    pieces = ["".join(token for token, _ in context)[4:20] for example in examples for context in example["contexts"]]
+    assert len(pieces) > 10 and not any(piece in text for piece in pieces for text in texts)
+
+
+def test_text_goes_along_where_it_is_asked_for(measured: Run, tmp_path: Path) -> None:
+    published(tmp_path / "out", measured, "--examples")
     certificate = json.loads((tmp_path / "out" / "certificate.json").read_text(encoding="utf-8"))
-    own = json.loads(indexed.path("certificate.json").read_text(encoding="utf-8"))
+    own = json.loads(measured.path("certificate.json").read_text(encoding="utf-8"))
     assert [f.get("tokens") for f in certificate["features"]] == [f.get("tokens") for f in own["features"]]
-    assert (tmp_path / "out" / "examples.json").exists() == indexed.path("examples.json").exists()
+    assert (tmp_path / "out" / "examples.json").read_bytes() == measured.path("examples.json").read_bytes()
 
 
 def test_a_folder_with_a_dictionary_is_not_written_over(indexed: Run, tmp_path: Path) -> None:
