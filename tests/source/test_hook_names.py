@@ -147,6 +147,8 @@ def test_a_hook_name_says_its_own_side_and_what_it_is_taken_for() -> None:
 def test_models_are_known_by_their_names_there() -> None:
     names = {"gpt2-small": "openai-community/gpt2", "gpt2-xl": "openai-community/gpt2-xl", "gemma-2-2b": "google/gemma-2-2b"}
     names |= {"pythia-70m-deduped": "EleutherAI/pythia-70m-deduped", "google/gemma-2-2b": "google/gemma-2-2b", "own": "own"}
+    # Its repositories are not named so: the model has to be said in full.
+    names |= {"llama-7b": "llama-7b", "Llama-2-7b": "Llama-2-7b", "qwen2-0.5b": "Qwen/qwen2-0.5b"}
     assert {name: hub_id(name) for name in names} == names
 
 

@@ -10,8 +10,7 @@ import typer
 
 from kyomei.cli.frame import AsJson, app, verb
 from kyomei.views.console import show
-from kyomei.views.conversions import conversion_table
-from kyomei.views.tables import Table
+from kyomei.views.conversions import conversion_table, facts_table
 
 
 class Written(str, Enum):
@@ -74,8 +73,7 @@ def export_command(
         if format.value in others:
             title, export = others[format.value]
             found = export(source, folder, dictionary=dictionary, overwrite=overwrite)
-            lines = tuple((key, ", ".join(map(str, v)) if isinstance(v, list) else str(v)) for key, v in found.items())
-            show(found, as_json, Table(title, ("", "what"), lines, words=(0, 1)))
+            show(found, as_json, facts_table(found, title))
             return
         facts = export_dictionary(source, folder, format.value, dictionary=dictionary, overwrite=overwrite)
         show(facts, as_json, conversion_table(facts))
@@ -108,5 +106,4 @@ def publish_command(
 
         wanted = Wanted(dictionary, licence, examples, not public, revision)
         facts = {"folder": name, "files": prepare(source, Path(name), wanted)} if local else publish(source, name, wanted)
-        lines = tuple((key, ", ".join(value) if isinstance(value, list) else str(value)) for key, value in facts.items())
-        show(facts, as_json, Table("written, and not published" if local else "published", ("", "what"), lines, words=(0, 1)))
+        show(facts, as_json, facts_table(facts, "written, and not published" if local else "published"))

@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -264,8 +264,7 @@ def _certify_foreign(
     def agree() -> bool:
         return yes or not sys.stdin.isatty() or typer.confirm("Go on?", err=True)
 
-    options: dict[str, Any] = {"latents": latents, "command": command_line()}
-    facts = certify_foreign(folder, foreign, asked.dotted(), reporter, agree, **options)
+    facts = certify_foreign(folder, foreign, asked.dotted(), reporter, agree, latents=latents, command=command_line())
     shown = tables.certify_tables(facts, str(folder))
     present(Shown(facts, shown, verdict_words(facts["verdict"]), tables.certify_notes(facts)), as_json)
 

@@ -81,7 +81,7 @@ _OTHERWISE: Mapping[str, Callable[[Any], bool]] = {
 """Configurations whose layers are built otherwise."""
 MAPPED = "hook_resid_pre, hook_resid_mid, hook_resid_post, hook_attn_out, hook_mlp_in, hook_mlp_out, mlp.hook_post, attn.hook_z"
 
-_OWNERS = {"gpt2": "openai-community", "pythia-": "EleutherAI", "gemma-": "google", "qwen": "Qwen", "llama-": "meta-llama"}
+_OWNERS = {"gpt2": "openai-community", "pythia-": "EleutherAI", "gemma-": "google", "qwen": "Qwen"}
 """Whose models TransformerLens calls by their bare names, by how these begin."""
 
 

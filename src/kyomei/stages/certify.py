@@ -224,7 +224,7 @@ def _certificate(run: Run, pair: Pair, data: dict[str, str]) -> Certificate:
     index = rows_used(rows.num_rows)
     surveys = survey(dictionaries, rows, index, num_explained=1)
     codes = [each.code for each in surveys if each.code is not None]
-    first, found, drawn = dictionaries[0], surveys[0], sampled(run, pair)
+    first, found, drawn = dictionaries[0], surveys[0], sampled(run, pair, dictionaries[0].width)
     tested = np.arange(first.width) if drawn is None else drawn
     verdicts = compare_coded(dictionaries, codes, null, null_rows, Whitening.fit(rows), drawn)
     code = codes[0][:, tested]
@@ -269,11 +269,11 @@ def _certificate(run: Run, pair: Pair, data: dict[str, str]) -> Certificate:
     )
 
 
-def sampled(run: Run, pair: Pair) -> Int64[np.ndarray, " drawn"] | None:
+def sampled(run: Run, pair: Pair, width: int) -> Int64[np.ndarray, " drawn"] | None:
     """Latents of an imported dictionary that are tested, where not all are: drawn at random, in ascending order."""
     if pair.arm.made_by != "import":
         return None
-    count, width = run.read_json(f"{pair.arm.folder}/{IMPORT_FILE}")["latents"], pair.arm.dictionary(run, 0).width
+    count = run.read_json(f"{pair.arm.folder}/{IMPORT_FILE}")["latents"]
     if count is None or count >= width:
         return None
     return np.sort(np.random.default_rng([run.recipe.seed, count]).choice(width, count, replace=False))

@@ -224,7 +224,7 @@ def sample_of(sae: SparseAutoencoder, source: Source, recipe: Recipe) -> SampleF
     for first in range(0, len(tokens.ids), batch):
         windows = slice(first, first + batch)
         rows = model.capture(tokens.ids[windows], [site], recipe.source.side)[site].flatten(0, 1).float().cpu()
-        parts.append(rows[~tokens.is_special(windows, special).flatten()])
+        parts.append(rows[~tokens.is_special(windows, special).flatten()] if recipe.source.drop_special else rows)
         kept += len(parts[-1])
         if kept >= wanted:
             break

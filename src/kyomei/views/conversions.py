@@ -11,6 +11,12 @@ KEPT = {"relu": "ReLU", "jumprelu": "scores above thresholds"}
 """What is active in a row, by activation."""
 
 
+def facts_table(facts: Mapping[str, Any], title: str) -> Table:
+    """One line for each of some facts, lists as one text."""
+    lines = tuple((key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for key, value in facts.items())
+    return Table(title, ("", "what"), lines, words=(0, 1))
+
+
 def conversion_table(facts: Mapping[str, Any]) -> Table:
     """One line for each thing that is known of a converted dictionary, and for each that was folded."""
     certificate = facts["certificate"]

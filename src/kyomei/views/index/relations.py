@@ -23,6 +23,8 @@ MIN_TOGETHER = 5
 MIN_CHILD = 20
 """Rows in which a child must be active."""
 LATENTS_AT_ONCE = 256
+MOST_BLOCKS = 4
+"""Blocks of latents at a time: each may hold a row of pairs for every latent of it."""
 
 Named = list[dict[str, Any]]
 
@@ -93,7 +95,7 @@ def kin(code: sparse.csc_array) -> Kin:
         return listed, (a[is_child], b[is_child], (n / counts[a])[is_child])
 
     # SciPy and NumPy let other threads work meanwhile; blocks come back in their order.
-    with ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="relations") as pool:
+    with ThreadPoolExecutor(min(MOST_BLOCKS, torch.get_num_threads()), thread_name_prefix="relations") as pool:
         blocks = list(pool.map(block, range(0, width, LATENTS_AT_ONCE)))
     together = [each for listed, _ in blocks for each in listed]
     found = [pairs for _, pairs in blocks]
