@@ -204,13 +204,14 @@ def shown_tokens(run: Run) -> Tokens:
 
 def _subject(run: Run, dictionary: _Dictionary, made_from: Mapping[str, str]) -> Subject:
     pair, first = dictionary.pair, dictionary.number == 0
+    sae = pair.arm.dictionary(run, dictionary.number)
     certificate = standing(run, pair) if first else None
     expired = certificate is None and first and certificate_path(run, pair).exists()
     source = run.recipe.source
     facts = {
         "dictionary": dictionary.path,
         "title": pair.title,
-        "mechanism": _mechanism(run, pair),
+        "mechanism": _mechanism(pair, sae),
         "model": source.model,
         "revision": source.revision,
         "site": site_of(run),
@@ -220,7 +221,7 @@ def _subject(run: Run, dictionary: _Dictionary, made_from: Mapping[str, str]) ->
     }
     return Subject(
         name=dictionary.name,
-        sae=pair.arm.dictionary(run, dictionary.number),
+        sae=sae,
         rows=activations(run, "evidence"),
         tokens=tokens_of(run, "evidence"),
         facts=facts,
@@ -240,9 +241,8 @@ def _others(run: Run, dictionary: _Dictionary) -> dict[str, SparseAutoencoder]:
     return {place: sae for place, sae in zip(pair.places, pair.dictionaries(run), strict=True) if place != dictionary.path}
 
 
-def _mechanism(run: Run, pair: Pair) -> str:
+def _mechanism(pair: Pair, sae: SparseAutoencoder) -> str:
     """What makes a pair's code sparse."""
     if pair.arm.made_by == "train":
         return pair.arm.recipe.mechanism.name
-    sae = pair.arm.dictionary(run, 0)
     return str(sae.provenance.get("mechanism") or sae.activation)
