@@ -63,6 +63,22 @@ def test_to_the_hub_and_back_by_name_and_revision(tmp_path: Path) -> None:
         assert 'from_pretrained("me/mine")' in files["README.md"].decode()
 
 
+def test_a_repository_of_many_is_refused_before_any_is_fetched(tmp_path: Path) -> None:
+    dictionary().save(tmp_path / "sae")
+    held = {path.name: path.read_bytes() for path in (tmp_path / "sae").iterdir()}
+    with hub() as server:
+        many = {f"a/{name}": content for name, content in held.items()}
+        server.repositories["me/many"] = {"main": {**many, "b/params.npz": b"large"}}
+        load = "import kyomei\nprint(kyomei.SparseAutoencoder.from_pretrained('me/many', subfolder='a').width)\n"
+        code = load + "try: kyomei.SparseAutoencoder.from_pretrained('me/many')\n"
+        code += "except kyomei.KyomeiError as error: print(error)\n"
+        done = script(server, tmp_path / "home", code)
+        fetched = {path for path in server.asked if path.startswith("GET") and "/resolve/" in path}
+    width, refused = done.stdout.splitlines()
+    assert int(width) == dictionary().width and refused.startswith("Expected"), done.stderr
+    assert fetched and all("/a/" in path for path in fetched)
+
+
 def test_what_the_hub_refuses_is_one_line(tmp_path: Path) -> None:
     dictionary().save(tmp_path / "sae")
     with hub() as server:

@@ -76,10 +76,14 @@ def fetch(name: str, revision: str | None = None, subfolder: str | None = None) 
     from huggingface_hub import snapshot_download
 
     within = f"{subfolder.strip('/')}/" if subfolder else ""
-    patterns = [within + pattern for pattern in DICTIONARY_FILES]
+    # sparsify keeps what model it was trained on one folder up.
+    above = [f"{within.rstrip('/').rpartition('/')[0]}/config.json".lstrip("/")] if within else []
+    patterns = [*(within + pattern for pattern in DICTIONARY_FILES), *above]
     try:
         with _without_bars():
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+            # A pattern's * goes over slashes: without this, dictionaries in folders below would come as well.
+            below = [within + "*/*"]
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=below))
     except Exception as error:  # the package raises kinds of its own and of two HTTP libraries
         at = f" at revision {revision}" if revision else ""
         do = "check the name and the revision, the network, and `hf auth login` for what is private; or name a folder"
