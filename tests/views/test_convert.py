@@ -57,7 +57,13 @@ def test_nothing_is_written_over_unasked(indexed: Run, tmp_path: Path) -> None:
     source = FILES / "saelens-standard"
     done("import", source, tmp_path)
     assert "Expected a folder without a dictionary" in refused("import", source, tmp_path)
+    (tmp_path / "certificate.json").write_text("of what was there before")
     done("import", source, tmp_path, "--overwrite")
+    assert not (tmp_path / "certificate.json").exists()
+    # Two formats in one folder would be read as either of them.
+    done("export", tmp_path, tmp_path / "other", "--format", "saelens")
+    assert "a dictionary of SAELens in" in refused("import", source, tmp_path / "other", "--overwrite")
+    done("export", tmp_path / "other", tmp_path / "other", "--format", "saelens", "--overwrite")
     assert "a run in" in refused("import", source, indexed.folder, "--overwrite")
     assert "a format" not in refused("export", tmp_path / "nothing", tmp_path / "new", "--format", "saelens")
     assert not (tmp_path / "new").exists()

@@ -65,6 +65,15 @@ def test_text_goes_along_where_it_is_asked_for(measured: Run, tmp_path: Path) ->
     assert (tmp_path / "out" / "examples.json").read_bytes() == measured.path("examples.json").read_bytes()
 
 
+def test_a_certificate_goes_along_with_an_exported_dictionary_too(indexed: Run, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["export", str(indexed.folder), str(tmp_path / "sl"), "--format", "saelens"])
+    assert done.exit_code == 0, done.stderr
+    done = CliRunner().invoke(app, ["publish", str(tmp_path / "sl"), str(tmp_path / "out"), "--local"])
+    assert done.exit_code == 0, done.stderr
+    certificate = json.loads((tmp_path / "out" / "certificate.json").read_text(encoding="utf-8"))
+    assert certificate["features"] and not any(feature.get("tokens") for feature in certificate["features"])
+
+
 def test_a_folder_with_a_dictionary_is_not_written_over(indexed: Run, tmp_path: Path) -> None:
     published(tmp_path / "out", indexed)
     done = CliRunner().invoke(app, ["publish", str(indexed.folder), str(tmp_path / "out"), "--local"])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kyomei.dictionary.formats import FORMATS, Conversion, read, save, tensors_path, write
+from kyomei.atomic import write_atomic
+from kyomei.dictionary.card import shown_model
+from kyomei.dictionary.formats import FORMATS, Conversion, ours, read, recognised, save, tensors_path, write
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import RunError
 from kyomei.evidence.certificate import Certificate
@@ -33,12 +34,10 @@ def import_dictionary(source: Path, folder: Path, *, overwrite: bool = False) ->
         DataError: it cannot be read; the message says why.
         RunError: something is in the folder already.
     """
-    found = read(source)
-    _require_free(folder, overwrite)
+    found, certificate = read(source), certificate_beside(source)
+    _require_free(folder, ours.NAME, overwrite)
     save(found.sae, folder)
-    beside = (source if source.is_dir() else source.parent) / CERTIFICATE
-    if beside.exists() and beside.resolve() != (folder / CERTIFICATE).resolve():
-        shutil.copyfile(beside, folder / CERTIFICATE)
+    _put(certificate, folder)
     return _facts(found, {"from": _title(found.format), "to": "Kyomei"}, folder)
 
 
@@ -61,8 +60,8 @@ def export_dictionary(
         DataError: the dictionary cannot be read, or the format has no such dictionary; the message says why.
         RunError: there is none, or something is in the folder already.
     """
-    certificate: Certificate | Path | None = None
-    origin: str = "kyomei"
+    certificate: Certificate | Path | None
+    origin = ours.NAME
     folded: tuple[str, ...] = ()
     if (source / MANIFEST).exists():
         run = Run.open(source)
@@ -72,15 +71,27 @@ def export_dictionary(
     else:
         found = read(source)
         sae, origin, folded = found.sae, found.format, found.folded
-        beside = (source if source.is_dir() else source.parent) / CERTIFICATE
-        certificate = beside if beside.exists() else None
-    _require_free(folder, overwrite)
+        certificate = certificate_beside(source)
+    _require_free(folder, name, overwrite)
     done = write(sae, folder, name)
+    _put(certificate, folder)
+    return _facts(replace(done, folded=(*folded, *done.folded)), {"from": _title(origin), "to": _title(name)}, folder)
+
+
+def certificate_beside(source: Path) -> Path | None:
+    """The certificate that lies beside a dictionary's files; none: there is none."""
+    path = (source if source.is_dir() else source.parent) / CERTIFICATE
+    return path if path.exists() else None
+
+
+def _put(certificate: Certificate | Path | None, folder: Path) -> None:
+    """Leave this certificate beside a dictionary, and not one of what was there before."""
     if isinstance(certificate, Certificate):
         certificate.write(folder / CERTIFICATE)
     elif certificate is not None:
-        shutil.copyfile(certificate, folder / CERTIFICATE)
-    return _facts(replace(done, folded=(*folded, *done.folded)), {"from": _title(origin), "to": _title(name)}, folder)
+        write_atomic(folder / CERTIFICATE, certificate.read_bytes())
+    else:
+        (folder / CERTIFICATE).unlink(missing_ok=True)
 
 
 def _title(name: str) -> str:
@@ -90,18 +101,22 @@ def _title(name: str) -> str:
 def said_by(run: Run, sae: SparseAutoencoder) -> SparseAutoencoder:
     """The same with what its run knows of the model, the windows and the text that it was trained on."""
     source = run.recipe.source
-    # A path of this machine says nothing elsewhere.
-    text = source.address if not Path(source.address).exists() else Path(source.address).name
+    text = shown_model(source.address)
     place = {"model": source.model, "site": site_of(run), "side": source.side}
     sae.provenance = {**place, **sae.provenance, "context": source.context, "dataset": text}
     return sae
 
 
-def _require_free(folder: Path, overwrite: bool) -> None:
+def _require_free(folder: Path, name: str, overwrite: bool) -> None:
     if (folder / MANIFEST).exists():
         raise RunError("a folder for a dictionary", f"a run in {folder}", "name another folder")
-    if not overwrite and folder.is_dir() and tensors_path(folder) is not None:
+    if not folder.is_dir() or tensors_path(folder) is None:
+        return
+    if not overwrite:
         raise RunError("a folder without a dictionary", f"one in {folder}", "name another folder, or add --overwrite")
+    # Two formats in one folder would be read as either of them.
+    if (there := recognised(folder)) != name:
+        raise RunError(f"a folder for {_title(name)}", f"a dictionary of {_title(there)} in {folder}", "name another folder")
 
 
 def _facts(found: Conversion, ways: dict[str, str], folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from jaxtyping import Float32, Int64
 from safetensors.numpy import save
 
 from kyomei.atomic import write_atomic
+from kyomei.dictionary.card import shown_model
 from kyomei.errors import RunError
 from kyomei.runs import MANIFEST, Run
 from kyomei.stages.family import refuse_family
@@ -67,15 +68,20 @@ def export_latents(source: Path, folder: Path, *, dictionary: str | None = None,
         held = _tensors(latents[mine] - start, at[mine], values[mine], tokens.context)
         write_atomic(place / name, save({**held, "tokens": tokens.ids.numpy()}))
         files.append(name)
+    for old in place.glob("*.safetensors"):
+        if old.name not in files:
+            old.unlink()  # of other latents, which a reader would take for these
     source_of = run.recipe.source
     settings = {"ctx_len": tokens.context, "n_tokens": tokens.num_tokens, "n_splits": len(files), "batch_size": 1}
-    dataset = {"dataset_repo": source_of.address, "dataset_split": "", "dataset_name": "", "dataset_column": "text"}
-    config = {**dataset, **settings, "model_name": source_of.model}
+    address = shown_model(source_of.address)
+    dataset = {"dataset_repo": address, "dataset_split": "", "dataset_name": "", "dataset_column": "text"}
+    config = {**dataset, **settings, "model_name": shown_model(source_of.model)}
     write_atomic(place / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     windows = len(tokens.ids)
     return {
         "folder": str(folder), "site": site, "windows": windows, "context": tokens.context,
         "entries": len(values), "files": [*files, "config.json"],
+        "text": "ids of all tokens of these windows are in these files, unmasked",
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from kyomei.evidence.certificate import Certificate
 from kyomei.runs import MANIFEST, Run
 from kyomei.stages.certify import FILE as CERTIFICATE
 from kyomei.stages.certify import certificates_of, verdict_of
-from kyomei.stages.convert import said_by
+from kyomei.stages.convert import certificate_beside, said_by
 from kyomei.stages.family import refuse_family
 from kyomei.stages.index import opened
 from kyomei.stages.measure import measured
@@ -70,6 +70,8 @@ def prepare(source: Path, folder: Path, wanted: Wanted, name: str | None = None)
         sae, sections = _of_run(run, folder, wanted)
     else:
         sae, sections = read(source).sae, []
+        if (beside := certificate_beside(source)) is not None:
+            told(Certificate.read(beside), wanted.examples).write(folder / CERTIFICATE)
     sae.provenance = _for_others(sae.provenance)
     sae.save_pretrained(folder, card=card(sae, name, licence=wanted.licence, sections=sections))
     return sorted(path.name for path in folder.iterdir() if path.is_file())

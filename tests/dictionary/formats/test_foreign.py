@@ -81,6 +81,17 @@ def test_others_say_it_too(name: str, format: str, facts: dict[str, object]) -> 
     assert {key: provenance[key] for key in facts} == facts
 
 
+def test_a_link_of_the_hubs_cache_says_where_it_stands(tmp_path: Path) -> None:
+    (name,) = (name for name in READABLE if name.startswith("gemma") and "layer_20" in name)
+    blob, link = tmp_path / "blobs/deadbeef", tmp_path / name / "params.npz"
+    blob.parent.mkdir()
+    link.parent.mkdir(parents=True)
+    source = FILES / name
+    blob.write_bytes((source if source.is_file() else source / "params.npz").read_bytes())
+    link.symlink_to(blob)
+    assert kyomei.load(link.parent).provenance["hook_name"] == "blocks.20.hook_resid_post"
+
+
 def test_a_path_of_gemma_scope_names_model_and_hook() -> None:
     layer, embedding = [kyomei.load(FILES / name).provenance for name in READABLE if name.startswith("gemma")][::-1]
     assert (layer["model"], layer["hook_name"]) == ("google/gemma-2-2b", "blocks.20.hook_resid_post")

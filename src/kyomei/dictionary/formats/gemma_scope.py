@@ -60,7 +60,8 @@ def _provenance(file: Path) -> dict[str, Any]:
     config = read_json(file.parent / "config.json") if (file.parent / "config.json").exists() else {}
     if config.get("architecture", "jump_relu") != "jump_relu":
         raise DataError(f"JumpReLU in {file}", repr(config["architecture"])[:80], "keep it in its own library")
-    words = file.resolve().as_posix()
+    # Not resolved: the hub's cache links to files that are named by their digests.
+    words = file.absolute().as_posix()
     release, layer = _RELEASE.search(words), _LAYER.search(words)
     facts = {"format": NAME, "mechanism": "jumprelu", "model": config.get("model_name"), "metadata": config}
     if isinstance(point := config.get("hf_hook_point_in"), str):
