@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kyomei.dictionary.formats.files import read_json, read_npz, read_safetensors, tensors_of
-from kyomei.dictionary.formats.parts import Conversion, Parts, known, refuse_transcoder
+from kyomei.dictionary.formats.parts import Conversion, Parts, known, module_place, refuse_transcoder
 from kyomei.errors import DataError
 
 NAME = "gemma_scope"
@@ -65,8 +65,7 @@ def _provenance(file: Path) -> dict[str, Any]:
     release, layer = _RELEASE.search(words), _LAYER.search(words)
     facts = {"format": NAME, "mechanism": "jumprelu", "model": config.get("model_name"), "metadata": config}
     if isinstance(point := config.get("hf_hook_point_in"), str):
-        site, _, side = point.rpartition(".")
-        facts |= {"site": site, "side": side} if side in ("input", "output") else {"site": point}
+        facts |= module_place(point)
     if release is None:
         return known(**facts)
     hook = f"blocks.{layer[1]}.{HOOKS[release['site']]}" if layer else "hook_embed" if "embedding" in words else None

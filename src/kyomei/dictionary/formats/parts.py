@@ -240,3 +240,9 @@ def whole_number(value: Any, name: str, path: Path) -> int:
 def known(**facts: Any) -> dict[str, Any]:
     """What is known of a foreign autoencoder, without what is not."""
     return {name: fact for name, fact in facts.items() if fact not in (None, {}, "")}
+
+
+def module_place(path: str) -> dict[str, str]:
+    """Site and side of a module's path that may end in .input or .output."""
+    site, _, side = path.rpartition(".")
+    return {"site": site, "side": side} if side in ("input", "output") else {"site": path}

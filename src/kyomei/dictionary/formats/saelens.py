@@ -14,6 +14,7 @@ from kyomei.dictionary.formats.parts import (
     Parts,
     gated,
     known,
+    module_place,
     refuse_transcoder,
     relu_bias,
     require_expressible,
@@ -236,8 +237,7 @@ def _place(metadata: dict[str, Any]) -> dict[str, str]:
         path = metadata.get("hook_name")
     if not isinstance(path, str):
         return {}
-    site, _, side = path.rpartition(".")
-    return {"site": site, "side": side} if side in ("input", "output") else {"site": path}
+    return module_place(path)
 
 
 def _metadata(provenance: dict[str, Any]) -> dict[str, Any]:
