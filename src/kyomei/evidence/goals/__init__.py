@@ -1,0 +1,1 @@
+"""Goals: what certified features tell of whole documents, and detectors that apply it to new text."""
