@@ -45,6 +45,7 @@ SECTIONS = {
     "dictionary": "DictionaryRecipe",
     "mechanism": "MechanismSettings",
     "train": "TrainRecipe",
+    "verdict": "VerdictRecipe",
     "": "Recipe",
 }
 """The class of each section; the recipe's own settings are in none."""
@@ -163,17 +164,17 @@ class Asked:
         by_file = {} if self.file is None else Recipe.read(self.file).model_dump(exclude_unset=True)
         keys = [f"{name}.{key}" for name, section in by_file.items() if isinstance(section, dict) for key in section]
         keys += [name for name, value in by_file.items() if not isinstance(value, dict)]
-        return {key: functools.reduce(lambda at, name: at[name], key.split("."), recipe) for key in (*keys, *self._given())}
+        return {key: functools.reduce(lambda at, name: at[name], key.split("."), recipe) for key in (*keys, *self.given())}
 
     def source(self) -> set[str]:
         """Names of the settings of the source that are given, by file, --set or an option."""
         from kyomei.config import Recipe
 
         by_file = set() if self.file is None else Recipe.read(self.file).source.model_fields_set
-        return by_file | {key.removeprefix("source.") for key in self._given() if key.startswith("source.")}
+        return by_file | {key.removeprefix("source.") for key in self.given() if key.startswith("source.")}
 
-    def _given(self) -> list[str]:
-        """Settings that --set or an option names."""
+    def given(self) -> list[str]:
+        """Settings that --set or an option names, by dotted key."""
         return [*self._settings(), *self.options]
 
     def _settings(self) -> dict[str, Any]:

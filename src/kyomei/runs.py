@@ -140,7 +140,7 @@ class Run:
         if overwrite or not _is_run(folder):
             return None
         run = cls.open(folder)
-        _refuse_other_recipe(run, recipe)
+        refuse_other_recipe(run, recipe)
         return run
 
     @classmethod
@@ -155,6 +155,26 @@ class Run:
             raise RunError("the folder of a run", f"no {MANIFEST} in {folder}", "check the path")
         _read_manifest(folder)  # first: the recipe of an older layout may have keys that are gone
         return cls(folder, Recipe.read(folder / RECIPE))
+
+    def anew(self, recipe: Recipe, kept: Iterable[str], *, command: str = "", facts: Mapping[str, Any] | None = None) -> Run:
+        """Start the run of another recipe in the same folder; its history goes on.
+
+        The recipe is written first and the manifest last: until then the manifest is the old one, and this can be done again.
+
+        Args:
+            recipe: what is asked now.
+            kept: names in the folder that stay; all else is deleted.
+            command, facts: as `create` takes them.
+        """
+        history = self._history
+        write_atomic(self.path(RECIPE), recipe.to_yaml().encode())
+        stay = {*kept, RECIPE, MANIFEST, LOCK}
+        with refusals_named(self.folder):
+            for path in sorted(self.folder.iterdir()):
+                if path.name not in stay:
+                    remove(path)
+        self.write_json(MANIFEST, {**_new_manifest(recipe, command), "history": history, **(facts or {})})
+        return Run(self.folder, recipe)
 
     def path(self, name: str) -> Path:
         """The path of a file or folder of the run, such as "evidence.json" or "replicas/0"."""
@@ -289,7 +309,8 @@ def _empty(folder: Path) -> None:
         remove(path)
 
 
-def _refuse_other_recipe(run: Run, recipe: Recipe) -> None:
+def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
+    """Raise RunError, naming every setting that differs, unless a run has this recipe."""
     old, new = _flat(run.recipe.model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
     differing = [f"{key} (was {old.get(key)!r}, now {new.get(key)!r})" for key in new if old.get(key) != new.get(key)]
     if differing:

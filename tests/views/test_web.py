@@ -19,6 +19,7 @@ FOREIGN = re.compile(r"""(?:https?:)?//[\w.-]+\.\w+""")
 # Keys that are put together from data, such as the names of statuses.
 MADE = re.compile(r"""\bt\(`([\w.]*)\$\{|\b(?:named\(|family=)"(\w+)\"""")
 SAID = re.compile(r"""\b(?:t|rich)\("([\w.]+)\"""")
+MADE_BY_VIEWS = re.compile(r"""\[f"([\w.]+\.)\{""")
 KEY_LIKE = re.compile(r'"([a-z_]+\.[a-z_.]+)"')
 
 
@@ -60,8 +61,8 @@ def test_pages_say_nothing_that_is_not_in_the_catalogue() -> None:
 
 
 def test_the_catalogue_says_nothing_that_no_page_says() -> None:
-    pages = "\n".join(module.read_text(encoding="utf-8") for module in MODULES)
-    made = set(beginnings_in(pages))
+    pages = "\n".join(module.read_text(encoding="utf-8") for module in (*MODULES, *WEB.parent.glob("*.py")))
+    made = {*beginnings_in(pages), *MADE_BY_VIEWS.findall(pages)}
     for key in json.loads((WEB.parent / "strings.json").read_text(encoding="utf-8")):
         assert f'"{key}"' in pages or any(key.startswith(beginning) for beginning in made), key
 

@@ -31,7 +31,7 @@ from kyomei.config.mechanisms import (
     SelectionSettings,
     TopKSettings,
 )
-from kyomei.config.sections import DictionaryRecipe, ResonanceRecipe, Section, SourceRecipe, TrainRecipe
+from kyomei.config.sections import DictionaryRecipe, ResonanceRecipe, Section, SourceRecipe, TrainRecipe, VerdictRecipe
 from kyomei.errors import RecipeError
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "SourceRecipe",
     "TopKSettings",
     "TrainRecipe",
+    "VerdictRecipe",
 ]
 
 
@@ -78,6 +79,7 @@ class Recipe(Section):
     dictionary: DictionaryRecipe = DictionaryRecipe()
     mechanism: AnyMechanism = GBASettings()
     train: TrainRecipe = TrainRecipe()
+    verdict: VerdictRecipe = VerdictRecipe()
 
     @field_validator("mechanism", mode="before")
     @classmethod
@@ -100,8 +102,9 @@ class Recipe(Section):
 
     @property
     def sha256(self) -> str:
-        """Digest of every setting, in hexadecimal: equal for equal recipes."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        """Digest of every setting that a dictionary depends on, in hexadecimal: equal for equal recipes."""
+        learnt = self.model_dump(mode="json", exclude={"verdict"})
+        return hashlib.sha256(json.dumps(learnt, sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def of(cls, asked: Recipe | Mapping[str, Any] | None) -> Recipe:

@@ -168,3 +168,35 @@ class TrainRecipe(Section):
     """Steps between checkpoints."""
     log_every: int = Field(50, gt=0)
     """Steps between events."""
+
+
+Share = float
+"""Between 0 and 1."""
+
+
+class VerdictRecipe(Section):
+    """What go and no-go ask of the evidence. Each bound is compared with an end of an interval, so that a small pilot is not
+    taken for a bad one. The values were chosen before any pilot was judged by them (docs/guide/pilot.md)."""
+
+    certified_go: Share = Field(0.3, ge=0, le=1)
+    """Go asks that at least this share of the latents is certified: nearly one in three that a reader opens. Lower end."""
+    certified_no_go: Share = Field(0.05, ge=0, le=1)
+    """No-go where fewer are certified: nineteen latents in twenty would be others in the next training. Upper end."""
+    chance_go: Share = Field(0.2, ge=0, le=1)
+    """Go asks that rows without features give at most this share of the certified latents. Upper end."""
+    chance_no_go: Share = Field(0.5, ge=0, le=1)
+    """No-go where they give more: every other certificate is chance. Lower end."""
+    beyond_go: Share = Field(0.1, ge=0, le=1)
+    """Go asks that the share of latents that are certified and from context exceeds that of the control by this. Lower end."""
+    beyond_no_go: Share = Field(0.02, ge=0, le=1)
+    """No-go where it does not exceed it by more than this: a model that learnt nothing has as many. Lower end."""
+    recovery_go: Share = Field(0.8, ge=0, le=1)
+    """Go asks that the premises let at least this share of the features be found. Lower end of the check's own interval."""
+    recovery_no_go: Share = Field(0.5, ge=0, le=1)
+    """No-go where fewer are expected and no control says that the rows hold learnt features. Upper end."""
+    baseline_go: Share = Field(0.1, ge=0, le=1)
+    """Go asks that no baseline at the same sparsity has more certified latents by this share of the width. Lower end."""
+    goal_auc_go: Share = Field(0.65, ge=0, le=1)
+    """Go asks that every goal that is a label is told with at least this AUC on documents that chose nothing. Lower end."""
+    goal_r2_go: Share = Field(0.1, ge=0, le=1)
+    """The same of goals that are numbers: R². Where no goal is told better than chance (0.5, and 0), it is a no-go."""

@@ -1,14 +1,19 @@
-"""One answer to "can I read features off this dictionary?", from the premises, the certificate and the control."""
+"""Two answers from premises, certificate and control: can I read features off this dictionary, and shall we go on with it?
+
+The second, `decide`, is what a pilot and every step of a roll-out end in: go, conditional or no-go.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool
 
+from kyomei.config import VerdictRecipe
+from kyomei.evidence.intervals import wilson
 from kyomei.evidence.origin import share_difference
 from kyomei.evidence.reproduction import DENSE_FREQUENCY
 
@@ -199,3 +204,183 @@ def _side(speaks_for: bool) -> Side:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.0095 or share == 0 else f"{100 * share:.1f} %"
+
+
+# ── Shall we go on? ──
+
+Answer = Literal["go", "conditional", "no-go"]
+Stance = Literal["for", "between", "against", "unknown"]
+Interval = tuple[float, float]
+CHANCE = {"AUC": 0.5, "R²": 0.0}
+"""What a goal's figure is where its features tell nothing."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """One thing that go or no-go rests on; its sentence stands in the catalogue, under its name.
+
+    Attributes:
+        name: "certified", "chance", "control", "null", "structure", "recovery", "baseline" or "goal".
+        stance: "for" lets go, "between" lets go on conditions, "against" is a no-go; "unknown": nobody has looked.
+        estimate: the figure, a share or a difference of shares; none: unknown.
+        interval: its 95 % interval (of the recovery: the check's own, 90 %); none: there is none.
+        go: what one end of the interval has to reach; none: nothing is asked.
+        no_go: what the other end, or the same, must not fall to; none: it can only be short of go.
+        facts: what else its sentence names.
+    """
+
+    name: str
+    stance: Stance
+    estimate: float | None = None
+    interval: Interval | None = None
+    go: float | None = None
+    no_go: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Its name, with that of the goal or baseline that it is of: unique among the grounds of a decision."""
+        return " ".join([self.name, *(str(self.facts[key]) for key in ("baseline", "goal") if key in self.facts)])
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Go, conditional or no-go.
+
+    Attributes:
+        level: the answer.
+        decided_by: titles of the grounds that set it: those against for a no-go, those that are short of go or unknown for
+            "conditional", all of them for a go.
+        grounds: everything that was weighed.
+        thresholds: what was asked, by name of the setting in the recipe's section "verdict".
+    """
+
+    level: Answer
+    decided_by: tuple[str, ...]
+    grounds: tuple[Ground, ...]
+    thresholds: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "grounds": [{"title": ground.title, **asdict(ground)} for ground in self.grounds]}
+
+
+def decide(
+    certificate: Mapping[str, Any] | None,
+    asked: VerdictRecipe,
+    *,
+    premises: Mapping[str, Any] | None = None,
+    control: Mapping[str, Any] | None = None,
+    baselines: Mapping[str, Mapping[str, Any]] | None = None,
+    goals: Mapping[str, Mapping[str, Any]] | None = None,
+    has_model: bool = True,
+) -> Decision:
+    """Go, conditional or no-go.
+
+    One ground against is a no-go; only if every ground is for it, and none unknown, is it a go. Reproduction alone never is:
+    where the rows come from a model, what counts are certified latents from context beyond those of the same model with random
+    weights. Rows without a model have no weights to draw anew. There Gaussian rows stand in, and as nothing else says that
+    features were learnt, the recovery that the premises let expect may be a no-go too.
+
+    Args:
+        certificate: what certificate.json holds; none: there is none.
+        asked: the thresholds.
+        premises: what premises.json holds; none: not checked.
+        control: the certificate of the same model with random weights; none: not tried.
+        baselines: certificates of baselines at the same sparsity, by name; a missing one stands in no one's way.
+        goals: by name, of every goal its "measure" (AUC or R²), "value" and "interval".
+        has_model: whether the rows come from a language model.
+    """
+    grounds = [
+        *_structure_and_recovery(premises, asked, has_model),
+        *_certified_grounds(certificate, asked),
+        _beyond(certificate, control, asked, has_model),
+        *(_beside(name, certificate, other, asked) for name, other in (baselines or {}).items() if certificate is not None),
+        *_goals(goals or {}, asked),
+    ]
+    against = [ground.title for ground in grounds if ground.stance == "against"]
+    short = [ground.title for ground in grounds if ground.stance in ("between", "unknown")]
+    level: Answer = "no-go" if against else "conditional" if short else "go"
+    decided = against or short or [ground.title for ground in grounds]
+    return Decision(level, tuple(decided), tuple(grounds), asked.model_dump())
+
+
+def _stance(lets_go: bool, forbids: bool) -> Stance:
+    return "against" if forbids else "for" if lets_go else "between"
+
+
+def _structure_and_recovery(premises: Mapping[str, Any] | None, asked: VerdictRecipe, has_model: bool) -> list[Ground]:
+    if premises is None:
+        return [Ground("structure", "unknown"), Ground("recovery", "unknown", go=asked.recovery_go)]
+    sparse = next(premise for premise in premises["premises"] if premise["name"] == "sparse structure")
+    null = premises["statistics"].get("null_reproduced")
+    structure = Ground("structure", "for" if sparse["status"] == "met" else "against", sparse["estimate"], facts={"null": null})
+    no_go = None if has_model else asked.recovery_no_go
+    if premises["expected_frr"] is None:
+        return [structure, Ground("recovery", "unknown", go=asked.recovery_go, no_go=no_go)]
+    low, high = premises["interval"]
+    stance = _stance(low >= asked.recovery_go, no_go is not None and high < no_go)
+    return [structure, Ground("recovery", stance, premises["expected_frr"], (low, high), asked.recovery_go, no_go)]
+
+
+def _certified_grounds(certificate: Mapping[str, Any] | None, asked: VerdictRecipe) -> list[Ground]:
+    """How much is certified, and how much of that rows without features would give."""
+    if certificate is None:
+        return [Ground("certified", "unknown", go=asked.certified_go, no_go=asked.certified_no_go)]
+    status = [feature["status"] for feature in certificate["features"]]
+    count, latents, live = status.count("certified"), len(status), len(status) - status.count("dead")
+    low, high = wilson(count / max(1, latents), latents)
+    facts = {"count": count, "latents": latents}
+    stance = _stance(low >= asked.certified_go, high < asked.certified_no_go)
+    share = Ground("certified", stance, count / max(1, latents), (low, high), asked.certified_go, asked.certified_no_go, facts)
+    if not count:
+        return [share]
+    rate, tried = certificate["null"]["false_positive_rate"], certificate["null"]["latents"]
+    each = [min(1.0, value * live / count) for value in (rate, *wilson(rate, tried))]
+    stance = _stance(each[2] <= asked.chance_go, each[1] >= asked.chance_no_go)
+    facts = {"rate": rate, "latents": tried}
+    return [share, Ground("chance", stance, each[0], (each[1], each[2]), asked.chance_go, asked.chance_no_go, facts)]
+
+
+def _beyond(
+    certificate: Mapping[str, Any] | None, control: Mapping[str, Any] | None, asked: VerdictRecipe, has_model: bool
+) -> Ground:
+    """Certified latents beyond what a model that learnt nothing, or rows without features, give."""
+    name, bounds = "control" if has_model else "null", (asked.beyond_go, asked.beyond_no_go)
+    if certificate is None or (has_model and control is None):
+        return Ground(name, "unknown", None, None, *bounds)
+    if control is not None and has_model:
+        own, other = _from_context(certificate), _from_context(control)
+    else:
+        null = certificate["null"]
+        own, other = _is_certified(certificate), np.zeros(max(1, null["latents"]), dtype=bool)
+        other[: round(null["false_positive_rate"] * null["latents"])] = True
+    found = share_difference(own, other, seed=0)
+    interval = found["low"], found["high"]
+    stance = _stance(found["low"] >= asked.beyond_go, found["low"] <= asked.beyond_no_go)
+    facts = {"own": found["first"], "other": found["second"]}
+    return Ground(name, stance, found["difference"], interval, *bounds, facts)
+
+
+def _beside(name: str, certificate: Mapping[str, Any], other: Mapping[str, Any], asked: VerdictRecipe) -> Ground:
+    found = share_difference(_is_certified(certificate), _is_certified(other), seed=0)
+    stance = _stance(found["high"] >= -asked.baseline_go, False)
+    facts = {"baseline": name, "own": found["first"], "other": found["second"]}
+    return Ground("baseline", stance, found["difference"], (found["low"], found["high"]), -asked.baseline_go, None, facts)
+
+
+def _goals(goals: Mapping[str, Mapping[str, Any]], asked: VerdictRecipe) -> list[Ground]:
+    """Every goal by itself; one that is told no better than by chance is a no-go only if all are."""
+    hopeless = all(goal["interval"][0] <= CHANCE[goal["measure"]] for goal in goals.values())
+    bounds = {"AUC": asked.goal_auc_go, "R²": asked.goal_r2_go}
+    grounds = []
+    for name, goal in goals.items():
+        (low, high), measure = goal["interval"], goal["measure"]
+        stance = _stance(low >= bounds[measure], hopeless)
+        facts = {"goal": name, "measure": measure}
+        grounds.append(Ground("goal", stance, goal["value"], (low, high), bounds[measure], CHANCE[measure], facts))
+    return grounds
+
+
+def _is_certified(certificate: Mapping[str, Any]) -> Bool[np.ndarray, " width"]:
+    return np.array([feature["status"] == "certified" for feature in certificate["features"]], dtype=bool)

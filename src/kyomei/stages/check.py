@@ -10,7 +10,7 @@ from kyomei.runs import Run
 from kyomei.source.rows import Rows
 from kyomei.stages.beforehand import NEVER_VARY
 from kyomei.stages.harvest import harvest_run
-from kyomei.stages.harvested import activations, digests_of_rows
+from kyomei.stages.harvested import activations, digests_of_rows, harvest_of, sites_of
 from kyomei.stages.progress import Reporter
 
 STAGE = "check"
@@ -51,6 +51,17 @@ def check_run(
 def checked(run: Run) -> bool:
     """Whether premises.json is there, of the activations that there are now."""
     return run.done(STAGE, _made_from(run))
+
+
+def adopt_premises(run: Run) -> bool:
+    """Take over the premises of the harvest that a run learns from, where they are known and of the same rows; whether so."""
+    host = harvest_of(run)
+    if host is run or len(sites_of(host)) > 1 or not checked(host):
+        return False
+    run.write_json(FILE, host.read_json(FILE))
+    run.record(FILE)
+    run.finish(STAGE, _made_from(run))
+    return True
 
 
 def _made_from(run: Run) -> dict[str, str]:

@@ -12,7 +12,7 @@ from kyomei.errors import KyomeiError
 from kyomei.runs import MANIFEST, Run
 
 _DONE = ("harvest", "check", "train", "certify", "measure", "report")
-_WITHIN = {"controls", "activations", "tokens", "replicas", "baselines", "imported", "certificates"}
+_WITHIN = {"controls", "activations", "tokens", "replicas", "baselines", "imported", "certificates", "earlier"}
 """Folders of a run that hold no runs of the user's."""
 
 

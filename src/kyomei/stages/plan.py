@@ -120,14 +120,84 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Rates:
-    """What the probe found, or a table gives."""
+class Rates:
+    """What the probe found, or a table gives.
+
+    Attributes:
+        tokens_per_second: through the model up to the site.
+        warm_step, step: seconds of a training step, in the first part of a training and after it.
+        neuron_rows: neurons times rows that are scored in a second.
+        base_bytes: resident before the work begins.
+    """
 
     tokens_per_second: float
     warm_step: float
     step: float
     neuron_rows: float
     base_bytes: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How fast a machine is at a recipe's work: measured once, it plans every recipe of that width, site and batch.
+
+    Attributes:
+        hardware: "here", or a GPU of the table.
+        gpus: how many.
+        price: US dollars an hour of one; none: no sum.
+        load_seconds: that the model took to load.
+        dim: of the site's rows.
+        rates: what was measured or reckoned.
+    """
+
+    hardware: str
+    gpus: int
+    price: float | None
+    load_seconds: float
+    dim: int
+    rates: Rates
+
+    @classmethod
+    def of(cls, recipe: Recipe, hardware: str = "here", *, price: float | None = None, gpus: int = 1) -> Probe:
+        """Measure this machine for about 20 seconds, or look a GPU up.
+
+        Raises:
+            RecipeError: the hardware is not in the table.
+        """
+        if gpus < 1 or (gpus > 1 and hardware == "here"):
+            found = f"{gpus} of '{hardware}'"
+            raise RecipeError("one machine here, or GPUs of the table", found, "name the GPU with --hardware")
+        if hardware != "here" and hardware not in GPUS:
+            raise RecipeError(f"here or one of {', '.join(GPUS)}", f"'{hardware}'", "choose one of them")
+        began = time.perf_counter()
+        model = load_model(recipe)
+        load_seconds = time.perf_counter() - began
+        size = _Size.of(recipe, _dim(recipe, model))
+        rates = _probed(recipe, model, size) if hardware == "here" else _reckoned(GPUS[hardware], model, size, gpus)
+        rate = price if price is not None or hardware == "here" else GPUS[hardware].price
+        return cls(hardware, gpus, rate, load_seconds, size.dim, rates)
+
+    def widened(self, factor: float) -> Probe:
+        """The same for a dictionary so many times as wide: a step takes as many times as long."""
+        rates = replace(self.rates, step=factor * self.rates.step, warm_step=factor * self.rates.warm_step)
+        return replace(self, rates=rates)
+
+    def plan(self, recipe: Recipe) -> Plan:
+        """What a recipe takes there."""
+        size, rates, gpus = _Size.of(recipe, self.dim), self.rates, self.gpus
+        here = self.hardware == "here"
+        seconds = {
+            "harvest": self.load_seconds + size.tokens / rates.tokens_per_second,
+            "check": _check_seconds(size, rates),
+            **_training_seconds(recipe, size, rates),
+            **_evidence_seconds(size, rates),
+        }
+        features = 1 if here else _feature_parts(size, GPUS[self.hardware], gpus)
+        memory = rates.base_bytes + size.working_bytes if here else size.gpu_bytes(gpus // features, features)
+        cost = None if self.price is None else self.price * gpus * sum(seconds.values()) / 3600
+        mesh, read = f"{gpus // features}x{features}", recipe.train.steps * recipe.train.batch_rows
+        advice = tuple(_advice(recipe, seconds, read / size.rows))
+        return Plan(self.hardware, seconds, memory, size.disk_bytes, cost, mesh, size.tokens, read, size.rows, advice)
 
 
 def plan(recipe: Recipe, hardware: str = "here", *, price: float | None = None, gpus: int = 1) -> Plan:
@@ -142,29 +212,7 @@ def plan(recipe: Recipe, hardware: str = "here", *, price: float | None = None, 
     Raises:
         RecipeError: the hardware is not in the table.
     """
-    if gpus < 1 or (gpus > 1 and hardware == "here"):
-        raise RecipeError("one machine here, or GPUs of the table", f"{gpus} of '{hardware}'", "name the GPU with --hardware")
-    if hardware != "here" and hardware not in GPUS:
-        raise RecipeError(f"here or one of {', '.join(GPUS)}", f"'{hardware}'", "choose one of them")
-    began = time.perf_counter()
-    model = load_model(recipe)
-    load_seconds = time.perf_counter() - began
-    size = _Size.of(recipe, model)
-    rates = _probed(recipe, model, size) if hardware == "here" else _reckoned(GPUS[hardware], model, size, gpus)
-    seconds = {
-        "harvest": load_seconds + size.tokens / rates.tokens_per_second,
-        "check": _check_seconds(size, rates),
-        **_training_seconds(recipe, size, rates),
-        **_evidence_seconds(size, rates),
-    }
-    features = 1 if hardware == "here" else _feature_parts(size, GPUS[hardware], gpus)
-    memory = rates.base_bytes + size.working_bytes if hardware == "here" else size.gpu_bytes(gpus // features, features)
-    rate = price if price is not None or hardware == "here" else GPUS[hardware].price
-    total = sum(seconds.values())
-    cost = None if rate is None else rate * gpus * total / 3600
-    mesh, read = f"{gpus // features}x{features}", recipe.train.steps * recipe.train.batch_rows
-    advice = tuple(_advice(recipe, seconds, read / size.rows))
-    return Plan(hardware, seconds, memory, size.disk_bytes, cost, mesh, size.tokens, read, size.rows, advice)
+    return Probe.of(recipe, hardware, price=price, gpus=gpus).plan(recipe)
 
 
 def _advice(recipe: Recipe, seconds: dict[str, float], read_share: float) -> Iterator[str]:
@@ -201,12 +249,8 @@ class _Size:
     rows: int
 
     @classmethod
-    def of(cls, recipe: Recipe, model: LanguageModel) -> _Size:
+    def of(cls, recipe: Recipe, dim: int) -> _Size:
         source = recipe.source
-        site = source.sites[0] if source.sites else model.default_site()
-        # A whole window: some models pad shorter ones.
-        ids = torch.full((1, source.context), 5, dtype=torch.int64)
-        dim = int(model.capture(ids, [site], source.side)[site].shape[-1])
         rows = int(source.num_tokens * (1 - source.evidence_share) / source.replicas)
         # Without a width, resonance decides; four times the dimension is what it usually comes to.
         return cls(recipe, source.num_tokens, dim, recipe.dictionary.width or 4 * dim, rows)
@@ -257,14 +301,23 @@ class _Size:
         return self.tokens * (self.dim * stored * max(1, len(source.sites)) + 8 + 20) + kept
 
 
-def _check_seconds(size: _Size, rates: _Rates) -> float:
+def _dim(recipe: Recipe, model: LanguageModel) -> int:
+    """Of the site's rows."""
+    source = recipe.source
+    site = source.sites[0] if source.sites else model.default_site()
+    # A whole window: some models pad shorter ones.
+    ids = torch.full((1, source.context), 5, dtype=torch.int64)
+    return int(model.capture(ids, [site], source.side)[site].shape[-1])
+
+
+def _check_seconds(size: _Size, rates: Rates) -> float:
     """The premise check: quick searches in two halves of the rows, and in two surrogates of them."""
     rows = min(size.rows // 2, HALF_ROWS)
     null = QUICK.model_copy(update={"neurons": NULL_NEURONS})
     return CHECK_SEARCHES * 2 * (_search_work(QUICK, rows) + _search_work(null, rows)) / rates.neuron_rows
 
 
-def _evidence_seconds(size: _Size, rates: _Rates) -> dict[str, float]:
+def _evidence_seconds(size: _Size, rates: Rates) -> dict[str, float]:
     """Certificate and figures: every dictionary scores the evidence rows a few times."""
     rows = int(size.tokens * size.recipe.source.evidence_share)
     scores = (size.recipe.source.replicas + NUM_NULLS) * size.width / rates.neuron_rows
@@ -282,7 +335,7 @@ def _search_work(recipe: ResonanceRecipe, rows: int) -> float:
     return work
 
 
-def _training_seconds(recipe: Recipe, size: _Size, rates: _Rates) -> dict[str, float]:
+def _training_seconds(recipe: Recipe, size: _Size, rates: Rates) -> dict[str, float]:
     """Seconds of resonance and training over all replicas and the two of the null, which streams nothing.
 
     Resonance is reckoned through all frequencies; where a width ends the search earlier it takes less.
@@ -309,13 +362,13 @@ def _training_seconds(recipe: Recipe, size: _Size, rates: _Rates) -> dict[str, f
     }
 
 
-def _placing_seconds(size: _Size, rates: _Rates) -> float:
+def _placing_seconds(size: _Size, rates: Rates) -> float:
     """Thresholds and decoders of resonant latents, twice: they score a sample about eight times over."""
     sample = min(size.rows, ANCHOR_ROWS)
     return 8 * sample * size.width / rates.neuron_rows
 
 
-def _probed(recipe: Recipe, model: LanguageModel, size: _Size) -> _Rates:
+def _probed(recipe: Recipe, model: LanguageModel, size: _Size) -> Rates:
     source = recipe.source
     site = source.sites[0] if source.sites else model.default_site()
     generator = torch.Generator().manual_seed(0)
@@ -332,7 +385,7 @@ def _probed(recipe: Recipe, model: LanguageModel, size: _Size) -> _Rates:
     else:
         step = warm = _step_seconds(recipe, size, rows, mechanism_from(recipe, size.width))
     speed = neuron_rows_per_second(rows, recipe.resonance.neurons)
-    return _Rates(ids.numel() / batch_seconds, warm, step, speed, base)
+    return Rates(ids.numel() / batch_seconds, warm, step, speed, base)
 
 
 def _at_l0(rows: Tensor, size: _Size, l0: float) -> Mechanism:
@@ -367,13 +420,13 @@ def _median(run: Any, times: int) -> float:
     return sorted(taken)[len(taken) // 2]
 
 
-def _reckoned(gpu: Hardware, model: LanguageModel, size: _Size, gpus: int) -> _Rates:
+def _reckoned(gpu: Hardware, model: LanguageModel, size: _Size, gpus: int) -> Rates:
     """Rates of a GPU from its maker's figures: none of them is measured."""
     flops = UTILISATION * gpu.tflops * 1e12 * gpus
     parameters = sum(parameter.numel() for parameter in model.model.parameters())
     encode = 2.0 * size.recipe.train.batch_rows * size.width * size.dim / flops
     step = max(GPU_ENCODES * encode, LAUNCH_SECONDS)
-    return _Rates(flops / (2 * parameters), step, step, flops / (4.0 * size.dim), 0.0)
+    return Rates(flops / (2 * parameters), step, step, flops / (4.0 * size.dim), 0.0)
 
 
 def _peak_bytes() -> float:

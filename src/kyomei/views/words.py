@@ -94,6 +94,7 @@ PARTS = {
     "check": "the premise check: are features to be found in these rows?",
     "certify": "which features the other replicas confirm",
     "measure": "all figures on the documents that no replica saw",
+    "random weights": "the run again on the model with random weights: the control that a verdict asks for",
     "streaming": "the model reads text while training goes on",
 }
 """Parts of the work that a plan reckons."""

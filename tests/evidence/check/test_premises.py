@@ -20,7 +20,7 @@ from kyomei.cli import app
 from kyomei.errors import DataError
 from kyomei.evidence.check.behaviour import Coded, Geometry, Meetings, Spread
 from kyomei.evidence.check.calibration import number_of_features, shipped
-from kyomei.evidence.check.premises import Premise, Premises, _wilson, has_structure, judge
+from kyomei.evidence.check.premises import Premise, Premises, has_structure, judge
 from kyomei.evidence.check.second_opinion import SecondOpinion
 from kyomei.evidence.check.structure import Structure
 from kyomei.source.rows import open_rows
@@ -233,13 +233,6 @@ def test_rows_needed_follow_the_law_of_one_over_rows() -> None:
         agreement = 1 / (1 + 400 / rows)
         found = judged(sampled_rows=rows, agreement=Spread(agreement, agreement, agreement))["rows needed"]
         assert found.estimate == pytest.approx(400 / (1 / 0.81 - 1))
-
-
-def test_wilson_interval() -> None:
-    low, high = _wilson(0.5, 100)
-    assert (low, high) == (pytest.approx(0.4038, abs=1e-3), pytest.approx(0.5962, abs=1e-3))
-    assert _wilson(0.0, 0) == (0.0, 1.0)
-    assert _wilson(0.0, 10)[0] == 0.0
 
 
 def test_gaussian_rows_have_no_sparse_structure() -> None:

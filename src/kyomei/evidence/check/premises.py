@@ -22,6 +22,7 @@ from kyomei.evidence.check.calibration import (
     statistics,
 )
 from kyomei.evidence.check.structure import Progress, Structure, search
+from kyomei.evidence.intervals import wilson
 from kyomei.learning.refinement import PARTS
 from kyomei.learning.undisturbed import undisturbed
 from kyomei.source.rows import RowsLike
@@ -52,7 +53,6 @@ RELATED = 1.15
 """Median cosine of nearest directions of the second opinion, over that of random directions."""
 FAITHFUL = 0.9
 """Cosine with the true feature for which rows are counted."""
-SIGMA = 1.96
 
 
 @dataclass(frozen=True)
@@ -229,8 +229,8 @@ def _premise(
 
 def has_structure(s: Structure) -> bool:
     """Whether more directions are found again than on Gaussian surrogates run through the same search, and enough to go on."""
-    low, _ = _wilson(s.reproduced, sum(s.found))
-    _, null_high = _wilson(s.null_reproduced, max(1, round(s.null_reproduced * sum(s.candidates)) + 100))
+    low, _ = wilson(s.reproduced, sum(s.found))
+    _, null_high = wilson(s.null_reproduced, max(1, round(s.null_reproduced * sum(s.candidates)) + 100))
     return s.num_reproduced >= MIN_REPRODUCED and s.features >= 2 and low > null_high
 
 
@@ -365,13 +365,3 @@ def _rows_needed(s: Structure) -> Premise:
     )
     advice = "harvest more tokens"
     return _premise("rows needed", most, None, meaning, advice, met=enough, not_met=not enough)
-
-
-def _wilson(share: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share of `count` (Wilson, 1927)."""
-    if count < 1:
-        return 0.0, 1.0
-    centre = (share + SIGMA**2 / (2 * count)) / (1 + SIGMA**2 / count)
-    reach = SIGMA / (1 + SIGMA**2 / count) * math.sqrt(share * (1 - share) / count + SIGMA**2 / (4 * count**2))
-    # At a share of 0 or 1 the bound is exact, and rounding would leave 1e-18 of it.
-    return max(0.0, centre - reach) if share > 0 else 0.0, min(1.0, centre + reach) if share < 1 else 1.0

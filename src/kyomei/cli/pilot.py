@@ -1,0 +1,134 @@
+"""Verbs of a team's path: a small run that says go or no-go, and the steps from there to all traffic."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kyomei.cli.frame import AsJson, Overwrite, Resume, RunFolder, Threads, app, verb
+from kyomei.errors import RecipeError, RunError
+from kyomei.options import Asked, recipe_options
+from kyomei.provenance import command_line
+from kyomei.views import decisions, tables
+from kyomei.views.console import show
+
+Language = Annotated[str, typer.Option("--lang", help="Language of the verdict: en or ja.")]
+
+
+@app.command("pilot")
+@recipe_options()
+def pilot_command(
+    folder: RunFolder,
+    asked: Asked,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--minutes",
+            min=0.1,
+            help="Budget, turned into tokens and steps; again on a pilot that has ended: more of it.",
+            show_default="10, where neither a recipe, --tokens nor --steps is given",
+        ),
+    ] = None,
+    harvest: Annotated[
+        Path | None,
+        typer.Option("--from", help="A harvest, or a run, whose rows to learn from; nothing is harvested.", show_default=False),
+    ] = None,
+    full_tokens: Annotated[
+        int | None,
+        typer.Option("--full-tokens", min=1, help="Of the full run.", show_default="100 times the pilot's, if there is text"),
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option("--baseline", help="Mechanism beside it at the same sparsity; repeatable.", show_default="topk"),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--without", help="Leave out: 'random weights', 'baseline topk', measure. Repeatable.", show_default=False
+        ),
+    ] = None,
+    hardware: Annotated[str, typer.Option(help="Of the full run's plan: 'here', or a GPU as `kyomei plan` has it.")] = "here",
+    gpus: Annotated[int, typer.Option(help="GPUs of the full run's plan.")] = 1,
+    price: Annotated[float | None, typer.Option(help="Dollars an hour of one.", show_default="of the table")] = None,
+    lang: Language = "en",
+    threads: Threads = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """A small run with replicas, nulls and a baseline: go, conditional or no-go, and what the full run will take.
+
+    A pilot that is there is gone on with, so --resume need not be said. Exit status 0 whatever the verdict is.
+    """
+    with verb(threads) as reporter:
+        from kyomei.runs import Run
+        from kyomei.stages.harvested import open_harvest, rename, source_from
+        from kyomei.stages.pilot import FULL_RECIPE, USUAL_MINUTES, Request, asked_before, begin, pilot, wanted_parts
+
+        if resume and overwrite:
+            raise RunError("either --resume or --overwrite", "both", "choose one of them")
+        before = None if overwrite else asked_before(folder)
+        host = None if harvest is None else open_harvest(harvest)
+        recipe = asked.recipe(before)
+        if host is not None and before is None:
+            recipe = source_from(host, recipe, asked.source())
+        given = asked.given()
+        if before is None and minutes is None and asked.file is None and not {"source.num_tokens", "train.steps"} & set(given):
+            minutes = USUAL_MINUTES
+        baselines = tuple(baseline or ("topk",))
+        unknown = set(without or ()) - set(wanted_parts(baselines))
+        if unknown:
+            raise RecipeError(f"--without one of {', '.join(wanted_parts(baselines))}", min(unknown), "choose among these")
+        request = Request(recipe, tuple(given), minutes, full_tokens, baselines, tuple(without or ()), hardware, gpus, price)
+        if host is not None and before is not None:
+            rename(Run.open(folder), host)
+        run = begin(folder, request, reporter, harvest=host, overwrite=overwrite, command=command_line())
+        with run.lock():
+            facts = pilot(run, reporter)
+        parts = decisions.pilot_table(facts["pilot"], f"The pilot in {folder}")
+        full = facts["pilot"]["full"]["plan"]
+        place = "this machine, going by what the pilot took" if full["hardware"] == "here" else full["hardware"]
+        planned = tables.plan_table(full, f"The full run on {place}", recipe.source.replicas)
+        notes = decisions.pilot_notes(facts["pilot"], shlex.quote(str(folder)), FULL_RECIPE)
+        opening = decisions.decision_words(facts["verdict"], lang)
+        show(facts, as_json, parts, planned, opening=opening, closing=[*notes, f"report: {facts['report']}"])
+
+
+@app.command("rollout")
+def rollout_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of a pilot that has ended.", show_default=False)],
+    to: Annotated[
+        str | None, typer.Option("--to", help="Take the step: tenth, all, or a stage before.", show_default="show where it is")
+    ] = None,
+    reason: Annotated[
+        str | None,
+        typer.Option("--reason", help="Why the step is taken though its gate is not met; written down.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """From a pilot to a tenth to all: each step behind the verdict of the stage before, in one file that only grows.
+
+    Without options it shows where the roll-out is.
+    """
+    with verb(None):
+        from kyomei.runs import Run
+        from kyomei.stages.rollout import status, step
+
+        run = Run.open(folder)
+        closing = []
+        if reason is not None and to is None:
+            raise RecipeError("--to with --reason", "--reason alone", "name the stage")
+        if to is not None:
+            with run.lock():
+                line = step(run, to, reason)
+            place = shlex.quote(str(folder))
+            if line["gate"] is not None:
+                next_run = f"kyomei pilot {place}/rollout/{to} --recipe {place}/{line['recipe']}"
+                closing = [f"next: `{next_run}`; its verdict is the next gate"]
+        facts = status(run)
+        lines = decisions.rollout_lines(facts["log"]) or ["no step has been taken yet"]
+        table = decisions.rollout_table(facts, f"Roll-out of {folder}: at '{facts['stage']}'")
+        show(facts, as_json, table, closing=[*lines, *closing])

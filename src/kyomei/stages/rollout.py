@@ -1,0 +1,233 @@
+"""From a pilot to all traffic in three steps, each behind a gate, in one file that only grows.
+
+`rollout.jsonl` in the pilot's folder has one JSON object a line, the oldest first:
+
+    stage             "pilot", "tenth" or "all": where the roll-out is from then on
+    when              ISO 8601 in UTC
+    who               KYOMEI_OPERATOR, or the name of the user of the machine
+    host              on which machine
+    gate              of the verdict at the stage before: "level", "decided_by", "run" (its folder, from the pilot's) and
+                      "sha256" of its verdict.json; none for a step back, which needs no gate
+    met               whether that verdict was go
+    reason            why the step was taken all the same; none: none was given
+    width, tokens, steps   of the stage's recipe
+    traffic           share of the traffic that is watched at this stage
+    recipe            the stage's recipe, from the pilot's folder
+    before            SHA-256 of the line before, in hexadecimal; of the first line: of nothing
+
+A line that was changed or removed breaks the chain, and nothing is added to a broken one.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kyomei.atomic import refusals_named, sha256_of, write_atomic
+from kyomei.config import Recipe
+from kyomei.errors import RecipeError, RunError
+from kyomei.provenance import OPERATOR, now
+from kyomei.runs import MANIFEST, Run
+from kyomei.stages.deciding import FILE as VERDICT
+from kyomei.stages.deciding import standing_verdict
+from kyomei.stages.pilot import FULL_RECIPE, ROLLOUT, STAGE, finished
+
+FOLDER = Path(ROLLOUT).stem
+"""Folder of the stages' recipes and runs, in the pilot's."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a roll-out.
+
+    Attributes:
+        name: by which it is asked for.
+        traffic: share of the traffic that is watched.
+        tokens: share of the full run's tokens; none: the pilot's own.
+    """
+
+    name: str
+    traffic: float
+    tokens: float | None
+
+
+STAGES = (Stage("pilot", 0.0, None), Stage("tenth", 0.1, 0.1), Stage("all", 1.0, 1.0))
+NAMES = tuple(stage.name for stage in STAGES)
+
+
+def status(run: Run) -> dict[str, Any]:
+    """Where a roll-out is.
+
+    Args:
+        run: a pilot that has ended.
+
+    Returns:
+        "stage", where it is; "stages", of each its name, traffic, size, folder of its run, verdict ("level" and "decided_by";
+        none: there is none that holds) and state ("passed", "here" or "ahead"); "next", the stage that comes next, or none;
+        "log", the lines of the file.
+
+    Raises:
+        RunError: it is no ended pilot, or the file's chain is broken.
+    """
+    require_pilot(run)
+    log = read_log(run)
+    at = NAMES.index(log[-1]["stage"]) if log else 0
+    stages = []
+    for number, stage in enumerate(STAGES):
+        recipe, folder = stage_recipe(run, stage), stage_folder(run, stage)
+        found = _verdict(folder)
+        stages.append(
+            {
+                "name": stage.name,
+                "state": "passed" if number < at else "here" if number == at else "ahead",
+                "traffic": stage.traffic,
+                **_size(recipe),
+                "run": str(folder),
+                "verdict": None if found is None else {key: found[key] for key in ("level", "decided_by")},
+            }
+        )
+    following = STAGES[at + 1].name if at + 1 < len(STAGES) else None
+    return {"stage": NAMES[at], "stages": stages, "next": following, "log": log}
+
+
+def step(run: Run, to: str, reason: str | None = None) -> dict[str, Any]:
+    """Take a roll-out to a stage, through the gate before it, and write the stage's recipe.
+
+    Args:
+        run: the pilot, which this process holds.
+        to: name of the stage: the next one, or one before.
+        reason: why the step is taken though its gate is not met.
+
+    Returns:
+        The line that was added.
+
+    Raises:
+        RecipeError: no such stage, or it is not the next one.
+        RunError: the gate is not met and no reason is given.
+    """
+    where = status(run)
+    if to not in NAMES:
+        raise RecipeError(f"a stage among {', '.join(NAMES)}", f"'{to}'", "choose one of them")
+    at, wanted = NAMES.index(where["stage"]), NAMES.index(to)
+    if wanted == at or wanted > at + 1:
+        found, ahead = f"'{to}', with the roll-out at '{where['stage']}'", where["next"]
+        do = f"take `--to {ahead}` first" if wanted > at else "there is nothing to do"
+        raise RecipeError("the next stage, or one before", found, do)
+    stage, gate = STAGES[wanted], None
+    if wanted > at:
+        gate = _gate(run, STAGES[at])
+        if not gate["met"] and not reason:
+            decided = f"'{gate['level']}', decided by {', '.join(gate['decided_by'])}" if gate["level"] else "none that holds"
+            do = "give --reason to take the step all the same; it is written down with your name"
+            raise RunError(f"a verdict of go at stage '{where['stage']}'", f"{decided} in {gate['run']}", do)
+    recipe = stage_recipe(run, stage)
+    path = run.path(f"{FOLDER}/{stage.name}.yaml")
+    if stage.tokens is not None:
+        write_atomic(path, recipe.to_yaml().encode())
+    line = {
+        "stage": stage.name,
+        "when": now(),
+        "who": os.environ.get(OPERATOR) or getpass.getuser(),
+        "host": socket.gethostname(),
+        "gate": gate and {key: gate[key] for key in ("level", "decided_by", "run", "sha256")},
+        "met": None if gate is None else gate["met"],
+        "reason": reason,
+        **_size(recipe),
+        "traffic": stage.traffic,
+        "recipe": "recipe.yaml" if stage.tokens is None else path.relative_to(run.folder).as_posix(),
+    }
+    _append(run, line)
+    return line
+
+
+def require_pilot(run: Run) -> None:
+    """Raise RunError unless a run is a pilot that has ended."""
+    if run.manifest.get(STAGE) is None or not finished(run):
+        do = "run `kyomei pilot` on it, until it ends"
+        raise RunError("a pilot that has ended", f"none in {run.folder}", do)
+
+
+def stage_recipe(run: Run, stage: Stage) -> Recipe:
+    """The recipe of a stage: the pilot's own, or a part of the full run's.
+
+    A tenth has a tenth of the tokens and of the steps, no fewer than the pilot, and twice the pilot's width at most.
+    """
+    pilot = run.recipe
+    if stage.tokens is None:
+        return pilot
+    full = Recipe.read(run.path(FULL_RECIPE))
+    if stage.tokens == 1:
+        return full
+    tokens = max(pilot.source.num_tokens, round(stage.tokens * full.source.num_tokens))
+    steps = max(pilot.train.steps, round(stage.tokens * full.train.steps))
+    widths = full.dictionary.width, pilot.dictionary.width
+    width = min(widths[0], 2 * widths[1]) if widths[0] and widths[1] else widths[0]
+    return full.with_values({"source.num_tokens": tokens, "train.steps": steps, "dictionary.width": width})
+
+
+def stage_folder(run: Run, stage: Stage) -> Path:
+    """Where the run of a stage is or will be."""
+    return run.folder if stage.tokens is None else run.path(f"{FOLDER}/{stage.name}")
+
+
+def read_log(run: Run) -> list[dict[str, Any]]:
+    """The lines of rollout.jsonl.
+
+    Raises:
+        RunError: a line was changed or removed.
+    """
+    lines, before, found = _lines(run), hashlib.sha256(b"").hexdigest(), []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            intact = entry["before"] == before and entry["stage"] in NAMES
+        except (ValueError, KeyError, TypeError):
+            entry, intact = {}, False
+        if not intact:
+            do = "restore the file from a copy; a roll-out without its history passes no gate"
+            raise RunError(f"{ROLLOUT} as it was written", f"line {number} of {run.path(ROLLOUT)} changed or missing", do)
+        before = hashlib.sha256(line).hexdigest()
+        found.append(entry)
+    return found
+
+
+def _lines(run: Run) -> list[bytes]:
+    path = run.path(ROLLOUT)
+    return path.read_bytes().splitlines() if path.exists() else []
+
+
+def _append(run: Run, line: dict[str, Any]) -> None:
+    lines = _lines(run)
+    before = hashlib.sha256(lines[-1] if lines else b"").hexdigest()
+    text = json.dumps({**line, "before": before}, ensure_ascii=False) + "\n"
+    with refusals_named(run.path(ROLLOUT)), run.path(ROLLOUT).open("ab") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _gate(run: Run, stage: Stage) -> dict[str, Any]:
+    """The verdict at a stage, as a gate."""
+    folder = stage_folder(run, stage)
+    found = _verdict(folder)
+    where = os.path.relpath(folder, run.folder)
+    if found is None:
+        return {"level": None, "decided_by": [], "run": where, "sha256": None, "met": False}
+    digest = sha256_of(folder / VERDICT)
+    level = found["level"]
+    return {"level": level, "decided_by": found["decided_by"], "run": where, "sha256": digest, "met": level == "go"}
+
+
+def _verdict(folder: Path) -> dict[str, Any] | None:
+    """The verdict in a folder, if there is one that still holds."""
+    return standing_verdict(Run.open(folder)) if (folder / MANIFEST).exists() else None
+
+
+def _size(recipe: Recipe) -> dict[str, Any]:
+    return {"width": recipe.dictionary.width, "tokens": recipe.source.num_tokens, "steps": recipe.train.steps}
