@@ -23,9 +23,9 @@ from kyomei.views.charts import (
     spectrum_chart,
     status_bars,
 )
+from kyomei.views.findings import EvidenceRow
 from kyomei.views.numbers import format_number, percent, span
 from kyomei.views.report import FeatureCard, Provenance, ReportData, highlighted, render_comparison, render_report, visible
-from kyomei.views.tables import EvidenceRow
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
 SHAPES = {"circle", "rect", "path", "line", "polyline"}

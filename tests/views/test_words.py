@@ -13,27 +13,29 @@ RULE = certificate()["rule"]
 def test_every_status_has_a_reason_with_the_figures_of_the_replica_that_lacks_it() -> None:
     told = {status: why(feature(0, status), RULE) for status in ("certified", "split", "merged", "unstable", "dead")}
     assert told["certified"] == (
-        "Every other replica has it, at least at encoder 0.80, decoder 0.95, correlation of activations 0.97 "
-        "(asked: 0.70, 0.72, 0.70)."
+        "Every other replica has it: encoder cosine at least 0.80, decoder cosine at least 0.95, correlation of activations at "
+        "least 0.97. Asked: 0.70, 0.72, 0.70."
     )
     lacking = (
-        "Replica 2 has none that comes near enough. Its nearest: encoder 0.80, decoder 0.55, correlation of activations 0.97"
+        "Replica 2 has none that comes near enough: its nearest has encoder cosine 0.80, decoder cosine 0.55, correlation of "
+        "activations 0.97."
     )
-    assert told["unstable"] == f"{lacking} (asked: 0.70, 0.72, 0.70)."
+    assert told["unstable"] == f"{lacking} Asked: 0.70, 0.72, 0.70."
     assert told["split"].startswith(lacking) and "together follow this one at 0.80" in told["split"]
     assert told["merged"].startswith(lacking) and "together at 0.75" in told["merged"]
     assert "none of the rows" in told["dead"]
 
 
 def test_dense_latents_are_asked_by_themselves() -> None:
-    assert "asked: 0.80, 0.90, 0.70" in why({**feature(0, "certified"), "frequency": 0.4}, RULE)
+    assert "Asked: 0.80, 0.90, 0.70" in why({**feature(0, "certified"), "frequency": 0.4}, RULE)
 
 
 def test_an_origin_comes_with_its_figures() -> None:
     told = origin_words(feature(0, "certified"))
-    assert "tokens that it fires on" in told and "Token: 93%, place: 0%." in told and "active on 50% of the occurrences" in told
+    assert "tokens that it fires on" in told and "Token: 93 %, place: 0 %." in told
+    assert "active on 50 % of the occurrences" in told
     older = {"origin": {"kind": "context-or-unexplained", "r2": {"token": 0.1, "position": 0.2}}}
-    assert origin_words(older).endswith("Token: 10%, place: 20%.")
+    assert origin_words(older).endswith("Token: 10 %, place: 20 %.")
     assert origin_words({}).startswith("Unknown.")
 
 

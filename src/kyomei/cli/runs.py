@@ -16,6 +16,7 @@ from kyomei.options import Asked, recipe_options
 from kyomei.provenance import command_line
 from kyomei.views import tables
 from kyomei.views.console import show, verdict_words
+from kyomei.views.findings import missing_evidence
 
 if TYPE_CHECKING:
     from kyomei.config.family import Family
@@ -327,5 +328,5 @@ def _evidence(run: Run) -> Shown:
 
     evidence = run.read_json("evidence.json")
     answer = verdict_of(run).to_dict()
-    table, missing = tables.evidence_table(evidence, str(run.folder)), tables.missing_evidence(evidence)
+    table, missing = tables.evidence_table(evidence, str(run.folder)), missing_evidence(evidence)
     return Shown({"verdict": answer, **evidence}, [table], verdict_words(answer), missing)

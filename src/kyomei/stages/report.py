@@ -17,9 +17,10 @@ from kyomei.stages.check import FILE as PREMISES
 from kyomei.stages.harvested import site_of
 from kyomei.stages.measure import measured
 from kyomei.views.charts import FrontierPoint
+from kyomei.views.findings import evidence_rows, missing_evidence
 from kyomei.views.report import FeatureCard, Provenance, ReportData, render_report
-from kyomei.views.tables import evidence_rows, missing_evidence
-from kyomei.views.words import STALE, difference_words, measured_title, origin_words, sentences, why
+from kyomei.views.speech import ENGLISH
+from kyomei.views.words import difference_words, measured_title, origin_words, sentences, why
 
 CARDS = 30
 """Features with text on the page."""
@@ -60,7 +61,7 @@ def report_data(run: Run) -> ReportData:
         certificate_notes=[*_notes(own, certificates.get(RANDOM), run.recipe.seed), *_not_certified(run, certificates)],
         premises=premises,
         evidence=evidence_rows(evidence) if evidence else (),
-        missing=[*(() if measured(run) else (STALE,)), *missing_evidence(evidence)] if evidence else (),
+        missing=[*(() if measured(run) else (ENGLISH.t("missing.stale"),)), *missing_evidence(evidence)] if evidence else (),
         frontier=_frontier(evidence or {"mechanisms": {}}),
         frequencies=directions.get("frequency", []),
         mcs=directions.get("mcs", []),

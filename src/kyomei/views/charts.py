@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kyomei.extras import require
-from kyomei.views.numbers import finite, format_number, percent, quantile
+from kyomei.views.numbers import finite, quantile
+from kyomei.views.speech import ENGLISH, Speech
 from kyomei.views.words import STATUSES, dictionary_title
 
 if TYPE_CHECKING:
@@ -109,18 +110,18 @@ def _up(high: float) -> _Axis:
     return _Axis(0.0, high, HEIGHT - BOTTOM, TOP)
 
 
-def frontier_chart(points: Sequence[FrontierPoint]) -> Chart | None:
+def frontier_chart(points: Sequence[FrontierPoint], speech: Speech = ENGLISH) -> Chart | None:
     """L0 (logarithmic) against FVU; none without a point that has both."""
-    return _against_l0("Sparsity against loss", "FVU", [(p, p.fvu) for p in points])
+    return _against_l0("chart.frontier", "chart.fvu", [(p, p.fvu) for p in points], speech)
 
 
-def certified_chart(points: Sequence[FrontierPoint]) -> Chart | None:
+def certified_chart(points: Sequence[FrontierPoint], speech: Speech = ENGLISH) -> Chart | None:
     """L0 (logarithmic) against the certified share of the width; none without a point that has both."""
     certified = [(p, p.certified) for p in points if p.certified is not None]
-    return _against_l0("Sparsity against trust", "certified share of the width", certified)
+    return _against_l0("chart.trust", "chart.certified", certified, speech)
 
 
-def _against_l0(name: str, y_label: str, points: Sequence[tuple[FrontierPoint, float]]) -> Chart | None:
+def _against_l0(name: str, what: str, points: Sequence[tuple[FrontierPoint, float]], speech: Speech) -> Chart | None:
     points = [(p, y) for p, y in points if finite(p.l0) and finite(y) and p.l0 > 0 and y >= 0]
     if not points:
         return None
@@ -131,21 +132,22 @@ def _against_l0(name: str, y_label: str, points: Sequence[tuple[FrontierPoint, f
     series = []
     for number, label in enumerate(dict.fromkeys(p.label for p, _ in points)):
         own = sorted(((p, y) for p, y in points if p.label == label), key=lambda point: point[0].l0)
-        dots = [(across(math.log10(p.l0)), up(y), _point_words(p, y_label, y)) for p, y in own]
+        dots = [(across(math.log10(p.l0)), up(y), _point_words(p, what, y, speech)) for p, y in own]
         series.append(Series(label, number % SERIES, dots))
     return Chart(
-        name,
+        speech.t(name),
         "; ".join(title for one in series for *_, title in one.dots),
-        "L0, active latents in a row",
-        y_label,
-        _log_ticks(across),
-        [Tick(up(t), format_number(t)) for t in ticks],
+        speech.t("chart.l0"),
+        speech.t(what),
+        _log_ticks(across, speech),
+        [Tick(up(t), speech.number(t)) for t in ticks],
         series=series,
     )
 
 
-def _point_words(point: FrontierPoint, y_label: str, y: float) -> str:
-    return f"{point.name or point.label}: L0 {format_number(point.l0)}, {y_label} {format_number(y)}"
+def _point_words(point: FrontierPoint, what: str, y: float, speech: Speech) -> str:
+    name, l0 = point.name or point.label, speech.number(point.l0)
+    return speech.t("chart.point", name=name, l0=l0, what=speech.t(what), value=speech.number(y))
 
 
 def comparison_points(rows: Sequence[Mapping[str, Any]]) -> list[FrontierPoint]:
@@ -185,7 +187,7 @@ def frontier_figure(points: Sequence[FrontierPoint]) -> bytes:
     return drawn(draw)
 
 
-def spectrum_chart(frequencies: Sequence[float]) -> Chart | None:
+def spectrum_chart(frequencies: Sequence[float], speech: Speech = ENGLISH) -> Chart | None:
     """How many features occur how often (logarithmic); none if no frequency is above zero."""
     alive = [f for f in frequencies if finite(f) and f > 0]
     if not alive:
@@ -196,23 +198,27 @@ def spectrum_chart(frequencies: Sequence[float]) -> Chart | None:
     if high - low < per_decade:
         low, high = low - 2, high + 2
     across, ticks = _across(low / per_decade, high / per_decade), _linear_ticks(max(counts.values()), whole=True)
-    up = _up(ticks[-1])
+    up, number, t = _up(ticks[-1]), speech.number, speech.t
     bars = []
     for place in sorted(counts):
         left, right, top = across(place / per_decade), across((place + 1) / per_decade), up(counts[place])
-        interval = f"{format_number(10 ** (place / per_decade))} to {format_number(10 ** ((place + 1) / per_decade))}"
-        title = f"{counts[place]} features, {interval}"
+        interval = t("chart.between", low=number(10 ** (place / per_decade)), high=number(10 ** ((place + 1) / per_decade)))
+        title = t("chart.occurrence.bar", count=counts[place], interval=interval)
         bars.append(Bar(left + 0.75, top, right - left - 1.5, round(up(0) - top, 2), "real", title))
     dead = sum(1 for f in frequencies if finite(f) and f <= 0)
-    note = f"{format_number(dead)} of {format_number(len(frequencies))} are silent and not drawn." if dead else ""
-    summary = f"{format_number(len(alive))} features, median frequency {format_number(quantile(alive, 0.5))}"
-    y_ticks = [Tick(up(t), format_number(t)) for t in ticks]
     return Chart(
-        "Occurrence", summary, "share of rows where a feature occurs", "features", _log_ticks(across), y_ticks, bars, note=note
+        t("chart.occurrence"),
+        t("chart.occurrence.summary", count=number(len(alive)), median=number(quantile(alive, 0.5))),
+        t("chart.occurrence.x"),
+        t("chart.occurrence.y"),
+        _log_ticks(across, speech),
+        [Tick(up(tick), number(tick)) for tick in ticks],
+        bars,
+        note=t("chart.occurrence.silent", dead=number(dead), all=number(len(frequencies))) if dead else "",
     )
 
 
-def consistency_chart(mcs: Sequence[float], null_mcs: Sequence[float]) -> Chart | None:
+def consistency_chart(mcs: Sequence[float], null_mcs: Sequence[float], speech: Speech = ENGLISH) -> Chart | None:
     """Largest cosines of real directions over the null's; none if either is missing, since one says nothing alone."""
     samples = {"null": [c for c in null_mcs if finite(c)], "real": [c for c in mcs if finite(c)]}
     if not all(samples.values()):
@@ -224,27 +230,26 @@ def consistency_chart(mcs: Sequence[float], null_mcs: Sequence[float]) -> Chart 
         shares[kind] = {place: count / len(cosines) for place, count in counts.items()}
     low = min(0, *(min(share) for share in shares.values())) / bins_per_unit
     across, ticks = _across(low, 1.0), _linear_ticks(max(max(share.values()) for share in shares.values()))
-    up = _up(ticks[-1])
+    up, number, t = _up(ticks[-1]), speech.number, speech.t
     bars = []
     for kind, share in shares.items():
         for place in sorted(share):
             left, right, top = across(place / bins_per_unit), across((place + 1) / bins_per_unit), up(share[place])
-            title = (
-                f"{kind}: {format_number(share[place])} from {place / bins_per_unit:.2f} to {(place + 1) / bins_per_unit:.2f}"
-            )
+            ends = {"low": f"{place / bins_per_unit:.2f}", "high": f"{(place + 1) / bins_per_unit:.2f}"}
+            title = t("chart.consistency.bar", kind=t(f"chart.kind.{kind}"), share=number(share[place]), **ends)
             bars.append(Bar(left + 0.5, top, round(right - left - 1, 2), round(up(0) - top, 2), kind, title))
     percentile, median = quantile(samples["null"], 0.99), quantile(samples["real"], 0.5)
     assert percentile is not None
     first = math.ceil(low * 5 - 1e-9)
     return Chart(
-        "Consistency against the null",
-        f"Median MCS {format_number(median)}; 99th percentile of the null {format_number(percentile)}",
-        "MCS, largest cosine with another replica",
-        "share",
+        t("chart.consistency"),
+        t("chart.consistency.summary", median=number(median), percentile=number(percentile)),
+        t("chart.consistency.x"),
+        t("chart.consistency.y"),
         [Tick(across(fifth / 5), f"{fifth / 5:g}") for fifth in range(first, 6)],
-        [Tick(up(t), format_number(t)) for t in ticks],
+        [Tick(up(tick), number(tick)) for tick in ticks],
         bars,
-        mark=Tick(across(percentile), f"null’s 99th percentile {percentile:.2f}"),
+        mark=Tick(across(percentile), t("chart.consistency.mark", value=f"{percentile:.2f}")),
     )
 
 
@@ -258,7 +263,7 @@ def _linear_ticks(high: float, whole: bool = False) -> list[float]:
     return [round(step * i, 12) for i in range(math.ceil(high / step - 1e-9) + 1)]
 
 
-def _log_ticks(axis: _Axis) -> list[Tick]:
+def _log_ticks(axis: _Axis, speech: Speech) -> list[Tick]:
     """Powers of ten on an axis of logarithms, and 2s and 5s between them where there is room."""
     decades = range(math.floor(axis.low), math.ceil(axis.high) + 1)
     span = axis.high - axis.low
@@ -272,7 +277,7 @@ def _log_ticks(axis: _Axis) -> list[Tick]:
         else (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
     )
     values = [factor * 10.0**decade for decade in decades for factor in factors]
-    return [Tick(axis(math.log10(v)), format_number(v)) for v in values if axis.low <= math.log10(v) <= axis.high]
+    return [Tick(axis(math.log10(v)), speech.number(v)) for v in values if axis.low <= math.log10(v) <= axis.high]
 
 
 @dataclass(frozen=True)
@@ -290,26 +295,36 @@ class StatusBar:
     summary: str
 
 
-def status_bars(certificates: Mapping[str, Mapping[str, Any]]) -> list[StatusBar]:
+def status_bars(certificates: Mapping[str, Mapping[str, Any]], speech: Speech = ENGLISH) -> list[StatusBar]:
     """Two bars for each dictionary, its latents and its explained variance by status, and under them the null of the first.
 
     Args:
         certificates: by the dictionary's name, as `Certificate.to_dict` gives them.
+        speech: the language.
     """
     bars = []
     for name, certificate in certificates.items():
-        for by, what in (("count", "latents"), ("explained variance", "explained variance")):
-            bars.append(_status_bar(f"{dictionary_title(name)}: {what}", certificate["shares"][by]["status"]))
+        for by, what in (("count", "bar.latents"), ("explained variance", "bar.explained")):
+            label = speech.t(what, name=dictionary_title(name, speech))
+            bars.append(_status_bar(label, certificate["shares"][by]["status"], speech))
     for certificate in list(certificates.values())[:1]:
         null = certificate["null"]
-        bars.append(_status_bar(f"Null ({null['name']}): latents that pass", {"certified": null["false_positive_rate"]}))
+        label = speech.t("bar.null", name=speech.said(null["name"]))
+        bars.append(_status_bar(label, {"certified": null["false_positive_rate"]}, speech))
     return bars
 
 
-def _status_bar(label: str, shares: Mapping[str, float]) -> StatusBar:
+def _status_bar(label: str, shares: Mapping[str, float], speech: Speech) -> StatusBar:
     known = {status: share for status in STATUSES if finite(share := shares.get(status, 0.0)) and share > 0}
-    parts = [(status, round(min(1.0, share), 5), f"{status}: {percent(share)}") for status, share in known.items()]
-    return StatusBar(label, parts, "; ".join(title for *_, title in parts) or "nothing")
+    parts = [
+        (
+            status,
+            round(min(1.0, share), 5),
+            speech.t("bar.part", status=speech.named("status", status), share=speech.percent(share)),
+        )
+        for status, share in known.items()
+    ]
+    return StatusBar(label, parts, "; ".join(title for *_, title in parts) or speech.t("bar.nothing"))
 
 
 _DRAWING: Any = {"svg.hashsalt": "kyomei", "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}

@@ -26,8 +26,9 @@ from kyomei.views.charts import (
     spectrum_chart,
     status_bars,
 )
+from kyomei.views.findings import EvidenceRow, certificate_lines, expected_recovery, premise_figures
 from kyomei.views.numbers import finite, format_number, percent, quantile
-from kyomei.views.tables import EvidenceRow, certificate_lines, compare_table, expected_recovery, premise_figures
+from kyomei.views.tables import compare_table
 from kyomei.views.words import STATUSES, TERMS, dictionary_title
 
 

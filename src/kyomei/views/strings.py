@@ -1,7 +1,8 @@
-"""The words of the explorer's pages, English and Japanese side by side: one catalogue for both.
+"""The words of the explorer's pages and of the report, English and Japanese side by side: one catalogue for both.
 
-What pages say by themselves stands in strings.json, by key; what is missing, which the server says too, stands here. What runs
-and errors say stands in sentences.json by its English sentence, in which {1}, {2} … stand for what differs.
+What the explorer says by itself stands in strings.json, by key, and what the report says beyond that in strings_report.json.
+What is missing, which the server says too, stands here. What runs and errors say stands in sentences.json by its English
+sentence, in which {1}, {2} … stand for what differs.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def _read(name: str) -> Any:
     return json.loads((resources.files("kyomei.views") / name).read_text(encoding="utf-8"))
 
 
-STRINGS |= {key: (english, japanese) for key, (english, japanese) in _read("strings.json").items()}
+for _file in ("strings.json", "strings_report.json"):
+    STRINGS |= {key: (english, japanese) for key, (english, japanese) in _read(_file).items()}
 STRINGS |= {f"said.{english}": (english, japanese) for english, japanese in _read("sentences.json")}
 
 

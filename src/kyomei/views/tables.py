@@ -1,32 +1,21 @@
-"""Every table: built here from what stages return, shown by the page and by the console."""
+"""Every table of a terminal, built here from what stages return."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
-from typing import Any
 
-from kyomei.views.numbers import Figure, duration, finite, format_number, percent, span
-from kyomei.views.words import (
-    FIDELITY,
-    NO_CROSS_ENTROPY,
-    NO_DIRECTIONS,
-    NO_REPLICAS,
-    ORIGINS,
-    PARTS,
-    SELECTIONS,
-    STATUSES,
-    TERMS,
-    dictionary_title,
-    difference_words,
-    measured_title,
+from kyomei.views.findings import (
+    Facts,
+    certificate_lines,
+    certified_by,
+    evidence_rows,
+    expected_recovery,
+    premise_figures,
 )
+from kyomei.views.numbers import duration, format_number, percent
+from kyomei.views.words import PARTS, TERMS, dictionary_title, difference_words
 
-Facts = Mapping[str, Any]
-"""What a stage returns, or what one of a run's files holds, as plain values."""
-STATUS, ORIGIN = "status", "origin of certified"
-"""What a certificate shares its latents out by."""
 TOKENS_SHOWN = 5
 NULL_REPLICAS = 2
 
@@ -55,76 +44,13 @@ class Table:
         return f"{self.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-@dataclass(frozen=True)
-class EvidenceRow:
-    """One line of the evidence table.
-
-    Attributes:
-        figure: what was measured.
-        value: on the data.
-        spread: over replicas, the half-width or words such as "0.81–0.86".
-        null: the same figure on the null.
-        measured: how, in a few words.
-    """
-
-    figure: str
-    value: Figure
-    spread: Figure = None
-    null: Figure = None
-    measured: str = ""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the certificate's table, a cell for each dictionary.
-
-    Attributes:
-        name: of the figure.
-        cells: what stands large.
-        notes: what stands small below each of them.
-        meaning: in plain words.
-    """
-
-    name: str
-    cells: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    meaning: str = ""
-
-
-@dataclass(frozen=True)
-class Lines:
-    """Lines of the certificate's table that belong together."""
-
-    title: str
-    lines: tuple[Line, ...]
-
-
 # ── Certificate ──
-
-
-def certificate_lines(certificates: Mapping[str, Facts]) -> list[Lines]:
-    """Status, origin and what both rest on, a column for each dictionary.
-
-    Args:
-        certificates: by the dictionary's name, as `Certificate.to_dict` gives them.
-    """
-    each = list(certificates.values())
-    if not each:
-        return []
-    statuses, kinds = (dict.fromkeys(name for c in each for name in c["shares"]["count"][of]) for of in (STATUS, ORIGIN))
-    return [
-        Lines("Status of all latents", tuple(_counted(each, STATUS, name, STATUSES.get(name, "")) for name in statuses)),
-        Lines(
-            "Where the certified ones come from", tuple(_counted(each, ORIGIN, name, ORIGINS.get(name, "")) for name in kinds)
-        ),
-        Lines("What this rests on", tuple(_grounds(each))),
-    ]
 
 
 def certificate_table(certificates: Mapping[str, Facts], title: str) -> Table:
     """The same for a terminal."""
     by_status, *others = certificate_lines(certificates)
-    lines = [*by_status.lines, *_certified_by(list(certificates.values())), *(line for group in others for line in group.lines)]
+    lines = [*by_status.lines, *certified_by(list(certificates.values())), *(line for group in others for line in group.lines)]
     header = ("", *map(dictionary_title, certificates))
     legend = tuple((line.name, line.meaning) for line in lines)
     return Table(title, header, tuple((line.name, *line.cells) for line in lines), legend)
@@ -171,56 +97,6 @@ def _best_table(features: Sequence[Facts], title: str) -> Table:
     return Table(f"best certified features of {title}", header, tuple(rows), legend, words=(0, 4, 5))
 
 
-def _counted(each: Sequence[Facts], of: str, name: str, meaning: str) -> Line:
-    """Count and share, and below them the share of the explained variance that goes with them."""
-    cells, notes = [], []
-    for certificate in each:
-        shares = certificate["shares"]
-        among = 1.0 if of == STATUS else shares["count"][STATUS]["certified"]
-        share = shares["count"][of].get(name, 0.0)
-        tested = certificate.get("sampled") or certificate["width"]
-        cells.append(f"{round(share * among * tested)} ({percent(share)})")
-        notes.append(f"{percent(shares['explained variance'][of].get(name, 0.0))} of explained variance")
-    return Line(name, tuple(cells), tuple(notes), meaning)
-
-
-def _certified_by(each: Sequence[Facts]) -> list[Line]:
-    """What the certified latents weigh."""
-    shares = {by: [c["shares"][by][STATUS]["certified"] for c in each] for by in ("explained variance", "activation")}
-    return [Line(f"certified, of {by}", tuple(map(percent, values)), (), TERMS[by]) for by, values in shares.items()]
-
-
-def _grounds(each: Sequence[Facts]) -> list[Line]:
-    """The null's pass rate, dense latents, fidelity, and what was asked."""
-    dense = [c.get("dense") or {} for c in each]
-    rows = [c["num_rows"] for c in each]
-    rules = [c["rule"] for c in each]
-    return [
-        Line(
-            "pass on the null",
-            tuple(percent(c["null"]["false_positive_rate"]) for c in each),
-            tuple(f"of {c['null']['latents']} latents" for c in each),
-            TERMS["pass on the null"],
-        ),
-        Line(
-            "dense latents",
-            tuple(percent(d.get("latents")) for d in dense),
-            tuple(f"{percent(d.get('explained'))} of explained variance" for d in dense),
-            TERMS["dense"],
-        ),
-        Line("dense and certified", tuple(percent(d.get("certified")) for d in dense), (), TERMS["dense and certified"]),
-        Line("dense, active in a row", tuple(format_number(d.get("l0")) for d in dense), (), TERMS["dense, active in a row"]),
-        Line("asked", tuple(map(_asked, rules)), (), TERMS["asked"]),
-        Line("FVU", tuple(format_number(c["fidelity"]["fvu"]) for c in each), (), TERMS["FVU"]),
-        Line("L0", tuple(format_number(c["fidelity"]["l0"]) for c in each), (), TERMS["L0"]),
-        Line("rows", tuple(format_number(count) for count in rows), (), TERMS["rows compared"]),
-    ]
-
-
-def _asked(rule: Facts) -> str:
-    return f"{rule['encoder']:.2f}, {rule['decoder']:.2f}, {rule['correlation']:.2f}"
-
-
 # ── Premises ──
 
 
@@ -240,57 +116,7 @@ def premises_by_name(each: Mapping[str, Facts], title: str) -> Table:
     return Table(title, header, rows, words=(0, 1))
 
 
-def premise_figures(premise: Facts) -> str:
-    """Estimate in short, and where there is an interval what it is of."""
-    from kyomei.evidence.check.premises import SHORT  # it imports torch, which help does without
-
-    interval, of = premise.get("interval"), premise.get("interval_of")
-    if not interval or of not in SHORT or not all(map(finite, interval)):
-        return format_number(premise.get("estimate"))
-    low, high = map(format_number, interval)
-    return f"{format_number(premise['estimate'])} ({SHORT[of]}: {low}–{high})"
-
-
-def expected_recovery(premises: Facts) -> str:
-    """The expected recovery in words."""
-    expected, interval = premises.get("expected_frr"), premises.get("interval")
-    if not finite(expected):
-        why = (premises.get("statistics") or {}).get("why_unknown")
-        return f"unknown ({why})" if why else "unknown"
-    from kyomei.evidence.check.calibration import COVERAGE
-
-    return f"{expected:.2f}" + (f" ({COVERAGE:.0%}: {interval[0]:.2f}–{interval[1]:.2f})" if interval else "")
-
-
 # ── Evidence ──
-
-
-def evidence_rows(evidence: Facts) -> list[EvidenceRow]:
-    """Figure, value, spread over replicas, null."""
-    rows = _direction_rows(evidence.get("directions") or {})
-    for name, figures in evidence["mechanisms"].items():
-        rows += _mechanism_rows(measured_title(name, figures), figures)
-    for name, values in (evidence.get("cross_entropy") or {}).items():
-        recovered, error = values["recovered"], values.get("recovered_error")
-        rows.append(
-            EvidenceRow(
-                f"{measured_title(name, evidence['mechanisms'].get(name, {}))}: cross-entropy recovered",
-                "not defined" if recovered is None else recovered,
-                spread=None if error is None else f"± {error:.3f} over windows",
-                null=0,
-                measured=f"spliced into the model over {values['num_tokens']:,} unseen tokens; 0 is the site silenced"
-                + _left_alone(values),
-            )
-        )
-    return rows
-
-
-def _left_alone(values: Facts) -> str:
-    """Where the site kept its own activation, since no dictionary learns such rows."""
-    if "positions" not in values:
-        return ""
-    special, massive, positions = (f"{values[key]:,}" for key in ("left_special", "left_norm", "positions"))
-    return f"; of {positions} tokens, {special} special and {massive} of massive norm kept theirs, since none is trained on"
 
 
 def evidence_table(evidence: Facts, title: str) -> Table:
@@ -301,67 +127,6 @@ def evidence_table(evidence: Facts, title: str) -> Table:
     ]
     terms = ("latent", "FVU", "L0", "dead", "MCS", "whitened", "raw", "null", "over replicas", "cross-entropy recovered")
     return Table(title, ("figure", "value", "over replicas", "null"), tuple(rows), _legend(*terms))
-
-
-def missing_evidence(evidence: Facts) -> list[str]:
-    """What was not measured, and why: an empty result is said."""
-    missing = []
-    if not (evidence.get("directions") or {}).get("consistency"):
-        missing.append((evidence.get("directions") or {}).get("note") or NO_DIRECTIONS)
-    if not evidence.get("cross_entropy"):
-        reason = evidence.get("cross_entropy_note") or "the model predicts no next token, or the site is an input"
-        missing.append(NO_CROSS_ENTROPY.format(reason=reason))
-    if not any(figures["consistency"] for figures in evidence["mechanisms"].values()):
-        missing.append(NO_REPLICAS)
-    return missing
-
-
-def _direction_rows(directions: Facts) -> list[EvidenceRow]:
-    if not directions.get("consistency"):
-        return []
-    count, null_count = directions["count"], directions["stable_null_count"]
-    interval = directions.get("interval")
-    rows = [
-        EvidenceRow("Resonant directions", count[0], span(count), span(null_count), "stable between two halves of the rows"),
-        EvidenceRow(
-            "Features behind them",
-            directions["n_features"],
-            "{}–{} (95 %)".format(*interval) if interval else None,
-            None,
-            "directions that are no mixtures of others; interval from planted sets",
-        ),
-    ]
-    for tau in ("0.7", "0.9"):
-        shares = [c[f"mcs_above_{tau}"] for c in directions["consistency"]]
-        rows.append(_share_row(f"Directions with MCS > {tau}", shares, "whitened space, other replicas"))
-    return rows
-
-
-def _mechanism_rows(name: str, figures: Facts) -> list[EvidenceRow]:
-    rows = []
-    for key, label in FIDELITY.items():
-        values = [f[key] for f in figures["fidelity"]]
-        measured = f"{figures['width']} latents, documents no replica saw"
-        rows.append(EvidenceRow(f"{name}: {label}", fmean(values), span(values), None, measured))
-    for metric in ("whitened", "raw") if figures["consistency"] else ():
-        shares = [c[metric]["mcs_above_0.7"] for c in figures["consistency"]]
-        rows.append(_share_row(f"{name}: latents with MCS > 0.7 ({metric})", shares, f"decoders, {metric} space"))
-    for chosen, by_share in (figures.get("selections") or {}).items():
-        shares = [thresholds["mcs_above_0.7"] for thresholds in by_share.values()]
-        value, null = (" · ".join(format_number(share[side]) for share in shares) for side in ("value", "null"))
-        label = f"{name}: the {SELECTIONS.get(chosen, chosen)} latents with MCS > 0.7"
-        measured = f"among {' · '.join(percent(float(share)) for share in by_share)} of them; the null's chosen likewise"
-        rows.append(EvidenceRow(label, value, None, null, measured))
-    for null, against in (figures.get("against") or {}).items():
-        label = f"{name}: latents with MCS > 0.7, null {null}"
-        rows.append(_share_row(label, [against["whitened"]["mcs_above_0.7"]], f"what survives there: {against['survives']}"))
-    return rows
-
-
-def _share_row(label: str, shares: Sequence[Facts], measured: str) -> EvidenceRow:
-    """A share over the other replicas beside its null."""
-    values = [share["value"] for share in shares]
-    return EvidenceRow(label, fmean(values), span(values), shares[0]["null"], measured)
 
 
 # ── The verbs' ──
