@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kyomei.source.planted import Planted
     from kyomei.source.rows import open_rows
     from kyomei.stages.certify import certify
+    from kyomei.stages.detect import detect
     from kyomei.views.attach import attach
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "check",
     "check_site",
     "consistency",
+    "detect",
     "fit",
     "load",
     "open_rows",
@@ -59,6 +61,7 @@ _MODULES = {
     "check": "kyomei.evidence.check.premises",
     "check_site": "kyomei.evidence.site",
     "consistency": "kyomei.evidence.consistency",
+    "detect": "kyomei.stages.detect",
     "fit": "kyomei.learning.fit",
     "load": "kyomei.dictionary.formats",
     "open_rows": "kyomei.source.rows",

@@ -26,6 +26,7 @@ class Extra:
 
 EXTRAS = {
     "explore": Extra("the explorer: `kyomei explore`, `index` and `label`", ("duckdb", "openTSNE", "fastapi", "uvicorn")),
+    "goals": Extra("the search for a goal's features: `kyomei goals`", ("sklearn",)),
     "figures": Extra("figures in files of their own: `kyomei reproduce`, and `kyomei compare --out`", ("matplotlib",)),
     "datasets": Extra("text from data sets of the hub: `--text datasets:NAME`", ("datasets",), "save the text as .jsonl"),
     "gguf": Extra("language models in .gguf files", ("gguf", "accelerate")),

@@ -45,6 +45,7 @@ SECTIONS = {
     "dictionary": "DictionaryRecipe",
     "mechanism": "MechanismSettings",
     "train": "TrainRecipe",
+    "goals": "GoalsRecipe",
     "verdict": "VerdictRecipe",
     "": "Recipe",
 }

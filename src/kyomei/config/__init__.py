@@ -31,7 +31,15 @@ from kyomei.config.mechanisms import (
     SelectionSettings,
     TopKSettings,
 )
-from kyomei.config.sections import DictionaryRecipe, ResonanceRecipe, Section, SourceRecipe, TrainRecipe, VerdictRecipe
+from kyomei.config.sections import (
+    DictionaryRecipe,
+    GoalsRecipe,
+    ResonanceRecipe,
+    Section,
+    SourceRecipe,
+    TrainRecipe,
+    VerdictRecipe,
+)
 from kyomei.errors import RecipeError
 
 __all__ = [
@@ -42,6 +50,7 @@ __all__ = [
     "DictionaryRecipe",
     "GBASettings",
     "GatedSettings",
+    "GoalsRecipe",
     "JumpReLUSettings",
     "L1Settings",
     "MatryoshkaSettings",
@@ -79,6 +88,7 @@ class Recipe(Section):
     dictionary: DictionaryRecipe = DictionaryRecipe()
     mechanism: AnyMechanism = GBASettings()
     train: TrainRecipe = TrainRecipe()
+    goals: GoalsRecipe = GoalsRecipe()
     verdict: VerdictRecipe = VerdictRecipe()
 
     @field_validator("mechanism", mode="before")

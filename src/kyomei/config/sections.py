@@ -170,6 +170,19 @@ class TrainRecipe(Section):
     """Steps between events."""
 
 
+class GoalsRecipe(Section):
+    """Labelled text whose labels certified features are to tell: what `kyomei goals` reads."""
+
+    labels: str | None = None
+    """A file (.jsonl, .csv, .tsv, .parquet) of records with a text and labels or scores; none: there are no goals."""
+    names: tuple[str, ...] = ()
+    """Columns that are goals, or names in the column "goal"; empty: all names there, else the columns label and score."""
+    text_field: str = "text"
+    """Column of the text, or of chat messages."""
+    group_field: str = "group"
+    """Column whose equal values keep documents together; where there is none, only equal texts stay together."""
+
+
 Share = float
 """Between 0 and 1."""
 

@@ -205,7 +205,7 @@ def _parquet(file: io.BufferedReader, name: str, fields: Fields) -> Records:
     if any(field not in names and field.split(".")[0] not in names for field in wanted[:1]):
         raise _lacks(name, fields, names)
     number = 0
-    for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted):
+    for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=None if fields.every else wanted):
         columns = {column: _values(batch.column(i)) for i, column in reversed(list(enumerate(batch.schema.names)))}
         for row in range(batch.num_rows):
             record = {column: values[row] for column, values in columns.items()}

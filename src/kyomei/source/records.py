@@ -43,10 +43,12 @@ class Fields:
     Args:
         text: its text or chat messages; "a.b" is the field b of the record in field a.
         group: what documents of one origin share, such as a conversation or a repository; none: each stands alone.
+        every: whether all other fields of a record are read as well.
     """
 
     text: str = "text"
     group: str | None = None
+    every: bool = False
 
 
 _ABSENT = object()

@@ -11,6 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from kyomei.atomic import write_atomic
 from kyomei.config import Recipe
@@ -19,8 +21,8 @@ from kyomei.dictionary.formats import load
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, RunError
 from kyomei.runs import Run
-from kyomei.source.model import LanguageModel
-from kyomei.source.text import Document, Encoded, Packer
+from kyomei.source.passages import Passage, Passages
+from kyomei.source.text import Document, Encoded
 from kyomei.stages.alone import source_of
 from kyomei.stages.family import refuse_family
 from kyomei.stages.harvest import load_model
@@ -104,38 +106,44 @@ def encode(encoding: Encoding, texts: Sequence[str], top: int | None = None) -> 
         DataError: a text is blank, or the dictionary is of another dimension than the site.
     """
     model = load_model(encoding.recipe)
-    model.require_sites([encoding.site])
-    source = encoding.recipe.source
-    context = min(source.context, model.max_context or source.context)
-    packer = Packer(model.tokenizer, context, source.force_bos)
-    encoded = list(packer.encode([Document(f"text {number}", text) for number, text in enumerate(texts)]))
-    if len(encoded) < len(texts) or not texts:
+    sae, source = encoding.sae.to(model.device), encoding.recipe.source
+    passages = Passages(model, encoding.site, source, usual_bound(sae))
+    found: list[list[dict[str, Any]]] = []
+    for batch in passages.batches(Document(f"text {number}", text) for number, text in enumerate(texts)):
+        tokens: list[dict[int, dict[str, Any]]] = [{} for _ in batch]
+        for passage in passages.read(batch):
+            tokens[passage.text].update(_tokens(encoding, sae, batch[passage.text], passage, top))
+        found += [[each[at] for at in sorted(each)] for each in tokens]
+    if len(found) < len(texts) or not texts:
         raise DataError("some text", "blank text" if texts else "none", "give a few words, or pipe them in")
     place = {"dictionary": encoding.title, "model": model.name, "site": encoding.site, "side": source.side}
-    return {**place, "texts": [_tokens(encoding, model, packer, each, top) for each in encoded]}
+    return {**place, "texts": found}
 
 
 def _tokens(
-    encoding: Encoding, model: LanguageModel, packer: Packer, encoded: Encoded, top: int | None
-) -> list[dict[str, Any]]:
-    sae, side = encoding.sae.to(model.device), encoding.recipe.source.side
-    bound, special = usual_bound(sae), model.special_ids if encoding.recipe.source.drop_special else set()
+    encoding: Encoding, sae: SparseAutoencoder, encoded: Encoded, passage: Passage, top: int | None
+) -> dict[int, dict[str, Any]]:
+    """The tokens of one window by their numbers in the text."""
     ends = [*encoded.starts[1:].tolist(), len(encoded.document.text)]
-    begin = [] if packer.begin is None else [packer.begin]
-    step = packer.context - len(begin)
-    found = []
-    for first in range(0, len(encoded.ids), step):
-        ids = encoded.ids[first : first + step].tolist()
-        rows = model.capture(torch.tensor([[*begin, *ids]]), [encoding.site], side)[encoding.site][0, len(begin) :].float()
-        if rows.shape[1] != sae.dim:
-            have = f"rows of dimension {rows.shape[1]} at {encoding.site}"
-            raise DataError(f"rows of dimension {sae.dim}, as the dictionary takes", have, "name its own site: --site")
-        kept = rows.norm(dim=1) <= bound
-        code = torch.where(kept[:, None], sae.encode(rows), 0.0).cpu()
-        for at, (token, row) in enumerate(zip(ids, code, strict=True), start=first):
-            text = encoded.document.text[int(encoded.starts[at]) : ends[at]]
-            found.append({"id": token, "token": text, **_features(encoding, row * (token not in special), top)})
+    code = code_of(sae, encoding.site, passage).cpu()
+    found = {}
+    for at, (token, row) in enumerate(zip(passage.ids.tolist(), code, strict=True), start=passage.first):
+        text = encoded.document.text[int(encoded.starts[at]) : ends[at]]
+        found[at] = {"id": token, "token": text, **_features(encoding, row, top)}
     return found
+
+
+def code_of(sae: SparseAutoencoder, site: str, passage: Passage) -> Float[Tensor, "tokens width"]:
+    """A dictionary's code of a window, zero at rows that a harvest would not keep.
+
+    Raises:
+        DataError: the dictionary is of another dimension than the site.
+    """
+    rows = passage.rows
+    if rows.shape[1] != sae.dim:
+        have = f"rows of dimension {rows.shape[1]} at {site}"
+        raise DataError(f"rows of dimension {sae.dim}, as the dictionary takes", have, "name its own site: --site")
+    return torch.where(passage.kept[:, None], sae.encode(rows), 0.0)
 
 
 def _features(encoding: Encoding, row: torch.Tensor, top: int | None) -> dict[str, Any]:

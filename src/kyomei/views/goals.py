@@ -1,0 +1,89 @@
+"""Goals as tables: how well features tell them, beside what else could, and what a detector says of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kyomei.views.numbers import format_number
+from kyomei.views.tables import Table
+
+_LEGEND = {
+    "AUC": "the chance that a document with the label has a higher score than one without; 0.5 is chance",
+    "R²": "the share of the score's variance that is told; 0 is as good as the mean",
+    "told": "whether the interval stays above chance, and the search does not do as well on shuffled labels",
+    "[ ]": "95 % intervals, by drawing whole groups of documents again",
+    "probe": "a linear probe on activations; bag: regression on the tokens alone; shuffled: the best of the whole search "
+    "on shuffled labels",
+    "same": "how many of the set's features another replica's search finds as well, in the mean",
+}
+
+
+def goal_tables(goals: Mapping[str, Mapping[str, Any]], title: str) -> list[Table]:
+    """All goals in a row each, and the features of each detector."""
+    figures = [_summary(name, goal) for name, goal in goals.items()]
+    header = ("goal", "told", "documents", "set", "precision", "recall", "probe", "bag", "shuffled", "same")
+    names = {"R²" if goal["detector"]["kind"] == "score" else "AUC" for goal in goals.values()}
+    legend = tuple((key, words) for key, words in _LEGEND.items() if key in names or key not in ("AUC", "R²"))
+    return [Table(title, header, tuple(figures), legend), _features(goals)]
+
+
+def _summary(name: str, goal: Mapping[str, Any]) -> tuple[str, ...]:
+    figures, is_label = goal["figures"], goal["detector"]["kind"] == "label"
+    key, words = ("auc", "AUC") if is_label else ("r2", "R²")
+    same = [replica["same"] for replica in goal["replicas"]]
+    size = len(goal["detector"]["features"])
+    return (
+        name,
+        "yes" if goal["told"] else "no",
+        format_number(goal["data"]["documents"]["report"]),
+        f"{words} {with_interval(figures[key])}",
+        with_interval(figures["precision"]) if is_label else "–",
+        with_interval(figures["recall"]) if is_label else "–",
+        format_number(goal["beside"]["probe"][key]["value"]),
+        format_number(goal["beside"]["bag of tokens"][key]["value"]),
+        format_number(goal["shuffled"]["range"][1]),
+        f"{format_number(sum(same) / len(same))} of {size}" if same else "–",
+    )
+
+
+def _features(goals: Mapping[str, Mapping[str, Any]]) -> Table:
+    rows = [
+        (
+            name if number == 0 else "",
+            str(feature["latent"]),
+            detector["pooling"],
+            f"{feature['weight']:+.3g}",
+            feature["origin"],
+            " ".join(repr(text)[1:-1] for text in feature["tokens"]),
+        )
+        for name, goal in goals.items()
+        for detector in (goal["detector"],)
+        for number, feature in enumerate(detector["features"])
+    ]
+    header = ("goal", "feature", "pooled", "weight", "origin", "strongest tokens")
+    legend = (("pooled", "max: its largest activation in the document; mean: its average over the document's tokens"),)
+    return Table("What fires", header, tuple(rows), legend, words=(0, 2, 4, 5))
+
+
+def with_interval(figure: Mapping[str, Any]) -> str:
+    """A figure and its interval in brackets."""
+    low, high = figure["interval"]
+    return f"{format_number(figure['value'])} [{format_number(low)}, {format_number(high)}]"
+
+
+def detection_table(found: Sequence[Mapping[str, Any]], goal: str, threshold: float | None) -> Table:
+    """What a detector says of some texts, a row each."""
+    rows = [
+        (
+            each["text"],
+            format_number(each["score"]),
+            {True: "yes", False: "no", None: "–"}[each["fires"]],
+            ", ".join(f"{f['latent']} {f['adds']:+.3g}" for f in each["features"]),
+        )
+        for each in found
+    ]
+    legend = [("features", "numbers of active latents with what each adds to the score, before it is made a probability")]
+    if threshold is not None:
+        legend.insert(0, ("fires", f"from a score of {format_number(threshold)}"))
+    return Table(f"Goal {goal}", ("text", "score", "fires", "features"), tuple(rows), tuple(legend), words=(0, 2, 3))
