@@ -39,3 +39,17 @@ def test_settings_and_moves() -> None:
     assert facts["normalize_activations"] == "none" and facts["dtype"] == "float32"
     same = it.to(dtype=torch.float64)
     assert same is it and it.dtype == it.W_enc.dtype == torch.float64 and it.cfg.dtype == "float64"
+
+
+def test_a_move_keeps_what_was_written_into_the_settings() -> None:
+    """SAEBench standardises the settings, and moves the SAE then."""
+    it = SAEBenchAdapter(dictionary("topk"), "gpt2-small", "blocks.3.hook_resid_post", 3)
+    it.cfg.metadata = "theirs"  # type: ignore[attr-defined]
+    assert it.to(dtype=torch.float64).cfg.metadata == "theirs"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("said", "held"), [({}, True), ({"prepend_bos": None}, True), ({"prepend_bos": False}, False)])
+def test_windows_begin_as_the_dictionary_says(said: dict[str, object], held: bool) -> None:
+    sae = dictionary("relu")
+    sae.provenance = said
+    assert SAEBenchAdapter(sae, "gpt2-small", "blocks.3.hook_resid_post", 3).cfg.prepend_bos is held

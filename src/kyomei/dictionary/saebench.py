@@ -66,6 +66,14 @@ class SAEBenchAdapter:
     """
 
     def __init__(self, sae: SparseAutoencoder, model_name: str, hook_name: str, hook_layer: int) -> None:
+        kind = "standard" if sae.activation == "relu" else sae.activation
+        known = sae.provenance
+        self.cfg = SAEBenchConfig(model_name, hook_name, hook_layer, sae.dim, sae.width, kind, "", known.get("context"))
+        if known.get("prepend_bos") is not None:
+            self.cfg.prepend_bos = bool(known["prepend_bos"])
+        self._hold(sae)
+
+    def _hold(self, sae: SparseAutoencoder) -> None:
         self.sae = sae
         norms = sae.decoder.norm(dim=1)
         self.norms = torch.where(norms > 0, norms, torch.ones_like(norms))
@@ -75,10 +83,7 @@ class SAEBenchAdapter:
         bias = relu_bias(sae) if sae.activation == "relu" else parts.encoder_bias
         self.b_enc, self.b_dec = bias * self.norms, parts.decoder_bias
         self.device, self.dtype = sae.encoder.device, sae.encoder.dtype
-        kind = "standard" if sae.activation == "relu" else sae.activation
-        named = str(self.dtype).removeprefix("torch.")
-        context = sae.provenance.get("context")
-        self.cfg = SAEBenchConfig(model_name, hook_name, hook_layer, sae.dim, sae.width, kind, named, context)
+        self.cfg.dtype = str(self.dtype).removeprefix("torch.")
 
     def encode(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows width"]:
         """Codes in units of the unit decoder rows."""
@@ -95,6 +100,9 @@ class SAEBenchAdapter:
     __call__ = forward
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SAEBenchAdapter:
-        """The same elsewhere, or in another dtype; as of a module of torch, it is this object that changes."""
-        self.__init__(self.sae.to(device, dtype), self.cfg.model_name, self.cfg.hook_name, self.cfg.hook_layer)  # type: ignore[misc]
+        """The same elsewhere, or in another dtype; as of a module of torch, it is this object that changes.
+
+        What SAEBench has written into `cfg` by then stays: it standardises the settings before it moves an SAE.
+        """
+        self._hold(self.sae.to(device, dtype))
         return self
