@@ -22,7 +22,13 @@ else:
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-IMPORTED_AS = {"pyyaml": "yaml", "opentsne": "openTSNE", "huggingface-hub": "huggingface_hub", "scikit-learn": "sklearn"}
+IMPORTED_AS = {
+    "pyyaml": "yaml",
+    "opentsne": "openTSNE",
+    "huggingface-hub": "huggingface_hub",
+    "scikit-learn": "sklearn",
+    "prometheus-client": "prometheus_client",
+}
 """Modules of distributions that are named otherwise."""
 COMES_WITH = {"fsspec": "torch", "markupsafe": "jinja2", "packaging": "transformers", "starlette": "fastapi", "triton": "torch"}
 """Modules that a package of ours brings, by what brings them."""

@@ -1,0 +1,231 @@
+"""How often a watch raises a false alarm, and how soon it sees a turn of the text: drawn streams, tested after every document.
+
+    python bench/watch.py --run runs/demo --cache runs/watch-pools --out bench/data/watch.json
+
+"known law" draws documents from a planted law, with a fresh reference for each stream. The others are real: documents of five
+kinds are read once by the embedded model and the run's dictionary, and streams are drawn from these without replacement; what
+each is held to is drawn anew, and disjoint from it. The streams of one pool share documents, so their number says how finely
+rates are told, not how many pools were seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sysconfig
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+from scipy.stats import beta
+
+from kyomei.dictionary.formats import load
+from kyomei.evidence.documents import DocumentFigures, DocumentTable
+from kyomei.evidence.drift import WINDOW_DOCUMENTS, Monitor, least_share
+from kyomei.runs import Run
+from kyomei.source.stdlib import stdlib_documents
+from kyomei.source.text import Document
+from kyomei.stages.harvest import load_model
+from kyomei.stages.watched import TextReader
+
+SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
+LEAST, MOST = 400, 60_000
+"""Characters of a document: shorter ones are left out, of longer ones the beginning is taken."""
+IN_TIME = 5 * WINDOW_DOCUMENTS
+SHARE = 0.1
+
+
+def interval(count: int, of: int, level: float = 0.95) -> tuple[float, float]:
+    """Clopper and Pearson's exact interval of a share."""
+    tail = (1 - level) / 2
+    low = 0.0 if count == 0 else float(beta.ppf(tail, count, of - count + 1))
+    high = 1.0 if count == of else float(beta.ppf(1 - tail, count + 1, of - count))
+    return low, high
+
+
+# ── Documents ──
+
+
+def known_law(rng: np.random.Generator, width: int = 120, topics: int = 12) -> Callable[[], DocumentFigures]:
+    """A law of documents: a mixture of topics, each with its own firing rates; reconstruction varies by document and topic."""
+    base = rng.dirichlet(np.full(width, 0.1), topics) * 8
+    hard = rng.uniform(0.1, 0.3, topics)
+
+    def draw() -> DocumentFigures:
+        rows, mixture = int(rng.integers(30, 1024)), rng.dirichlet(np.full(topics, 0.3))
+        fired = rng.binomial(rows, np.minimum(mixture @ base, 0.9)).astype(np.int32)
+        latents = np.flatnonzero(fired).astype(np.int32)
+        squares = rows * rng.gamma(20, 1 / 20)
+        error = squares * float(mixture @ hard) * rng.gamma(100, 1 / 100)
+        ones = np.ones(len(latents), dtype=np.float32)
+        return DocumentFigures(rows, latents, fired[latents], ones, ones * fired[latents], error, squares)
+
+    return draw
+
+
+def files(wanted: Callable[[Path], bool], count: int) -> list[Document]:
+    """Files of the installed packages, in the order of the hash of their paths."""
+
+    def order(path: Path) -> str:
+        return hashlib.sha256(str(path.relative_to(SITE_PACKAGES)).encode()).hexdigest()
+
+    found = []
+    for path in sorted((p for p in SITE_PACKAGES.rglob("*") if p.is_file() and wanted(p)), key=order):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if len(text) >= LEAST:
+            found.append(Document(str(path.relative_to(SITE_PACKAGES)), text[:MOST]))
+        if len(found) == count:
+            break
+    return found
+
+
+def is_test(path: Path) -> bool:
+    return "test" in str(path.relative_to(SITE_PACKAGES))
+
+
+POOLS: dict[str, Callable[[], list[Document]]] = {
+    "stdlib": lambda: [Document(d.name, d.text[:MOST]) for d in stdlib_documents() if len(d.text) >= LEAST],
+    "python": lambda: files(lambda p: p.suffix == ".py" and not is_test(p), 800),
+    "cpp": lambda: files(lambda p: p.suffix in (".h", ".hpp", ".cpp", ".cuh"), 80),
+    "prose": lambda: files(lambda p: p.name == "METADATA" or p.suffix in (".md", ".rst") or p.name.startswith("LICENSE"), 80),
+    "tests": lambda: files(lambda p: p.suffix == ".py" and p.name.startswith("test_"), 80),
+}
+NAMES = {
+    "stdlib": "the embedded corpus (Python's standard library)",
+    "python": "Python of installed packages",
+    "cpp": "another language: C++",
+    "prose": "another domain: English prose",
+    "tests": "a near domain: Python tests",
+}
+
+
+def pools(run: Run, cache: Path) -> dict[str, DocumentTable]:
+    """The figures of every pool's documents, read once."""
+    sae = load(run.path("replicas/0"))
+    reader: TextReader | None = None
+    found = {}
+    for name, documents in POOLS.items():
+        path = cache / f"{name}.safetensors"
+        if not path.exists():
+            reader = reader or TextReader(load_model(run.recipe), sae, run)
+            began = time.monotonic()
+            figures = [each for document in documents() if (each := reader.read(document)) is not None]
+            cache.mkdir(parents=True, exist_ok=True)
+            safetensors.numpy.save_file(DocumentTable.of(figures, sae.width).arrays(), path)
+            print(f"{name}: {len(figures)} documents, {time.monotonic() - began:.0f} seconds", flush=True)
+        found[name] = DocumentTable.of_arrays(safetensors.numpy.load_file(path), sae.width)
+    return found
+
+
+# ── Streams ──
+
+
+def watched(
+    scale: Sequence[DocumentFigures],
+    ranked: Sequence[DocumentFigures],
+    stream: Iterator[DocumentFigures],
+    width: int,
+    seed: int,
+) -> dict[str, int]:
+    """The document at which each kind first raised an alarm."""
+    monitor = Monitor(DocumentTable.of(scale, width), DocumentTable.of(ranked, width), seed=seed)
+    found: dict[str, int] = {}
+    for number, document in enumerate(stream, start=1):
+        monitor.add(document)
+        for kind in monitor.alarmed:
+            found.setdefault(kind, number)
+    return found
+
+
+def false_alarms(found: list[dict[str, int]], documents: int) -> dict[str, Any]:
+    count = sum(bool(each) for each in found)
+    kinds = {kind: sum(kind in each for each in found) for kind in ("text", "reconstruction", "features")}
+    low, high = interval(count, len(found))
+    return {"streams": len(found), "documents": documents, "alarms": count, "kinds": kinds, "interval": [low, high]}
+
+
+def simulated(streams: int, documents: int, ranked: int) -> dict[str, Any]:
+    found = []
+    for seed in range(streams):
+        draw = known_law(np.random.default_rng([1, seed]))
+        scale, reference = [draw() for _ in range(100)], [draw() for _ in range(ranked)]
+        found.append(watched(scale, reference, (draw() for _ in range(documents)), 120, seed))
+    return {"ranked": ranked, **false_alarms(found, documents)}
+
+
+def held_out(pool: DocumentTable, streams: int, scale: int, ranked: int) -> dict[str, Any]:
+    found = []
+    for seed in range(streams):
+        order = np.random.default_rng([2, seed]).permutation(len(pool)).tolist()
+        parts = [pool[i] for i in order]
+        found.append(watched(parts[:scale], parts[scale : scale + ranked], iter(parts[scale + ranked :]), pool.width, seed))
+    return {"ranked": ranked, **false_alarms(found, len(pool) - scale - ranked)}
+
+
+def turned(
+    pool: DocumentTable, foreign: DocumentTable, streams: int, scale: int, ranked: int, quiet: int, share: float
+) -> dict[str, Any]:
+    """Streams whose text turns after `quiet` documents: from then on, each document is foreign with this probability."""
+    delays: list[int | None] = []
+    first: dict[str, int] = {}
+    before = 0
+    for seed in range(streams):
+        rng = np.random.default_rng([3, seed])
+        own = iter([pool[i] for i in rng.permutation(len(pool)).tolist()])
+        other = iter([foreign[i] for i in rng.permutation(len(foreign)).tolist()])
+        lead, reference = [next(own) for _ in range(scale)], [next(own) for _ in range(ranked)]
+        strange = rng.random(quiet + IN_TIME) < np.where(np.arange(quiet + IN_TIME) < quiet, 0.0, share)
+        stream = (next(other) if each else next(own) for each in strange)
+        found = watched(lead, reference, stream, pool.width, seed)
+        at = min(found.values(), default=None)
+        if at is not None and at <= quiet:
+            before += 1
+            continue
+        delays.append(None if at is None else at - quiet)
+        for kind, number in found.items():
+            first[kind] = first.get(kind, 0) + (number == at)
+    seen = [delay for delay in delays if delay is not None]
+    low, high = interval(len(seen), len(delays))
+    quantiles = {f"{q:g}": float(np.quantile([d or np.inf for d in delays], q, method="higher")) for q in (0.1, 0.5, 0.9)}
+    quantiles = {q: value if np.isfinite(value) else None for q, value in quantiles.items()}
+    figures = {"streams": len(delays), "seen": len(seen), "share_seen": len(seen) / len(delays), "interval": [low, high]}
+    return {"share": share, "quiet": quiet, "ranked": ranked, **figures, "delay": quantiles, "first": first, "before": before}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--cache", type=Path, default=Path("runs/watch-pools"))
+    parser.add_argument("--out", type=Path, default=Path("bench/data/watch.json"))
+    parser.add_argument("--streams", type=int, default=240)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {}
+
+    def keep(name: str, value: dict[str, Any]) -> None:
+        results[name] = value
+        print(name, json.dumps(value), flush=True)
+        asked.out.write_text(json.dumps(results, indent=1) + "\n")
+
+    many = asked.streams
+    keep("known law, reference of 300", simulated(many, 1000, 300))
+    keep("known law, reference of 60", simulated(many, 1000, 60))
+    table = pools(Run.open(asked.run), asked.cache)
+    keep("pools", {NAMES[name]: {"documents": len(t), "tokens": int(t.num_rows.sum())} for name, t in table.items()})
+    shape = {"stdlib": (100, 250, 0), "python": (100, 300, 100)}
+    for base, (scale, ranked, quiet) in shape.items():
+        keep(f"held out, {NAMES[base]}", held_out(table[base], many, scale, ranked))
+        for name in ("cpp", "prose", "tests"):
+            for share in (SHARE, SHARE / 2):
+                found = turned(table[base], table[name], many, scale, ranked, quiet, share)
+                keep(f"turn of {share:.0%}, {NAMES[base]}, {NAMES[name]}", found)
+    keep("least share", {str(n): least_share(n) for n in (60, 100, 250, 300, 500)})
+
+
+if __name__ == "__main__":
+    main()
