@@ -73,12 +73,12 @@ def decide_run(run: Run) -> dict[str, Any]:
 
 
 def standing_verdict(run: Run) -> dict[str, Any] | None:
-    """The verdict of a run, if there is one of the files that there are now and of the thresholds that it asks for."""
+    """The verdict of a run, if there is one, as it was written, of the files that there are now and of the recipe's thresholds."""
     if not run.path(FILE).exists():
         return None
     found = dict(run.read_json(FILE))
     same = found.get("made_from") == _made_from(run) and found.get("thresholds") == run.recipe.verdict.model_dump()
-    return found if same else None
+    return found if same and run.recorded(FILE) else None
 
 
 def _made_from(run: Run) -> dict[str, str]:
