@@ -73,7 +73,7 @@ def decide_run(run: Run) -> dict[str, Any]:
 
 
 def standing_verdict(run: Run) -> dict[str, Any] | None:
-    """The verdict of a run, if there is one, as it was written, of the files that there are now and of the recipe's thresholds."""
+    """The verdict of a run, if it is as it was written, of the files that there are now and of the recipe's thresholds."""
     if not run.path(FILE).exists():
         return None
     found = dict(run.read_json(FILE))
