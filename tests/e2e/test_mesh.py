@@ -1,4 +1,4 @@
-"""`kyomei train` under torchrun: several processes make one run's dictionaries, also after one of them is killed."""
+"""`kyomei harvest` and `kyomei train` under torchrun: what several processes make of a run, also after one is killed."""
 
 from __future__ import annotations
 
@@ -27,8 +27,12 @@ def harvested(folder: Path) -> Path:
 
 
 def torchrun(folder: Path, mesh: str, *, restarts: int = 0) -> subprocess.Popen[str]:
-    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}"]
-    arguments = ["-m", "kyomei", "train", str(folder), "--mesh", mesh, "--threads", "1", "--json"]
+    return ranks_of(2, "train", str(folder), "--mesh", mesh, restarts=restarts)
+
+
+def ranks_of(count: int, *verb: str, restarts: int = 0) -> subprocess.Popen[str]:
+    ranks = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", f"--max-restarts={restarts}"]
+    arguments = ["-m", "kyomei", *verb, "--threads", "1", "--json"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, *ranks, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -56,15 +60,40 @@ def test_a_rank_that_is_killed_is_restarted_and_the_run_ends_as_in_one_process(t
     assert (spread / "controls" / "gaussian" / "gba" / "1" / "sae.safetensors").exists()
 
 
-def kill_a_worker(process: subprocess.Popen[str], training: Path) -> None:
-    """Kill one worker of torchrun once training has written a checkpoint."""
-    for _ in range(3000):
-        if list(training.glob("**/step-*")):
+def kill_a_worker(process: subprocess.Popen[str], folder: Path, once: str = "**/step-*") -> None:
+    """Kill one worker of torchrun once there is such a file, by default a checkpoint of a training."""
+    for _ in range(6000):
+        if list(folder.glob(once)):
             break
         assert process.poll() is None, process.communicate()[1][-3000:]
         time.sleep(0.05)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
     os.kill(int(children[-1]), signal.SIGKILL)
+
+
+HARVEST = (*SETTINGS, "--set", "source.windows_per_shard=16", "--set", "source.windows_per_batch=4")
+
+
+def rows_and_tokens(folder: Path) -> dict[str, bytes]:
+    paths = [path for kind in ("activations", "tokens") for path in (folder / kind).rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.mark.slow
+def test_a_harvest_on_ranks_has_the_bytes_of_one_process_also_after_a_rank_is_killed(tmp_path: Path) -> None:
+    one = [sys.executable, "-m", "kyomei", "harvest", str(tmp_path / "1"), *HARVEST, "--threads", "1"]
+    subprocess.run(one, check=True, capture_output=True, timeout=300)
+    expected = rows_and_tokens(tmp_path / "1")
+    assert sum("shard-" in name for name in expected) > 20
+    for count in (2, 4):
+        folder = tmp_path / str(count)
+        process = ranks_of(count, "harvest", str(folder), *HARVEST, restarts=2)
+        if count == 4:
+            kill_a_worker(process, folder, "activations/replica-0/*/progress-*")
+        output, errors = process.communicate(timeout=500)
+        assert process.returncode == 0, errors[-3000:]
+        assert output.count('"sites"') == 1, "one rank prints the summary"
+        assert rows_and_tokens(folder) == expected
 
 
 def test_a_run_that_is_not_harvested_is_refused_on_a_mesh(tmp_path: Path) -> None:

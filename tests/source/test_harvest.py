@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.source.threads_as_ranks import Rank, together
 
 from kyomei.config import SourceRecipe
 from kyomei.errors import DataError, ModelError, RunError
@@ -179,6 +180,66 @@ def count_captures(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> lis
 
     monkeypatch.setattr(llama, "capture", counted)
     return captured
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_ranks_write_the_bytes_of_one_process_and_run_each_window_once(
+    llama: LanguageModel, tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    harvest(llama, tokens, tmp_path / "one", RECIPE)
+    captured = count_captures(llama, monkeypatch)
+    seen: dict[int, list[int]] = {rank: [] for rank in range(size)}
+
+    def own(rank: Rank) -> dict[str, ShardFolder]:
+        return harvest(
+            llama, tokens, tmp_path / "many", RECIPE, ranks=rank, progress=lambda done, _: seen[rank.rank].append(done)
+        )
+
+    folders = together(size, own)
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    assert sum(windows for windows, _ in captured) == len(tokens.ids)
+    assert [folder[SITES[0]].num_rows for folder in folders] == [folders[0][SITES[0]].num_rows] * size
+    assert [len(done) for done in seen.values()] == [len(range(rank, NUM_SHARDS, size)) for rank in range(size)]
+    assert max(map(max, seen.values())) == tokens.num_tokens
+
+
+def test_a_lost_rank_costs_its_shard_and_any_number_of_ranks_goes_on(
+    llama: LanguageModel, tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three ranks, one of which is lost after its first shard; then two, one of which is lost before it; then one."""
+    recipe = RECIPE.model_copy(update={"windows_per_shard": 2})
+    harvest(llama, tokens, tmp_path / "one", recipe)
+    many = tmp_path / "many"
+
+    def lost(at: int) -> Any:
+        def own(rank: Rank) -> None:
+            def progress(done: int, total: int) -> None:
+                if rank.rank == rank.size - 1 and done >= at * 32:
+                    raise Stop
+
+            harvest(llama, tokens, many, recipe, ranks=rank, progress=progress)
+
+        return own
+
+    for size, at in ((3, 3), (2, 1)):
+        with pytest.raises(Stop):
+            together(size, lost(at))
+        assert not (many / SITES[0] / "index.json").exists()
+    # What was killed in the middle of a file leaves its temporary one.
+    (many / SITES[0] / ".shard-00007.safetensors.123.tmp").write_bytes(b"half")
+    before = {path.name for path in (many / SITES[0]).glob("shard-*")}
+    assert 4 < len(before) < 9
+    captured = count_captures(llama, monkeypatch)
+    harvest(llama, tokens, many, recipe)
+    assert sum(windows for windows, _ in captured) == 2 * (9 - len(before))
+    assert contents(many) == contents(tmp_path / "one")
+
+
+def test_a_refusal_of_the_leading_rank_is_one_on_all(llama: LanguageModel, tokens: Tokens, tmp_path: Path) -> None:
+    harvest(llama, tokens, tmp_path, RECIPE)
+    other = RECIPE.model_copy(update={"norm_bound": 5.0})
+    with pytest.raises(RunError, match=r"Found norm_bound = 5.0"):
+        together(2, lambda rank: harvest(llama, tokens, tmp_path, other, ranks=rank))
 
 
 def test_a_finished_harvest_is_not_repeated(

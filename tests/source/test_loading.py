@@ -15,7 +15,7 @@ from tests.source import architectures
 from torch import Tensor
 
 from kyomei.errors import ModelError
-from kyomei.source import locating
+from kyomei.source import loading, locating
 from kyomei.source.model import LanguageModel
 
 Make = Callable[[str], LanguageModel]
@@ -41,6 +41,19 @@ def test_a_saved_model_loads_as_what_it_was(make_model: Make, tmp_path: Path, ki
     assert loaded.device == torch.device("cpu")
     half = LanguageModel.load(str(tmp_path), dtype=torch.bfloat16)
     assert half.capture(IDS, [site])[site].dtype == torch.bfloat16
+
+
+def test_a_model_can_be_laid_out_over_all_devices_if_it_has_room_there(
+    llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, read, options = llama.default_site(), loading._trained, []
+    monkeypatch.setattr(loading, "_trained", lambda *given: (options.append(given[-1]), read(*given))[1])
+    spread = LanguageModel.load(saved(llama, tmp_path), all_devices=True)
+    assert torch.equal(spread.capture(IDS, [site])[site], llama.capture(IDS, [site])[site])
+    assert [given.get("device_map") for given in options] == ["auto"]
+    absent = torch.nn.Linear(2, 2, device="meta")
+    with pytest.raises(ModelError, match=r"room for large on the devices of this process. Found none for weight, bias. Give"):
+        loading._require_room(absent, "large")
 
 
 def test_random_weights_are_seeded_and_say_so(llama: LanguageModel, tmp_path: Path) -> None:

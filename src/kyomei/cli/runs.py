@@ -62,15 +62,21 @@ def harvest_command(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Model and text to activation shards, split by document into replicas and evidence."""
+    """Model and text to activation shards, split by document into replicas and evidence.
+
+    Under torchrun each process harvests its share of the shards; --resume is implied, so a job that is restarted goes on.
+    """
     with verb(threads) as reporter:
         from kyomei.stages.family import begun
-        from kyomei.stages.harvest import summary
+        from kyomei.stages.harvest import ranks_of, summary
 
+        resume, overwrite = _again(resume, overwrite)
         family = _asked_of(folder, asked, resume)
-        run = begun(folder, family, reporter, resume=resume, overwrite=overwrite, command=command_line())
-        facts = summary(run)
-        show(facts, as_json, tables.harvest_table(facts, str(folder)))
+        with ranks_of(family.base, reporter) as reporter:
+            run = begun(folder, family, reporter, resume=resume, overwrite=overwrite, command=command_line())
+            facts = summary(run)
+        if reporter.mesh.leads:
+            show(facts, as_json, tables.harvest_table(facts, str(folder)))
 
 
 @app.command("check")
@@ -155,7 +161,7 @@ def train_command(
             if overwrite:
                 raise RecipeError("--overwrite in one process only", "a mesh", "harvest anew with --overwrite, then train")
             if not (folder / "manifest.json").exists():
-                do = "run `kyomei harvest` first, in one process"
+                do = "run `kyomei harvest` first, alone or under torchrun"
                 raise RunError("a harvested run on a mesh", f"none in {folder}", do)
             run = Run.create(folder, _asked_of(folder, asked, resume=True).base, resume=True)
             refuse_family(run)
@@ -302,6 +308,14 @@ def _asked_of(folder: Path, asked: Asked, resume: bool) -> Family:
         if (folder / RECIPE).exists():
             return asked.family(Family(Recipe.read(folder / RECIPE)))
     return asked.family()
+
+
+def _again(resume: bool, overwrite: bool) -> tuple[bool, bool]:
+    """Whether to resume and to overwrite, where torchrun may start the command again after it lost a process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return resume, overwrite
+    anew = overwrite and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    return not anew, anew
 
 
 def _on_harvest(folder: Path, asked: Asked, resume: bool, harvest: Run) -> Family:

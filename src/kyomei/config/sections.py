@@ -41,6 +41,9 @@ class SourceRecipe(Section):
     """Revision of a hub model."""
     random_weights_seed: int | None = Field(None, ge=0)
     """Draw the model's weights at random from this seed instead of reading them: a control, not a model."""
+    devices: Literal["one", "all"] = "one"
+    """On how many of the devices that a process sees the model is laid out: "all" for one that is larger than a GPU, as
+    transformers and accelerate share its layers out."""
     sites: tuple[str, ...] = ()
     """Module paths to capture, PATH#3 the fourth call of a module that runs several times in a pass; or TransformerLens' names,
     such as blocks.3.hook_resid_pre; empty: the MLP of the middle layer."""

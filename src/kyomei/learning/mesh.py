@@ -13,17 +13,22 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from kyomei.errors import RecipeError, RunError
+from kyomei import errors
+from kyomei.errors import KyomeiError, RecipeError, RunError
 
 TIMEOUT_SECONDS = 600
 """A rank that says nothing for so long is lost; one that dies is noticed at once."""
+PATIENCE = timedelta(days=7)
+"""How long ranks wait for one another where one reads a whole corpus, or has a slower device: only a dead rank is lost there."""
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -32,7 +37,7 @@ def _loss_named() -> Iterator[None]:
         yield
     except RuntimeError as error:
         first = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        do = "look at the first message of the rank that ended first; then go on with `torchrun … kyomei train --resume`"
+        do = "look at the first message of the rank that ended first; then give the same command again, with --resume"
         raise RunError("all ranks of the mesh", f"a lost rank ({first})", do) from error
 
 
@@ -60,7 +65,7 @@ class Mesh:
         Raises:
             RecipeError: if data × features is not the number of processes.
         """
-        size = int(os.environ.get("WORLD_SIZE", "1"))
+        size = processes()
         if data * features != size:
             found = f"{data} × {features} on {size} process(es)"
             raise RecipeError(
@@ -69,20 +74,26 @@ class Mesh:
         device = torch.device(device)
         if size == 1:
             return cls(device=device)
-        if not dist.is_initialized():
-            backend = "nccl" if device.type == "cuda" else "gloo"
-            if device.type == "cuda":
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            timeout = timedelta(seconds=TIMEOUT_SECONDS)
-            with _loss_named():
-                dist.init_process_group(
-                    backend, store=_store(timeout), rank=int(os.environ["RANK"]), world_size=size, timeout=timeout
-                )
+        _meet(size, device, timedelta(seconds=TIMEOUT_SECONDS))
         rank = dist.get_rank()
         # Every rank has to make every group, in one order.
         rows = [dist.new_group([d * features + f for d in range(data)]) for f in range(features)]
         latents = [dist.new_group([d * features + f for f in range(features)]) for d in range(data)]
         return cls(data, features, rank, device, (rows[rank % features], latents[rank // features]))
+
+    @classmethod
+    def side_by_side(cls, device: torch.device | str = "cpu") -> Mesh:
+        """The same for work that ranks share out and do each by itself: they exchange words, and wait however long it takes.
+
+        Args:
+            device: where each works; of several GPUs of a machine each process takes its own.
+        """
+        size = processes()
+        if size == 1:
+            return cls()
+        _choose_gpu(torch.device(device))
+        _meet(size, torch.device("cpu"), PATIENCE)
+        return cls(size, 1, dist.get_rank(), torch.device("cpu"))
 
     def leave(self) -> None:
         """Part from the other ranks, once all is done."""
@@ -176,6 +187,28 @@ class Mesh:
             dist.all_gather_object(values, value)
         return values
 
+    def first(self, work: Callable[[], T]) -> T | None:
+        """What the leading rank's work gives, none on the others, which wait for it.
+
+        Raises:
+            KyomeiError: the leading rank was refused; the others say the same, as each may have a log of its own.
+        """
+        if self.size == 1:
+            return work()
+        found, refusal = None, None
+        if self.leads:
+            try:
+                found = work()
+            except KyomeiError as error:
+                refusal = error
+        said = None if refusal is None else (type(refusal).__name__, refusal.expected, refusal.found, refusal.do)
+        said = self.tell(said)[0]
+        if refusal is not None:
+            raise refusal
+        if said is not None:
+            raise getattr(errors, said[0])(*said[1:])
+        return found
+
     def _reduced(self, x: Tensor, operation: Any, group: Any) -> Tensor:
         moved = x.detach().to(self.device, copy=True).contiguous()
         with _loss_named():
@@ -196,6 +229,27 @@ class Mesh:
         longest[: len(flat)] = flat.detach()
         parts = self._gathered(longest, group, count)
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)]).to(x.dtype)
+
+
+def processes() -> int:
+    """How many processes were started together, by torchrun or what speaks its language; 1: this one alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _choose_gpu(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _meet(size: int, device: torch.device, patience: timedelta) -> None:
+    """Let all processes find each other."""
+    if dist.is_initialized():
+        return
+    _choose_gpu(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    met = timedelta(seconds=TIMEOUT_SECONDS)
+    with _loss_named():
+        dist.init_process_group(backend, store=_store(met), rank=int(os.environ["RANK"]), world_size=size, timeout=patience)
 
 
 def _store(timeout: timedelta) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from kyomei.config import SourceRecipe
 from kyomei.errors import DataError
 from kyomei.source.guards import require_finite
 from kyomei.source.model import LanguageModel
-from kyomei.source.shards import INDEX, JOURNAL, ShardFolder, ShardWriter, read_journal
+from kyomei.source.ranks import ALONE, Ranks
+from kyomei.source.shards import INDEX, ShardFolder, ShardWriter, read_journal, remove_journals
 from kyomei.source.text import Tokens
 
 _MEDIAN_BATCHES = 4
@@ -30,11 +31,13 @@ def harvest(
     recipe: SourceRecipe,
     *,
     progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, ShardFolder]:
     """Capture every site over all tokens and store the rows; what an earlier attempt completed is kept.
 
     Shard k holds windows k·W to (k+1)·W, W = `recipe.windows_per_shard`, and batches never cross shards, so a resumed
-    harvest writes the same bytes as an undisturbed one.
+    harvest writes the same bytes as an undisturbed one. Of several ranks each makes every so many-th shard, and only the first
+    few windows are run by one for all, so they write the same bytes as one process.
 
     Args:
         model: where activations come from.
@@ -42,6 +45,7 @@ def harvest(
         folder: one folder a site is made below it.
         recipe: sites, side, batch and shard sizes, what to drop, how to store.
         progress: called with (tokens done, tokens in all) after each shard.
+        ranks: processes that harvest together, each with the same arguments.
 
     Returns:
         One `ShardFolder` a site; its meta counts the dropped rows.
@@ -54,25 +58,26 @@ def harvest(
     sites = tuple(dict.fromkeys(recipe.sites)) or (model.default_site(),)
     model.require_sites(sites)
     plan = _Plan(model, tokens, recipe)
-    finished = {site: read_journal(Path(folder) / site) for site in sites}
-    writers = plan.writers(Path(folder), sites, finished)
+    writers = plan.writers(Path(folder), sites, ranks)
     with _Behind() as disk:
-        for number in range(plan.num_shards):
+        for number in range(ranks.rank, plan.num_shards, ranks.size):
             todo = [site for site in sites if number not in writers[site].finished]
             if todo:
                 shards = plan.run_shard(number, {site: writers[site] for site in todo})
                 disk.write(shards)
             if progress is not None:
-                progress(plan.windows_of(number).stop * tokens.context, tokens.num_tokens)
-    return {site: _finish(writers[site]) for site in sites}
+                # The other ranks are about as far as this one.
+                last = min(number + ranks.size, plan.num_shards) - 1
+                progress(plan.windows_of(last).stop * tokens.context, tokens.num_tokens)
+    return {site: _finish(writers[site], ranks) for site in sites}
 
 
-def _finish(writer: ShardWriter) -> ShardFolder:
-    if (writer.folder / INDEX).exists():
-        # A process that was killed right after its index has left the journal, too.
-        (writer.folder / JOURNAL).unlink(missing_ok=True)
-        return ShardFolder(writer.folder, verify=False)
-    return writer.close()
+def _finish(writer: ShardWriter, ranks: Ranks) -> ShardFolder:
+    if not ranks.tell((writer.folder / INDEX).exists())[0]:
+        return writer.close()
+    # A process that was killed right after its index has left the journal, too.
+    ranks.first(lambda: remove_journals(writer.folder))
+    return ShardFolder(writer.folder, verify=False)
 
 
 class _Behind:
@@ -123,10 +128,8 @@ class _Plan:
         first = number * self.recipe.windows_per_shard
         return range(first, min(first + self.recipe.windows_per_shard, len(self.tokens.ids)))
 
-    def writers(
-        self, folder: Path, sites: tuple[str, ...], earlier: dict[str, dict[str, Any] | None]
-    ) -> dict[str, ShardWriter]:
-        """A writer for each site; width and median norm come from the earlier attempt, or else from the first windows."""
+    def writers(self, folder: Path, sites: tuple[str, ...], ranks: Ranks) -> dict[str, ShardWriter]:
+        """A writer for each site; width and median norm come from an earlier attempt, or else from the first windows."""
         common = {
             "model": self.model.name,
             "weights": self.model.fingerprint(),
@@ -135,13 +138,19 @@ class _Plan:
             "windows": len(self.tokens.ids),
             **self.recipe.model_dump(include={"side", "windows_per_batch", "windows_per_shard", "drop_special", "norm_bound"}),
         }
-        known = {site: (journal["dim"], journal["meta"].get("median_norm")) for site, journal in earlier.items() if journal}
-        known |= self._probe([site for site in sites if site not in known])
+        known = ranks.tell(ranks.first(lambda: self._known(folder, sites)))[0]
         writers = {}
         for site in sites:
             dim, median_norm = known[site]
-            writers[site] = ShardWriter(folder / site, dim, self.recipe.dtype, site, {**common, "median_norm": median_norm})
+            meta = {**common, "median_norm": median_norm}
+            writers[site] = ShardWriter(folder / site, dim, self.recipe.dtype, site, meta, ranks)
         return writers
+
+    def _known(self, folder: Path, sites: tuple[str, ...]) -> dict[str, tuple[int, float]]:
+        """Width and median norm of each site."""
+        earlier = {site: read_journal(folder / site) for site in sites}
+        known = {site: (journal["dim"], journal["meta"].get("median_norm")) for site, journal in earlier.items() if journal}
+        return known | self._probe([site for site in sites if site not in known])
 
     def _probe(self, sites: list[str]) -> dict[str, tuple[int, float]]:
         """Width and median norm of each site's ordinary rows in the first windows."""

@@ -31,8 +31,10 @@ _LONGEST_ERROR = 300
 _log = logging.getLogger("kyomei")
 
 
-def load(name: str, revision: str | None, dtype: torch.dtype, random_weights_seed: int | None) -> tuple[nn.Module, Any, str]:
-    """A model on the CPU, its tokenizer and what to call it; `LanguageModel.load` says what the arguments mean.
+def load(
+    name: str, revision: str | None, dtype: torch.dtype, random_weights_seed: int | None, spread: bool = False
+) -> tuple[nn.Module, Any, str]:
+    """A model on the CPU, or spread over all devices, its tokenizer and what to call it; `LanguageModel.load` says what the arguments mean.
 
     Raises:
         ModelError: it is missing, damaged, or without a tokenizer; weights and class do not fit; a package is missing; or it
@@ -40,6 +42,8 @@ def load(name: str, revision: str | None, dtype: torch.dtype, random_weights_see
     """
     place = locate(name)
     require_whole(place, weights=random_weights_seed is None)
+    if spread:
+        require("devices", ModelError)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     if place.gguf is not None:
         options["gguf_file"] = place.gguf
@@ -55,7 +59,8 @@ def load(name: str, revision: str | None, dtype: torch.dtype, random_weights_see
         family = _family(transformers, config, place)
         with _explained(f"a language model's weights at '{name}'", do):
             if random_weights_seed is None:
-                model = _trained(family, config, place, dtype, options)
+                model = _trained(family, config, place, dtype, {**options, **({"device_map": "auto"} if spread else {})})
+                _require_room(model, name)
                 _require_finite(model, name)
             else:
                 name = f"{name} (random weights, seed {random_weights_seed})"
@@ -185,6 +190,14 @@ def _belongs(key: str, model: nn.Module) -> bool:
     root = getattr(model, base, model) if base else model
     part = key.removeprefix(f"{base}.").split(".")[0]
     return any(hasattr(module, part) for module in {model, root})
+
+
+def _require_room(model: nn.Module, name: str) -> None:
+    """Raise ModelError where weights had no room on the devices: fetching them anew in every pass would take all its time."""
+    absent = [key for key, weight in model.named_parameters() if weight.is_meta]
+    if absent:
+        do = "give each process more GPUs, or load it with --dtype bfloat16"
+        raise ModelError(f"room for {name} on the devices of this process", f"none for {some(absent)}", do)
 
 
 def _require_finite(model: nn.Module, name: str) -> None:

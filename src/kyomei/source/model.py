@@ -72,6 +72,7 @@ class LanguageModel:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         random_weights_seed: int | None = None,
+        all_devices: bool = False,
     ) -> LanguageModel:
         """Load a model whose every weight comes from its files; code from the hub and pickles are never run.
 
@@ -82,16 +83,20 @@ class LanguageModel:
             device: where the weights live.
             dtype: their precision; quantised weights of a GGUF file are unpacked to it.
             random_weights_seed: instead of the trained weights, draw random ones of the same architecture (a control).
+            all_devices: lay its layers out over all devices that this process sees, in place of `device`; random weights
+                stay on one.
 
         Raises:
-            ModelError: it is missing, damaged, or without a tokenizer; its weights are not those of its class, or not
+            ModelError: it has no room on the devices; it is missing, damaged, or without a tokenizer; its weights are not those of its class, or not
                 finite; a package is missing; or it needs code from the hub.
         """
-        model, tokenizer, name = load(name, revision, dtype, random_weights_seed)
-        return cls(model.to(device), tokenizer, name)
+        spread = all_devices and random_weights_seed is None
+        model, tokenizer, name = load(name, revision, dtype, random_weights_seed, spread)
+        return cls(model if spread else model.to(device), tokenizer, name)
 
     @property
     def device(self) -> torch.device:
+        """Where it takes tokens; later layers of a large model may be elsewhere."""
         return next(self.model.parameters()).device
 
     @property
@@ -315,7 +320,7 @@ class LanguageModel:
 
             def replace(x: Tensor) -> Tensor:
                 rows = x.reshape(-1, x.shape[-1])
-                new = codec.decode(codec.encode(rows.float())).to(rows.dtype).reshape(x.shape)
+                new = codec.decode(codec.encode(rows.float().to(self.device))).to(rows).reshape(x.shape)
                 return new if where is None else torch.where(where.to(x.device).unsqueeze(-1), new, x)
 
             with _ONE_AT_A_TIME, acting(self.model, site, side, layout, replace) as calls:

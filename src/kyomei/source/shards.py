@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import mmap
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -21,9 +22,12 @@ from torch import Tensor
 from kyomei.atomic import make_folder, remove_temporaries, sha256_of, write_atomic
 from kyomei.errors import DataError, RunError
 from kyomei.source.guards import require_finite, require_inside
+from kyomei.source.ranks import ALONE, Ranks
 
 SCHEMA_VERSION = 1
 INDEX, JOURNAL = "index.json", "progress.json"
+JOURNALS = re.compile(r"progress(-\d+)?\.json")
+"""Of several ranks that harvest together each has a journal; the leading one's has no number."""
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 # Mapped pages count as resident memory until dropped. One touched row faults in 64 KiB around it, or megabytes where the page
@@ -277,19 +281,25 @@ def _layout(path: Path) -> dict[str, Any]:
 
 
 def read_journal(folder: str | Path) -> dict[str, Any] | None:
-    """What a finished or killed harvest left about itself in `folder`; none if nothing."""
-    for name in (INDEX, JOURNAL):
-        path = Path(folder) / name
-        if path.exists():
-            try:
-                journal: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-                if journal["schema_version"] <= SCHEMA_VERSION and journal["shards"] is not None:
-                    return journal
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise DataError(f"a readable {name}", f"{path} is damaged", "delete its folder and harvest again") from error
-            version = journal["schema_version"]
-            raise DataError(f"schema {SCHEMA_VERSION} or older", f"schema {version} in {path}", "update Kyomei to read it")
-    return None
+    """What a finished or killed harvest left about itself in `folder`; none if nothing.
+
+    Of several ranks that were killed it is what one of them left; the next writer makes one journal of theirs.
+    """
+    folder = Path(folder)
+    paths = [path for path in (folder / INDEX, *_journals(folder)) if path.exists()]
+    return _read_journal(paths[0]) if paths else None
+
+
+def _read_journal(path: Path) -> dict[str, Any]:
+    try:
+        journal: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if journal["schema_version"] <= SCHEMA_VERSION and journal["shards"] is not None:
+            return journal
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        do = "delete its folder and harvest again"
+        raise DataError(f"a readable {path.name}", f"{path} is damaged", do) from error
+    version = journal["schema_version"]
+    raise DataError(f"schema {SCHEMA_VERSION} or older", f"schema {version} in {path}", "update Kyomei to read it")
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -317,26 +327,44 @@ class ShardWriter:
         dtype: how activations are stored.
         site: module path that the rows come from.
         meta: what else the rows depend on; an earlier attempt with other values is refused.
+        ranks: processes that write into the folder together, all calling this and `close`; each keeps a journal of its own
+            shards, which are those whose number leaves its rank when divided by how many ranks there are.
 
     Attributes:
-        finished: numbers of the shards that are complete.
+        finished: numbers of this rank's shards that are complete.
         discarded: files of the earlier attempt that were damaged and must be written again.
 
     Raises:
         RunError: the folder holds a harvest of something else, or the disk is full.
     """
 
-    def __init__(self, folder: str | Path, dim: int, dtype: Dtype, site: str, meta: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: str | Path, dim: int, dtype: Dtype, site: str, meta: dict[str, Any], ranks: Ranks = ALONE
+    ) -> None:
         self.folder, self.dim, self.dtype, self.site, self.meta = Path(folder), dim, dtype, site, meta
         self._head = {"schema_version": SCHEMA_VERSION, "site": site, "dtype": dtype, "dim": dim}
         self._shards: dict[int, dict[str, Any]] = {}
+        self._ranks = ranks
         self.discarded: list[str] = []
-        make_folder(self.folder)
-        remove_temporaries(self.folder)
-        earlier = read_journal(self.folder)
+        # Read once for all: a rank that is slow to read would find what another already writes.
+        earlier = ranks.tell(ranks.first(self._prepare))[0]
         if earlier is not None:
             self._require_same(earlier)
-            self._adopt(earlier["shards"])
+            self._adopt(earlier["shards"], whole="num_rows" in earlier)
+
+    def _prepare(self) -> dict[str, Any] | None:
+        """What an earlier attempt left, put in order: no files of killed processes, and one journal of all its ranks."""
+        make_folder(self.folder)
+        remove_temporaries(self.folder)
+        journals = _journals(self.folder)
+        if journals and not (self.folder / INDEX).exists() and journals != [self.folder / JOURNAL]:
+            read = [_read_journal(path) for path in journals]
+            entries = {entry["file"]: entry for journal in read for entry in journal["shards"]}
+            self._write(JOURNAL, {**read[0], "shards": [entries[file] for file in sorted(entries)]})
+            for path in journals:
+                if path.name != JOURNAL:
+                    path.unlink(missing_ok=True)
+        return read_journal(self.folder)
 
     @property
     def finished(self) -> frozenset[int]:
@@ -354,20 +382,34 @@ class ShardWriter:
                 do = "harvest into another folder, or start over with --overwrite"
                 raise RunError(f"{key} = {held.get(key)!r}, as harvested before in {self.folder}", f"{key} = {value!r}", do)
 
-    def _adopt(self, entries: list[dict[str, Any]]) -> None:
+    def _adopt(self, entries: list[dict[str, Any]], whole: bool) -> None:
+        """Take over this rank's shards of an earlier attempt, which ended or not."""
         for entry in entries:
+            number = number_of(entry["file"])
+            if number % self._ranks.size != self._ranks.rank:
+                continue
             path = self.folder / entry["file"]
             if path.exists() and sha256_of(path) == entry["sha256"]:
-                self._shards[int(entry["file"].split("-")[1].split(".")[0])] = entry
+                self._shards[number] = entry
             else:
                 self.discarded.append(entry["file"])
-        if self.discarded:
-            self._journal()
+        damaged = any(self._ranks.tell(bool(self.discarded)))
+        if damaged or not whole:
+            # The leading rank's journal, or the index, holds the shards of all until the others have theirs.
+            if not self._ranks.leads:
+                self._journal()
+            self._ranks.tell(None)
+            self._ranks.first(self._journal)
 
     def _journal(self) -> None:
         entries = [self._shards[number] for number in sorted(self._shards)]
-        write_atomic(self.folder / JOURNAL, json.dumps({**self._head, "meta": self.meta, "shards": entries}, indent=1).encode())
-        (self.folder / INDEX).unlink(missing_ok=True)  # it would claim that the harvest is finished
+        name = JOURNAL if self._ranks.leads else f"progress-{self._ranks.rank}.json"
+        self._write(name, {**self._head, "meta": self.meta, "shards": entries})
+        if self._ranks.leads:
+            (self.folder / INDEX).unlink(missing_ok=True)  # it would claim that the harvest is finished
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        write_atomic(self.folder / name, json.dumps(content, indent=1).encode())
 
     def write(
         self,
@@ -401,15 +443,38 @@ class ShardWriter:
         self._journal()
 
     def close(self) -> ShardFolder:
-        """Write index.json and open what was written."""
-        missing = sorted(set(range(max(self._shards, default=0) + 1)) - set(self._shards))
-        num_rows = sum(entry["num_rows"] for entry in self._shards.values())
+        """Write index.json, once all ranks have written their shards, and open what was written.
+
+        Raises:
+            DataError: a shard is missing, or there is no row.
+        """
+        parts = self._ranks.tell(self._shards)
+        self._ranks.first(lambda: self._close({number: entry for part in parts for number, entry in part.items()}))
+        return ShardFolder(self.folder, verify=False)
+
+    def _close(self, shards: dict[int, dict[str, Any]]) -> None:
+        missing = sorted(set(range(max(shards, default=0) + 1)) - set(shards))
+        num_rows = sum(entry["num_rows"] for entry in shards.values())
         if missing or not num_rows:
             found = f"shard {missing[0]} not written" if missing else "no row"
             raise DataError("every shard, and rows in them", f"{found} in {self.folder}", "harvest more tokens, or resume")
-        entries = [self._shards[number] for number in sorted(self._shards)]
+        entries = [shards[number] for number in sorted(shards)]
         totals = {key: sum(entry["counts"].get(key, 0) for entry in entries) for key in entries[0]["counts"]}
-        index = {**self._head, "num_rows": num_rows, "meta": {**self.meta, **totals}, "shards": entries}
-        write_atomic(self.folder / INDEX, json.dumps(index, indent=1).encode())
-        (self.folder / JOURNAL).unlink(missing_ok=True)
-        return ShardFolder(self.folder, verify=False)
+        self._write(INDEX, {**self._head, "num_rows": num_rows, "meta": {**self.meta, **totals}, "shards": entries})
+        remove_journals(self.folder)
+
+
+def number_of(file: str) -> int:
+    """A shard's place, from its file's name."""
+    return int(file.split("-")[1].split(".")[0])
+
+
+def _journals(folder: Path) -> list[Path]:
+    """Journals of all ranks of harvests that did not end here."""
+    return sorted(path for path in folder.glob("progress*.json") if JOURNALS.fullmatch(path.name))
+
+
+def remove_journals(folder: Path) -> None:
+    """Remove what only a harvest that did not end needs."""
+    for path in _journals(folder):
+        path.unlink(missing_ok=True)

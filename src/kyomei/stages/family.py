@@ -44,15 +44,20 @@ def begun(
     Args:
         folder, resume, overwrite, command: as `Run.create` takes them.
         family: what is asked.
-        reporter: shows progress.
+        reporter: shows progress; on a mesh, all its ranks harvest together.
         harvest: that in another folder which it learns from; none: the one that it already names, or its own.
 
     Raises:
         RunError: as `Run.create` does; the run that is there has other members or another harvest.
     """
-    there = Run.find(folder, family.base, resume=resume, overwrite=overwrite)
-    if there is not None:
-        _refuse_other_members(there, family)
+
+    def found() -> Run | None:
+        there = Run.find(folder, family.base, resume=resume, overwrite=overwrite)
+        if there is not None:
+            _refuse_other_members(there, family)
+        return there
+
+    there = reporter.mesh.first(found)
     facts = {VARIED: {key: list(values) for key, values in family.varied.items()}} if family.varied else {}
     if harvest is None:
         return harvested_run(folder, family.base, reporter, resume=resume, overwrite=overwrite, command=command, facts=facts)

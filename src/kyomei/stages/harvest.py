@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from kyomei.config import Recipe
 from kyomei.errors import DataError
 from kyomei.learning.fit import choose_device
+from kyomei.learning.mesh import Mesh, processes
 from kyomei.runs import Run
 from kyomei.source.corpus import Corpus
 from kyomei.source.harvest import harvest
@@ -86,16 +88,35 @@ def harvested_run(
 
     Args:
         folder, recipe, resume, overwrite, command, facts: as `Run.create` takes them.
-        reporter: shows progress.
+        reporter: shows progress; on a mesh, all its ranks harvest together.
     """
-    run, source = Run.find(folder, recipe, resume=resume, overwrite=overwrite), None
-    if run is None:
+    mesh = reporter.mesh
+
+    def begin() -> Source | None:
+        if Run.find(folder, recipe, resume=resume, overwrite=overwrite) is not None:
+            return None
         source = open_source(recipe, reporter)
-        run = Run.create(folder, recipe, resume=resume, overwrite=overwrite, command=command, facts=facts)
-    if not run.done(STAGE):
-        with run.lock():
+        Run.create(folder, recipe, resume=resume, overwrite=overwrite, command=command, facts=facts)
+        return source
+
+    source = mesh.first(begin)
+    run = Run.open(folder)
+    if not mesh.tell(run.done(STAGE))[0]:
+        with run.lock() if mesh.leads else contextlib.nullcontext():
+            mesh.wait()
             harvest_run(run, reporter, source)
     return run
+
+
+@contextlib.contextmanager
+def ranks_of(recipe: Recipe, reporter: Reporter) -> Iterator[Reporter]:
+    """The reporter of this process among those that torchrun started to harvest together; they part when the block ends."""
+    if processes() == 1:
+        yield reporter
+        return
+    mesh = Mesh.side_by_side(choose_device(recipe.device))
+    yield reporter.on(mesh)
+    mesh.leave()
 
 
 def harvest_run(run: Run, reporter: Reporter, source: Source | None = None) -> dict[str, Any]:
@@ -109,29 +130,48 @@ def harvest_run(run: Run, reporter: Reporter, source: Source | None = None) -> d
     Returns:
         Facts for the summary: rows and dropped rows of each part at each site.
     """
-    recipe = run.recipe
-    if not run.done(STAGE):
-        reporter.note_threads(run)
-        source = source or open_source(recipe, reporter, run.path("tokens"))
-        if recipe.source.keep_text:
-            do = "source.keep_text=false keeps token ids instead"
-            reporter.note(f"{run.path('tokens')} holds the text of whole documents, for you alone to read; {do}")
-        if source.corpus is not None:
-            run.note(corpus=source.corpus)
-        named = {"name": source.model.name, "revision": recipe.source.revision, "weights": source.model.fingerprint()}
-        run.note(model=named)
-        _save_tokens(run, source.tokens)
-        tokens = {part: source.tokens[part] for part in part_names(recipe)}
-        for part, packed in tokens.items():
+    mesh = reporter.mesh
+    if not mesh.tell(run.done(STAGE))[0]:
+        source = mesh.first(lambda: _prepared(run, reporter, source)) or _read_back(run)
+        for part in part_names(run.recipe):
             with reporter.progress(f"harvest {part}") as progress:
                 folder = run.path(f"activations/{part}")
-                harvest(source.model, packed, folder, recipe.source, progress=progress)
-            run.record(f"activations/{part}")
-        run.record("tokens")
-        split = {part: [d.name for d in packed.documents] for part, packed in tokens.items()}
-        run.note(sites=list(source.sites), split=split)
-        run.finish(STAGE)
+                harvest(source.model, source.tokens[part], folder, run.recipe.source, progress=progress, ranks=mesh)
+        mesh.first(lambda: _finish(run, source))
     return summary(run)
+
+
+def _prepared(run: Run, reporter: Reporter, source: Source | None) -> Source:
+    """What is harvested, with its tokens in the run's folder."""
+    recipe = run.recipe
+    reporter.note_threads(run)
+    source = source or open_source(recipe, reporter, run.path("tokens"))
+    if recipe.source.keep_text:
+        do = "source.keep_text=false keeps token ids instead"
+        reporter.note(f"{run.path('tokens')} holds the text of whole documents, for you alone to read; {do}")
+    if source.corpus is not None:
+        run.note(corpus=source.corpus)
+    named = {"name": source.model.name, "revision": recipe.source.revision, "weights": source.model.fingerprint()}
+    run.note(model=named)
+    _save_tokens(run, source.tokens)
+    return source
+
+
+def _read_back(run: Run) -> Source:
+    """The same on a rank that did not prepare it."""
+    model = load_model(run.recipe)
+    tokens = {part: Tokens.load(run.path(f"tokens/{part}")) for part in part_names(run.recipe)}
+    return Source(model, run.recipe.source.sites or (model.default_site(),), tokens)
+
+
+def _finish(run: Run, source: Source) -> None:
+    parts = part_names(run.recipe)
+    for part in parts:
+        run.record(f"activations/{part}")
+    run.record("tokens")
+    split = {part: [d.name for d in source.tokens[part].documents] for part in parts}
+    run.note(sites=list(source.sites), split=split)
+    run.finish(STAGE)
 
 
 def load_model(recipe: Recipe) -> LanguageModel:
@@ -139,8 +179,14 @@ def load_model(recipe: Recipe) -> LanguageModel:
     dtype = torch.bfloat16 if recipe.dtype == "bfloat16" else torch.float32
     device = choose_device(recipe.device)
     source = recipe.source
-    seed = source.random_weights_seed
-    return LanguageModel.load(source.model, revision=source.revision, device=device, dtype=dtype, random_weights_seed=seed)
+    return LanguageModel.load(
+        source.model,
+        revision=source.revision,
+        device=device,
+        dtype=dtype,
+        random_weights_seed=source.random_weights_seed,
+        all_devices=source.devices == "all",
+    )
 
 
 def streamed(run: Run, replica: int) -> StreamedRows | None:

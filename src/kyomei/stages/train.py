@@ -94,10 +94,10 @@ def train_run(run: Run, reporter: Reporter) -> dict[str, Any]:
 
     Raises:
         DataError: before the first training, what measure would refuse after it.
-        RunError: on a mesh, if the run is not harvested yet: one process does that.
+        RunError: on a mesh, if the run is not harvested yet.
     """
     if reporter.mesh.size > 1 and not run.done(STAGE):
-        raise RunError("a harvested run on a mesh", f"none in {run.folder}", "run `kyomei harvest` first, in one process")
+        raise RunError("a harvested run on a mesh", f"none in {run.folder}", "run `kyomei harvest` first, alone or under torchrun")
     if run.done(STAGE) and not trained(run):
         reporter.note_threads(run)
     harvested = harvest_run(run, reporter)
