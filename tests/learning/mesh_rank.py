@@ -1,5 +1,6 @@
 """One rank of a mesh: `torchrun … mesh_rank.py OUT DATA FEATURES MECHANISM DTYPE STEPS [FOLDER]`.
 
+A mechanism with "-stream" after its name trains on rows that a language model makes meanwhile, and counts its windows.
 The mechanism "resonance" searches for directions instead of training, and shows what neighbours merge to.
 """
 
@@ -10,14 +11,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from kyomei.atomic import write_atomic
-from kyomei.config import ResonanceRecipe, TrainRecipe
+from kyomei.config import ResonanceRecipe, SourceRecipe, TrainRecipe
 from kyomei.dictionary.mechanisms import (
     GBA,
     L1,
@@ -34,9 +38,13 @@ from kyomei.learning.latents import random_start
 from kyomei.learning.merging import merge
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.resonance import resonate
+from kyomei.learning.spaces import Normalisation
 from kyomei.learning.training import train
 from kyomei.learning.workplace import Workplace
-from kyomei.source.rows import TensorRows
+from kyomei.source.model import LanguageModel
+from kyomei.source.rows import Rows, TensorRows
+from kyomei.source.stream import StreamedRows
+from kyomei.source.text import Document, Tokens
 
 WIDTH, DIM, ROWS = 64, 16, 4000
 
@@ -69,6 +77,26 @@ def rows_of(dtype: torch.dtype) -> Tensor:
     return (active.double() @ planted + 0.3).to(dtype)
 
 
+def streamed(mesh: Mesh) -> tuple[StreamedRows, list[int]]:
+    """Rows of a tiny model as it makes them, and the windows that this rank ran."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": DIM, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 2}
+    network = transformers.LlamaModel(transformers.LlamaConfig(vocab_size=64, **sizes))
+    model = LanguageModel(network, SimpleNamespace(all_special_ids=[0]), "tiny")
+    ids = torch.randint(1, 64, (140, 16))
+    spans = torch.zeros_like(ids, dtype=torch.int32)
+    windows, capture = [0], model.capture
+
+    def counted(ids: Tensor, *rest: Any) -> dict[str, Tensor]:
+        windows[0] += len(ids)
+        return capture(ids, *rest)
+
+    model.capture = counted  # type: ignore[method-assign,assignment]
+    recipe = SourceRecipe(sites=("layers.1.mlp",), context=16, windows_per_batch=4)
+    tokens = Tokens(ids, spans, spans, spans, [Document("a", "a")])
+    return StreamedRows(model, tokens, "layers.1.mlp", recipe, windows_per_buffer=20, ranks=mesh), windows
+
+
 def search(x: Tensor, mesh: Mesh) -> dict[str, Tensor]:
     """Resonant directions, and clusters of more rows than one block of a merge has."""
     recipe = ResonanceRecipe(frequencies=(0.02, 0.05), neurons=256, rounds=2, steps=6, min_stability=0.0)
@@ -82,9 +110,12 @@ def main() -> None:
     out, data, features, name, dtype, steps, *rest = sys.argv[1:]
     torch.set_num_threads(1)
     mesh = Mesh.join(int(data), int(features))
-    x = rows_of(getattr(torch, dtype))
+    rows: Rows = TensorRows(rows_of(getattr(torch, dtype)))
+    windows = [0]
+    if name.endswith("-stream"):
+        rows, windows = streamed(mesh)
     if name == "resonance":
-        found = search(x, mesh)
+        found = search(rows_of(getattr(torch, dtype)), mesh)
         if mesh.leads:
             save_file({key: tensor.contiguous() for key, tensor in found.items()}, out)
         mesh.leave()
@@ -104,16 +135,19 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     sae = train(
         start,
-        MAKERS[name](),
-        TensorRows(x),
+        MAKERS[name.removesuffix("-stream")](),
+        rows,
         recipe,
         seed=0,
         dtype=getattr(torch, dtype),
+        normalisation=Normalisation.measure(rows.sample() if isinstance(rows, StreamedRows) else rows),
         workplace=Workplace(folder=folder, progress=say, resume=True, mesh=mesh),
     )
+    run = sum(mesh.tell(windows[0]))
     if mesh.leads:
         tensors = {n: getattr(sae, n) for n in ("encoder", "decoder", "threshold", "center", "bias")}
-        save_file({n: t.contiguous() for n, t in tensors.items() if t is not None}, out)
+        kept = {n: t.contiguous() for n, t in tensors.items() if t is not None}
+        save_file({**kept, "windows": torch.tensor(run)}, out)
     mesh.leave()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.source.threads_as_ranks import Rank, together
 
 import kyomei
 from kyomei.config import SourceRecipe
@@ -57,6 +58,39 @@ def test_buffers_follow_one_another_and_two_are_held(rows: StreamedRows) -> None
     for step in range(steps):
         rows.read(order.indices(step))
         assert len(rows._held) <= 3  # two, and the one that a batch across a border leaves
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_read_the_rows_of_one_process_and_run_each_window_once(
+    llama: LanguageModel, tokens: Tokens, rows: StreamedRows, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Two passes make a buffer, so of four ranks two have nothing of it; each reads other rows, also of two buffers."""
+    order, steps = rows.order(12, seed=3), 17
+    expected = [rows.read(order.indices(step), ahead=False) for step in range(steps)]
+    sample = rows.sample().read(np.arange(5))
+    captured: list[int] = []
+    capture = llama.capture
+    monkeypatch.setattr(llama, "capture", lambda ids, *rest: (captured.append(len(ids)), capture(ids, *rest))[1])
+
+    def own(rank: Rank) -> list[torch.Tensor]:
+        stream = StreamedRows(llama, tokens, SITE, RECIPE, windows_per_buffer=4, ranks=rank)
+        part = slice(rank.rank * 12 // size, (rank.rank + 1) * 12 // size)
+        read = [stream.read(order.indices(step)[part], ahead=order.goes_on(step, steps)) for step in range(steps)]
+        assert max(len(buffer.made) for buffer in stream._buffers.values()) <= 3 * 16, "each holds its own passes"
+        assert torch.equal(stream.sample().read(np.arange(5)), sample)
+        return read
+
+    for step, parts in enumerate(zip(*together(size, own), strict=True)):
+        assert torch.equal(torch.cat(parts), expected[step])
+    visited = {int(number) for step in range(steps) for number in order.indices(step) // rows.rows_per_buffer}
+    # The last look at the sample runs the first buffer anew.
+    assert len(visited) == 4 and sum(captured) == 4 * (len(visited) + 1)
+
+
+def test_what_bounds_a_training_on_a_stream_is_said(rows: StreamedRows) -> None:
+    rows.seconds_waited = 3.0
+    assert "the language model bounds it: steps waited for its rows in 3.0 of 10.0 seconds; more processes" in rows.account(10)
+    assert "runs behind the steps, which waited for its rows in 3.0 of 40.0 seconds" in rows.account(40)
 
 
 def test_a_stopped_training_on_a_stream_is_resumed_to_the_same_bytes(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -35,6 +37,11 @@ class Rank:
         if told is not None:
             raise told
         return found
+
+    def exchange(self, parts: Sequence[Tensor], lengths: Sequence[int], /) -> list[Tensor]:
+        came = [told[self.rank] for told in self.tell(list(parts))]
+        assert [len(part) for part in came] == list(lengths), "a rank waits for as many rows as are sent to it"
+        return came
 
 
 def together(size: int, work: Callable[[Rank], T]) -> list[T]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from kyomei.errors import KyomeiError, RecipeError, RunError
 TIMEOUT_SECONDS = 600
 """A rank that says nothing for so long is lost; one that dies is noticed at once."""
 PATIENCE = timedelta(days=7)
-"""How long ranks wait for one another where one reads a whole corpus, or has a slower device: only a dead rank is lost there."""
+"""How long ranks wait where one of them reads a whole corpus, or has a slower device: only a dead rank is lost there."""
 
 T = TypeVar("T")
 
@@ -208,6 +208,16 @@ class Mesh:
         if said is not None:
             raise getattr(errors, said[0])(*said[1:])
         return found
+
+    def exchange(self, parts: Sequence[Float[Tensor, "_ dim"]], lengths: Sequence[int]) -> list[Float[Tensor, "_ dim"]]:
+        """What every rank has for this one: part i goes to rank i, and `lengths` says how many rows come from each."""
+        if self.size == 1:
+            return list(parts)
+        sent = torch.cat(list(parts)).to(self.device).contiguous()
+        came = sent.new_empty((sum(lengths), *sent.shape[1:]))
+        with _loss_named():
+            dist.all_to_all_single(came, sent, list(lengths), [len(part) for part in parts])
+        return list(torch.split(came.to(parts[0].device), list(lengths)))
 
     def _reduced(self, x: Tensor, operation: Any, group: Any) -> Tensor:
         moved = x.detach().to(self.device, copy=True).contiguous()

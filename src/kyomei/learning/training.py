@@ -26,6 +26,7 @@ from kyomei.learning.workplace import EventSink, Workplace
 from kyomei.source.order import BatchOrder, order_of
 from kyomei.source.rows import Rows
 from kyomei.source.shards import ShardFolder
+from kyomei.source.stream import BufferOrder, StreamedRows
 
 # What these keys change is written, not learnt, so a resumed training may have others.
 _FREE_KEYS = ("log_every", "checkpoint_every")
@@ -72,6 +73,8 @@ class _Ahead:
 
     def _read(self, step: int) -> tuple[np.ndarray, Tensor]:
         index = self.order.indices(step)[self.part]
+        if isinstance(self.order, BufferOrder) and isinstance(self.rows, StreamedRows):
+            return index, self.rows.read(index, ahead=self.order.goes_on(step, self.steps))
         return index, self.rows.read(index)
 
 

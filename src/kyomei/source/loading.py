@@ -34,7 +34,7 @@ _log = logging.getLogger("kyomei")
 def load(
     name: str, revision: str | None, dtype: torch.dtype, random_weights_seed: int | None, spread: bool = False
 ) -> tuple[nn.Module, Any, str]:
-    """A model on the CPU, or spread over all devices, its tokenizer and what to call it; `LanguageModel.load` says what the arguments mean.
+    """A model on the CPU, or spread over all devices, its tokenizer and what to call it, as `LanguageModel.load` says.
 
     Raises:
         ModelError: it is missing, damaged, or without a tokenizer; weights and class do not fit; a package is missing; or it

@@ -87,8 +87,8 @@ class LanguageModel:
                 stay on one.
 
         Raises:
-            ModelError: it has no room on the devices; it is missing, damaged, or without a tokenizer; its weights are not those of its class, or not
-                finite; a package is missing; or it needs code from the hub.
+            ModelError: it has no room on the devices; it is missing, damaged, or without a tokenizer; its weights are not
+                those of its class, or not finite; a package is missing; or it needs code from the hub.
         """
         spread = all_devices and random_weights_seed is None
         model, tokenizer, name = load(name, revision, dtype, random_weights_seed, spread)

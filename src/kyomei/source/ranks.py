@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
+
+from jaxtyping import Shaped
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -29,6 +32,11 @@ class Ranks(Protocol):
     def first(self, work: Callable[[], T]) -> T | None:
         """What the leading rank's work gives, none on the others, which wait for it; a refusal there is one on all."""
 
+    def exchange(
+        self, parts: Sequence[Shaped[Tensor, "_ dim"]], lengths: Sequence[int], /
+    ) -> list[Shaped[Tensor, "_ dim"]]:
+        """What every rank has for this one: part i goes to rank i, and `lengths` says how many rows come from each."""
+
 
 class _Alone:
     """One process, which talks to nobody."""
@@ -40,6 +48,9 @@ class _Alone:
 
     def first(self, work: Callable[[], T]) -> T | None:
         return work()
+
+    def exchange(self, parts: Sequence[Tensor], lengths: Sequence[int], /) -> list[Tensor]:
+        return list(parts)
 
 
 ALONE: Ranks = _Alone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from kyomei.source.corpus import Corpus
 from kyomei.source.harvest import harvest
 from kyomei.source.model import LanguageModel
 from kyomei.source.parts import Split, split_tokens
+from kyomei.source.ranks import Ranks
 from kyomei.source.records import Fields
 from kyomei.source.stream import StreamedRows
 from kyomei.source.text import Document, Packer, Tokens
@@ -176,21 +178,33 @@ def _finish(run: Run, source: Source) -> None:
 
 def load_model(recipe: Recipe) -> LanguageModel:
     """The recipe's language model, on the device and in the precision it asks for."""
-    dtype = torch.bfloat16 if recipe.dtype == "bfloat16" else torch.float32
-    device = choose_device(recipe.device)
+    return LanguageModel.load(**_which_model(recipe))
+
+
+def _which_model(recipe: Recipe) -> dict[str, Any]:
     source = recipe.source
-    return LanguageModel.load(
-        source.model,
-        revision=source.revision,
-        device=device,
-        dtype=dtype,
-        random_weights_seed=source.random_weights_seed,
-        all_devices=source.devices == "all",
-    )
+    return {
+        "name": source.model,
+        "revision": source.revision,
+        "device": choose_device(recipe.device),
+        "dtype": torch.bfloat16 if recipe.dtype == "bfloat16" else torch.float32,
+        "random_weights_seed": source.random_weights_seed,
+        "all_devices": source.devices == "all",
+    }
 
 
-def streamed(run: Run, replica: int) -> StreamedRows | None:
-    """Rows of a replica's documents that training steps read straight from the model; none where they read stored ones."""
+_kept_model = functools.lru_cache(maxsize=1)(LanguageModel.load)
+"""The same, loaded once for all replicas that stream from it."""
+
+
+def streamed(run: Run, replica: int, ranks: Ranks) -> StreamedRows | None:
+    """Rows of a replica's documents that training steps read straight from the model; none where they read stored ones.
+
+    Args:
+        run: harvested.
+        replica: whose documents.
+        ranks: processes that train together: each runs its share of the model's passes.
+    """
     source = run.recipe.source
     if not source.streamed_tokens:
         return None
@@ -198,7 +212,7 @@ def streamed(run: Run, replica: int) -> StreamedRows | None:
     buffer = min(source.windows_per_shard, len(tokens.ids))
     # A massive row is one for the stream where it is one for what was stored.
     median_norm = activations(run, f"replica-{replica}", verify=False).meta["median_norm"]
-    return StreamedRows(load_model(run.recipe), tokens, site_of(run), source, buffer, median_norm)
+    return StreamedRows(_kept_model(**_which_model(run.recipe)), tokens, site_of(run), source, buffer, median_norm, ranks=ranks)
 
 
 def _stream_names(recipe: Recipe) -> list[str]:

@@ -97,7 +97,8 @@ def train_run(run: Run, reporter: Reporter) -> dict[str, Any]:
         RunError: on a mesh, if the run is not harvested yet.
     """
     if reporter.mesh.size > 1 and not run.done(STAGE):
-        raise RunError("a harvested run on a mesh", f"none in {run.folder}", "run `kyomei harvest` first, alone or under torchrun")
+        do = "run `kyomei harvest` first, alone or under torchrun"
+        raise RunError("a harvested run on a mesh", f"none in {run.folder}", do)
     if run.done(STAGE) and not trained(run):
         reporter.note_threads(run)
     harvested = harvest_run(run, reporter)
@@ -145,16 +146,18 @@ def _train_replica(run: Run, arm: Arm, replica: int, reporter: Reporter) -> None
     directions = _directions(run, arm, rows, replica, seed, reporter)
     if directions is not None:
         directions = _used(run, arm, directions)
-    mesh = reporter.mesh
+    mesh, began = reporter.mesh, time.monotonic()
     sink = JsonlSink(folder / "events.jsonl", last_step=steps_done(folder)) if mesh.leads else None
     try:
         with reporter.progress(f"train {arm.folder}/{replica}") as progress:
-            stream = None if arm.control is not None and arm.control.gaussian else streamed(run, replica)
+            stream = None if arm.control is not None and arm.control.gaussian else streamed(run, replica, mesh)
             work = Workplace(folder, resume=True, sink=sink, progress=progress, mesh=mesh)
             sae = fit(rows, arm.recipe, seed=seed, directions=directions, stream=stream, workplace=work)
     finally:
         if sink is not None:
             sink.close()
+    if stream is not None:
+        reporter.note(f"train {arm.folder}/{replica}: {stream.account(time.monotonic() - began)}")
     if mesh.leads:
         sae.provenance = {**_provenance(run, arm, replica), **sae.provenance}
         if arm.control is None:
