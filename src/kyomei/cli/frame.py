@@ -67,7 +67,7 @@ def verb(threads: int | None, needs: str | None = None) -> Iterator[Reporter]:
         if threads is not None:
             torch.set_num_threads(threads)
         begin_verb()
-        reporter = Reporter()
+        reporter = Reporter.of_process()
         reporter.note(f"kyomei {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
         began = time.monotonic()
         yield reporter

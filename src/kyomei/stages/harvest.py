@@ -92,21 +92,26 @@ def harvested_run(
         folder, recipe, resume, overwrite, command, facts: as `Run.create` takes them.
         reporter: shows progress; on a mesh, all its ranks harvest together.
     """
-    mesh = reporter.mesh
+    mesh, alone = reporter.mesh, reporter.by_itself
 
-    def begin() -> Source | None:
-        if Run.find(folder, recipe, resume=resume, overwrite=overwrite) is not None:
-            return None
-        source = open_source(recipe, reporter)
+    def find() -> Run | None:
+        return Run.find(folder, recipe, resume=resume, overwrite=overwrite)
+
+    def begin() -> Source:
+        source = open_source(recipe, alone)
         Run.create(folder, recipe, resume=resume, overwrite=overwrite, command=command, facts=facts)
         return source
 
-    source = mesh.first(begin)
-    run = Run.open(folder)
-    if not mesh.tell(run.done(STAGE))[0]:
+    there = mesh.first(find)
+    is_new, is_done = mesh.tell((there is None, there is not None and there.done(STAGE)))[0]
+    # The others load the model while the leading rank reads the text.
+    model = None if is_done or mesh.leads else load_model(recipe)
+    source = mesh.first(begin) if is_new else None
+    run = there or Run.open(folder)
+    if not is_done:
         with run.lock() if mesh.leads else contextlib.nullcontext():
             mesh.wait()
-            harvest_run(run, reporter, source)
+            harvest_run(run, reporter, source, model)
     return run
 
 
@@ -121,20 +126,23 @@ def ranks_of(recipe: Recipe, reporter: Reporter) -> Iterator[Reporter]:
     mesh.leave()
 
 
-def harvest_run(run: Run, reporter: Reporter, source: Source | None = None) -> dict[str, Any]:
+def harvest_run(
+    run: Run, reporter: Reporter, source: Source | None = None, model: LanguageModel | None = None
+) -> dict[str, Any]:
     """Tokens and activations of every part; what is complete is kept, and what another folder has is looked up there.
 
     Args:
         run: where they go, unless it learns from a harvest in another folder.
-        reporter: shows progress.
+        reporter: shows progress; on a mesh, all its ranks harvest together.
         source: what is harvested; none: opened as the recipe says, where anything is missing.
+        model: that of a rank that did not open the source; none: loaded where it is needed.
 
     Returns:
         Facts for the summary: rows and dropped rows of each part at each site.
     """
     mesh = reporter.mesh
     if not mesh.tell(run.done(STAGE))[0]:
-        source = mesh.first(lambda: _prepared(run, reporter, source)) or _read_back(run)
+        source = mesh.first(lambda: _prepared(run, reporter.by_itself, source)) or _read_back(run, model)
         for part in part_names(run.recipe):
             with reporter.progress(f"harvest {part}") as progress:
                 folder = run.path(f"activations/{part}")
@@ -159,9 +167,9 @@ def _prepared(run: Run, reporter: Reporter, source: Source | None) -> Source:
     return source
 
 
-def _read_back(run: Run) -> Source:
+def _read_back(run: Run, model: LanguageModel | None) -> Source:
     """The same on a rank that did not prepare it."""
-    model = load_model(run.recipe)
+    model = model or load_model(run.recipe)
     tokens = {part: Tokens.load(run.path(f"tokens/{part}")) for part in part_names(run.recipe)}
     return Source(model, run.recipe.source.sites or (model.default_site(),), tokens)
 

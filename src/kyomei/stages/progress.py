@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -92,9 +93,20 @@ class Reporter:
     console: Console = field(default_factory=_console)
     mesh: Mesh = field(default_factory=Mesh)
 
+    @classmethod
+    def of_process(cls) -> Reporter:
+        """That of this process; of several that were started together all but the first are silent."""
+        leads = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+        return cls() if leads else cls(Console(quiet=True))
+
     def on(self, mesh: Mesh) -> Reporter:
         """The reporter of one rank of a mesh."""
         return Reporter(self.console if mesh.leads else Console(quiet=True), mesh)
+
+    @property
+    def by_itself(self) -> Reporter:
+        """The reporter of what one rank does while the others wait for it."""
+        return Reporter(self.console)
 
     def note(self, message: str) -> None:
         """Say what is going on."""
