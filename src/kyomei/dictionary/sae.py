@@ -224,6 +224,12 @@ class SparseAutoencoder:
             self.save_pretrained(folder, card=card or own_card(self, name))
             return hub.publish(Path(folder), name, private=private, revision=revision, message="Kyomei dictionary")
 
+    def require_dim(self, dim: int, site: str = "") -> None:
+        """Raise DataError unless rows of this dimension, at this site if one is named, are what it takes."""
+        if dim != self.dim:
+            found = f"rows of dimension {dim}" + (f" at {site}" if site else "")
+            raise DataError(f"rows of dimension {self.dim}, as the dictionary takes", found, "name the site it was trained on")
+
     def _accept(self, x: Numbers) -> Tensor:
         x = tensor_of(x).to(self.encoder.device, self.encoder.dtype)
         if x.ndim == 0 or x.shape[-1] != self.dim:

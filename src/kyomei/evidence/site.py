@@ -10,7 +10,6 @@ import numpy as np
 
 from kyomei.dictionary.figures import SAMPLE_ROWS, SampleFigures
 from kyomei.dictionary.sae import SparseAutoencoder
-from kyomei.errors import DataError
 from kyomei.source.rows import Rows, RowsLike, open_rows
 from kyomei.source.shards import ShardFolder
 
@@ -68,8 +67,7 @@ def check_site(sae: SparseAutoencoder, rows: RowsLike) -> SiteCheck:
         DataError: rows of another width, or unreadable ones.
     """
     rows = open_rows(rows)
-    if rows.dim != sae.dim:
-        raise DataError(f"rows of dimension {sae.dim}", f"dimension {rows.dim}", "use the site this was trained on")
+    sae.require_dim(rows.dim)
     here, known = sample_figures(sae, rows), [] if rows.num_rows < LEAST_ROWS else _known(sae)
     # Other documents of the same site may differ as much as the other parts of its run did.
     figures = [_other_figures(here, each) for each in known]

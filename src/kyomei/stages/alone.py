@@ -11,18 +11,17 @@ from kyomei.atomic import make_folder, sha256_of
 from kyomei.config import Recipe
 from kyomei.dictionary.formats import load, tensors_path
 from kyomei.dictionary.sae import SparseAutoencoder
-from kyomei.errors import DataError, RunError
 from kyomei.evidence.site import check_site
 from kyomei.locks import locked
 from kyomei.source.corpus import Corpus
 from kyomei.source.harvest import harvest
-from kyomei.source.hook_names import hub_id
 from kyomei.source.model import LanguageModel
 from kyomei.source.records import Fields
 from kyomei.source.shards import ShardFolder
 from kyomei.source.text import Packer, Tokens, pack
 from kyomei.stages.harvest import load_model
 from kyomei.stages.index import Indexed
+from kyomei.stages.place import recipe_for
 from kyomei.stages.progress import Reporter
 from kyomei.views.index import Subject, build, state_of
 from kyomei.views.index.redaction import Redaction
@@ -61,13 +60,7 @@ class Alone:
         out = out or (folder if folder.is_dir() else folder.parent) / FOLDER
         if (out / RECIPE).exists():
             return cls(folder, out, Recipe.read(out / RECIPE).with_values(said))
-        given = {**source_of(load(folder)), **said}
-        options = {"source.model": "--model", "source.sites": "--site", "source.text": "--text"}
-        missing = [option for key, option in options.items() if key not in given]
-        if missing:
-            found = f"a dictionary in {folder} that does not say, and no {', '.join(missing)}"
-            raise RunError("a model, a site and a text to take rows from", found, f"add {' and '.join(missing)}")
-        return cls(folder, out, Recipe().with_values(given))
+        return cls(folder, out, recipe_for(load(folder), str(folder), said))
 
     @property
     def site(self) -> str:
@@ -113,17 +106,6 @@ class Alone:
         """What there is of its index."""
         where = (self.folder.resolve().name, self.index_folder, state_of(self.index_folder, self.made_from(), thorough=True))
         return Indexed(NAME, ".", *where)
-
-
-def source_of(sae: SparseAutoencoder) -> dict[str, Any]:
-    """Settings of the source, by dotted key, as far as a dictionary says where it comes from."""
-    known = sae.provenance
-    own = {f"source.{key}": known.get(key) for key in ("model", "revision", "side")}
-    site = known.get("site") or known.get("hook_name")
-    own["source.sites"] = [site] if site else None
-    if "hook_name" in known and own["source.model"]:
-        own["source.model"] = hub_id(own["source.model"])
-    return {key: value for key, value in own.items() if value}
 
 
 def index_alone(alone: Alone, reporter: Reporter, *, rebuild: bool = False) -> Indexed:
@@ -176,11 +158,7 @@ def _harvest(alone: Alone, model: LanguageModel, reporter: Reporter) -> None:
 
 def _subject(alone: Alone, sae: SparseAutoencoder, model: LanguageModel) -> Subject:
     rows, source = alone.rows(), alone.recipe.source
-    if sae.dim != rows.dim:
-        found = f"rows of dimension {rows.dim} at {alone.site}"
-        raise DataError(
-            f"rows of dimension {sae.dim}, as the dictionary takes", found, "name the site it was trained on: --site"
-        )
+    sae.require_dim(rows.dim, alone.site)
     check_site(sae, rows)
     facts = {
         "dictionary": str(alone.folder.resolve().name),

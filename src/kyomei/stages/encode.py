@@ -19,15 +19,15 @@ from kyomei.config import Recipe
 from kyomei.dictionary.figures import usual_bound
 from kyomei.dictionary.formats import load
 from kyomei.dictionary.sae import SparseAutoencoder
-from kyomei.errors import DataError, RunError
+from kyomei.errors import DataError
 from kyomei.runs import Run
 from kyomei.source.passages import Passage, Passages
 from kyomei.source.text import Document, Encoded
-from kyomei.stages.alone import source_of
 from kyomei.stages.family import refuse_family
 from kyomei.stages.harvest import load_model
 from kyomei.stages.harvested import site_of
 from kyomei.stages.index import opened
+from kyomei.stages.place import recipe_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +77,7 @@ def of_folder(folder: Path, said: dict[str, Any]) -> Encoding:
         RunError: neither says which model or site.
     """
     sae = load(folder)
-    given = {**source_of(sae), **said}
-    missing = [option for option, key in (("--model", "source.model"), ("--site", "source.sites")) if key not in given]
-    if missing:
-        found = f"a dictionary in {folder} that does not say, and no {', '.join(missing)}"
-        raise RunError("the dictionary's model and site", found, f"add {' and '.join(missing)}")
-    recipe = Recipe().with_values(given)
+    recipe = recipe_for(sae, str(folder), said, needs_text=False)
     return Encoding(folder.resolve().name, sae, recipe, recipe.source.sites[0], {})
 
 

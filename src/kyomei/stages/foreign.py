@@ -17,14 +17,14 @@ from kyomei.dictionary.figures import SAMPLE_ROWS, SampleFigures
 from kyomei.dictionary.formats import TENSORS_FILE, read
 from kyomei.dictionary.hub import fetch
 from kyomei.dictionary.sae import SparseAutoencoder
-from kyomei.errors import DataError, RecipeError, RunError
+from kyomei.errors import RecipeError, RunError
 from kyomei.runs import Run
-from kyomei.stages.alone import source_of
 from kyomei.stages.arms import IMPORT_FILE, Pair, imported_pair
 from kyomei.stages.certify import certify_run, verdict_of
 from kyomei.stages.family import refuse_family
 from kyomei.stages.harvest import Source, harvest_run, open_source
 from kyomei.stages.harvested import STAGE, site_of
+from kyomei.stages.place import recipe_for
 from kyomei.stages.plan import plan
 from kyomei.stages.progress import Reporter
 from kyomei.stages.train import train_run, trained
@@ -74,12 +74,6 @@ class Foreign:
         found = read(path)
         name = re.sub(r"[^\w.]+", "-", named).strip("-.") or "sae"
         return cls(name, asked, f"{found.format}, {found.mechanism}", found.sae)
-
-    def source(self) -> dict[str, Any]:
-        """Settings of the source, by dotted key, as far as it says how its rows were made."""
-        context, bos = self.sae.provenance.get("context"), self.sae.provenance.get("prepend_bos")
-        own = {"source.context": context, "source.force_bos": bos or None}
-        return {**source_of(self.sae), **{key: value for key, value in own.items() if value is not None}}
 
 
 def certify_foreign(
@@ -185,13 +179,7 @@ def _existing(folder: Path, said: dict[str, Any]) -> Run | None:
 
 
 def _recipe(foreign: Foreign, said: dict[str, Any]) -> Recipe:
-    given = {**foreign.source(), **said}
-    options = {"source.model": "--model", "source.sites": "--site", "source.text": "--text"}
-    missing = [option for key, option in options.items() if key not in given]
-    if missing:
-        found = f"a dictionary in {foreign.origin} that does not say, and no {', '.join(missing)}"
-        raise RunError("a model, a site and a text to take rows from", found, f"add {' and '.join(missing)}")
-    recipe = Recipe().with_values({"dictionary.width": foreign.sae.width, **given})
+    recipe = recipe_for(foreign.sae, foreign.origin, {"dictionary.width": foreign.sae.width, **said})
     if len(recipe.source.sites) != 1:
         raise RecipeError("one site, the dictionary's", f"{len(recipe.source.sites)}", "name the one that it is of")
     return recipe
@@ -229,9 +217,7 @@ def sample_of(sae: SparseAutoencoder, source: Source, recipe: Recipe) -> SampleF
         if kept >= wanted:
             break
     x = torch.cat(parts)[:wanted]
-    if x.shape[1] != sae.dim:
-        found = f"rows of dimension {x.shape[1]} at {site}"
-        raise DataError(f"rows of dimension {sae.dim}, as the dictionary takes", found, "name its own site: --site")
+    sae.require_dim(x.shape[1], site)
     norms = x.norm(dim=1)
     return SampleFigures.measure(sae, x[norms <= recipe.source.norm_bound * norms.median()])
 

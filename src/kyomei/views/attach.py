@@ -193,9 +193,7 @@ def _act(
             ready[x.device] = there, change(there, bound)
         dictionary, codec = ready[x.device]
         rows = x.reshape(-1, x.shape[-1]).float()
-        if rows.shape[1] != dictionary.dim:
-            found = f"rows of dimension {rows.shape[1]} at '{tap.site}'"
-            raise DataError(f"rows of dimension {dictionary.dim}, as the dictionary takes", found, "attach it at its own site")
+        dictionary.require_dim(rows.shape[1], tap.site)
         if codec is None:
             code = dictionary.encode(rows).detach()
             chosen = code if tap.features is None else code[:, tap.features]
