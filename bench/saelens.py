@@ -4,8 +4,8 @@ make peers
 .peers/bin/python bench/saelens.py runs/harvest sae --kind batchtopk --model HuggingFaceTB/SmolLM2-135M-Instruct \
     --hook blocks.15.hook_mlp_out
 
-BatchTopK and JumpReLU with SAELens' own losses, its auxiliary loss and its dead latents; the JumpReLU has the quadratic loss that
-aims at a number of active latents. The rows are those of the first replica. What is printed is measured on them.
+BatchTopK and JumpReLU with SAELens' own losses; the JumpReLU has the quadratic one, which aims at a number of active latents.
+The rows are those of the first replica. What is printed is measured on them.
 """
 
 from __future__ import annotations

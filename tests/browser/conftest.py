@@ -26,14 +26,14 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 OTHER = "replicas-1"
 AXE = (Path(__file__).parent / "vendor" / "axe.min.js").read_text(encoding="utf-8")
 VERDICT = {
-    "verdict": {
-        "level": "partly",
-        "headline": "Trust this dictionary in part.",
-        "reasons": [
-            {"name": "certified", "side": "for", "figure": "10 of 100", "meaning": "every replica has them"},
-            {"name": "premises", "side": "unknown", "figure": "not checked", "meaning": "run `kyomei check` on the run"},
-        ],
-    },
+    "level": "partly",
+    "headline": "Trust this dictionary in part.",
+    "reasons": [
+        {"name": "certified", "side": "for", "figure": "10 of 100", "meaning": "every replica has them"},
+        {"name": "premises", "side": "unknown", "figure": "not checked", "meaning": "run `kyomei check` on the run"},
+    ],
+}
+FACTS = {
     "premises": {
         "verdict": "partly",
         "expected_frr": 0.5,
@@ -110,7 +110,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def explorer(tmp_path_factory: pytest.TempPathFactory) -> Explorer:
-    return make_explorer(tmp_path_factory.mktemp("run"), names=(NAME, OTHER), facts=VERDICT)
+    return make_explorer(tmp_path_factory.mktemp("run"), names=(NAME, OTHER), verdict=VERDICT, facts=FACTS)
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ def test_changed_data_or_dictionaries_are_measured_again(run: Run, name: str) ->
 def test_a_certificate_that_holds_is_read_while_another_process_works(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     held = Certificate("2026", "gba", SITE, "embedded", 0, [], 0, {}, {}, {}, {}, {}, [], {})
     monkeypatch.setattr(certify_stage, "standing", lambda run, pair: held)
-    monkeypatch.setattr(certify_stage, "verdict_of", lambda run: None)
+    monkeypatch.setattr(certify_stage, "verdict_of", lambda run, **which: None)
     with run.lock():
         assert certify_stage.certify(run.folder).created == "2026"
         assert Run.open(run.folder).done(STAGE)

@@ -25,7 +25,7 @@ ADDRESS = "http://127.0.0.1:8321"
 TURNING = "\u202etxt.exe\u2066"
 
 
-def make_explorer(folder: Path, *, names: tuple[str, ...] = (NAME,), **more: Any) -> Explorer:
+def make_explorer(folder: Path, *, names: tuple[str, ...] = (NAME,), verdict: Any = None, **more: Any) -> Explorer:
     """An explorer with an index of each dictionary, everything below `folder`."""
     model = embedded()
     texts = [(TEXT + "\n") * 4, f"{HOSTILE}\nimport os {TURNING}\n" * 4, "for i in range(10):\n    print(i)\n" * 8]
@@ -43,13 +43,13 @@ def make_explorer(folder: Path, *, names: tuple[str, ...] = (NAME,), **more: Any
             Subject(name=name, sae=sae, rows=rows, tokens=tokens, facts=facts, made_from=made_from), folder / "explore" / name
         )
         read: Callable[[], Any] = functools.partial(load, folder / name)
-        explored[name] = Explored(name, HOSTILE, folder / "explore" / name, folder / name, digest, read)
+        explored[name] = Explored(name, HOSTILE, folder / "explore" / name, folder / name, digest, read, verdict or {"headline": HOSTILE})
     options: dict[str, Any] = {
         "load_model": embedded,
         "tokens": lambda: tokens,
         "rows": lambda: rows,
         "replicas": 3,
-        "facts": {"verdict": HOSTILE},
+        "facts": {"title": HOSTILE},
     }
     return Explorer("a run", explored, SITE, folder / "explore" / "labels.sqlite", **{**options, **more})
 

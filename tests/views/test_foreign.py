@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.views.explorer_samples import client_of
 from typer.testing import CliRunner, Result
 
 import kyomei
@@ -17,10 +18,16 @@ from kyomei.cli import app
 from kyomei.dictionary.formats import write
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, Interrupted, RunError
+from kyomei.evidence.certificate import Certificate
+from kyomei.evidence.reproduction import NullMatches
+from kyomei.evidence.verdict import verdict
 from kyomei.runs import Run
+from kyomei.stages import certify as certify_stage
 from kyomei.stages import foreign as stage
-from kyomei.stages.arms import imported_pairs
-from kyomei.stages.certify import certificates_of, standing
+from kyomei.stages.alone import Alone
+from kyomei.stages.arms import imported_pairs, made_for, main_pair, own_pair
+from kyomei.stages.certify import certificate_path, certificates_of, certify_run, standing, verdict_of
+from kyomei.stages.explore import explorer_of, explorer_of_alone
 from kyomei.stages.foreign import Foreign, certify_foreign
 from kyomei.stages.index import index_run
 from kyomei.stages.measure import measure_run, measured
@@ -76,6 +83,26 @@ def test_the_runs_own_dictionary_from_elsewhere_gets_its_own_certificate(run: Ru
     assert first["fidelity"] == pytest.approx(second["fidelity"], rel=1e-4)
 
 
+def test_every_dictionary_meets_the_evidence_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two dictionaries from elsewhere and the run's own: five are surveyed, and one null; certificates are as if made alone."""
+    paths = [as_elsewhere(own(run), tmp_path / name) for name in ("one", "two")]
+    alone = [certify(run, path)["certificates"][f"imported {path.name}"] for path in paths]
+    for found in (run.path("certificate.json"), *run.folder.glob("imported/*/certificate.json")):
+        found.unlink()
+    surveyed, nulls = list[int](), list[str]()
+    survey, measure = certify_stage.survey, NullMatches.measure
+    monkeypatch.setattr(
+        certify_stage, "survey", lambda saes, *rest, **more: surveyed.append(len(saes)) or survey(saes, *rest, **more)
+    )
+    monkeypatch.setattr(NullMatches, "measure", lambda null, rows: nulls.append("") or measure(null, rows))
+    with run.lock():
+        together = certify_run(run, Reporter())["certificates"]
+    assert sum(surveyed) == 5 and len(nulls) == 1
+    for certificate in alone:
+        again = together[certificate["mechanism"]]
+        assert {**again, "created": ""} == {**certificate, "created": ""}
+
+
 def test_directions_that_no_replica_has_are_not_certified(run: Run, tmp_path: Path) -> None:
     sae = own(run)
     encoder = torch.nn.functional.normalize(torch.randn(sae.encoder.shape, generator=torch.Generator().manual_seed(3)), dim=1)
@@ -119,6 +146,76 @@ def test_it_is_one_more_dictionary_of_the_run(run: Run, tmp_path: Path) -> None:
     assert "own, imported" in compared.stdout
     said = verb("encode", run.folder, "def f(x):", "--dictionary", "imported-own-0", "--json")
     assert '"status": ' in said.stdout, said.stderr
+
+
+def test_a_run_that_is_made_for_it_is_about_it(run: Run, tmp_path: Path) -> None:
+    """Report, explorer, terminal: it is named and comes first; the run's own dictionary is named as such beside it."""
+    sae = own(run)
+    turned = SparseAutoencoder(
+        sae.encoder.flip(0), sae.decoder.flip(0), sae.threshold.flip(0), sae.center, activation="topk", k=sae.k
+    )
+    path = as_elsewhere(turned, tmp_path / "theirs")
+    certify(run, path)
+    mine, theirs = own_pair(run), imported_pairs(run)[0]
+    page = report_run(run).read_text(encoding="utf-8")
+    lead = f'<p class="lead"><b>{mine.title}.</b> {verdict_of(run, pair=mine).headline}'
+    assert lead in page and "<p>theirs, imported: " in page, "the run was not made for it"
+    run.note(**made_for("theirs"))
+    with run.lock():
+        measure_run(run, Reporter())
+        page = report_run(run).read_text(encoding="utf-8")
+        index_run(run, Reporter(), ["imported-theirs-0"])
+    assert f'<p class="lead"><b>theirs, imported.</b> {verdict_of(run, pair=theirs).headline}' in page
+    assert f"<p>{mine.title}: {verdict_of(run, pair=mine).headline}</p>" in page
+    assert list(certificates_of(run)) == [theirs.name, mine.name]
+    assert "the theirs, imported dictionary leaves" in page, "the first sentence of what was measured"
+    certificate = Certificate.read(certificate_path(run, theirs))
+    for example in run.read_json("examples.json"):
+        feature = certificate.feature(example["index"])
+        assert feature is not None and feature["frequency"] == pytest.approx(example["frequency"]), "cards are of theirs"
+    said = verb("report", run.folder)
+    assert said.stdout.startswith("theirs, imported: "), said.stdout
+    for client in client_of(explorer_of(run), read_only=True):
+        assert client.get("/api/state").json()["dictionary"] == "imported-theirs-0"
+        found = client.get("/api/overview").json()
+        assert found["verdict"]["dictionary"] == "theirs, imported" and found["certificate_state"] == "holds"
+    exported = verb("export", run.folder, tmp_path / "out", "--format", "saelens", "--json")
+    assert exported.exit_code == 0 and torch.equal(kyomei.load(tmp_path / "out").encoder, own(run).encoder), exported.stderr
+
+
+def test_a_certificate_that_lies_beside_a_dictionary_is_shown(indexed: Run, tmp_path: Path) -> None:
+    """Exported in another library's format, imported, explored without the run: statuses and origins are the certificate's."""
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    certificate = standing(indexed, own_pair(indexed))
+    assert certificate is not None
+    assert verb("export", indexed.folder, theirs, "--format", "saelens").exit_code == 0
+    assert verb("import", theirs, ours).exit_code == 0
+    asked = ["--text", "stdlib", "--tokens", "1024"]
+    for folder in (theirs, ours):
+        done = verb("index", folder, *asked, "--json")
+        assert done.exit_code == 0, done.stderr
+        for client in client_of(explorer_of_alone(Alone.asked(folder, None, {})), read_only=True):
+            state, overview = client.get("/api/state").json(), client.get("/api/overview").json()
+            assert {"state.no_certificate", "state.no_replicas"}.isdisjoint(note["key"] for note in state["notes"])
+            assert overview["certificate_state"] == "holds"
+            assert overview["verdict"]["headline"] == verdict(certificate.to_dict()).headline
+            rows = client.get("/api/features", params={"size": 200}).json()["rows"]
+            assert {row["latent"]: row["status"] for row in rows} == statuses(certificate.to_dict())
+            entry = next(feature for feature in certificate.features if feature["status"] != "dead")
+            feature = client.get(f"/api/features/{entry['index']}").json()
+            assert feature["origin"] == entry["origin"]["kind"] and "asked:" in feature["why"]
+    said = verb("encode", ours, "def f(x):", "--json")
+    assert said.exit_code == 0 and '"status": ' in said.stdout
+    old = replace(certificate, constants={**certificate.constants, "version": 0.0})
+    old.write(ours / "certificate.json")
+    again = verb("index", ours, "--json")
+    assert (
+        "certificate changed" in again.stderr
+        and Index(ours / "explore/dictionary").overview()["certificate_state"] == "expired"
+    )
+    replace(certificate, width=32).write(ours / "certificate.json")
+    other = verb("index", ours)
+    assert other.exit_code == 2 and "width 32" in other.stderr and "certificate.json" in other.stderr, other.stderr
 
 
 def test_what_makes_no_sense_is_refused(run: Run, tmp_path: Path) -> None:
@@ -211,6 +308,7 @@ def test_one_command_certifies_a_dictionary_from_elsewhere(indexed: Run, tmp_pat
     assert recipe.source.sites == ("blocks.2.hook_mlp_out",) and recipe.source.context == 64
     assert recipe.dictionary.width == 64 and recipe.dictionary.l0 == 6.0 and recipe.mechanism.name == "gba"
     facts = json.loads(done.stdout)
+    assert main_pair(Run.open(folder)).name == "imported own" and facts["verdict"]["dictionary"] == "own, imported"
     assert next(iter(facts["certificates"])) == "imported own" and facts["dictionary"] == "imported/own/0"
     again = verb("certify", folder, "--sae", path, "--json")
     assert again.exit_code == 0 and "train replicas" not in again.stderr, "nothing is done twice, nothing need be said twice"

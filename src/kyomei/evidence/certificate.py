@@ -119,6 +119,11 @@ class Certificate:
             return ["the rule"]
         return _differing(data, self.data) + [f"the rule's {name}" for name in _differing(constants, self.constants)]
 
+    @property
+    def is_of_this_rule(self) -> bool:
+        """Whether the rule in force would have given it: what it is about may have changed all the same."""
+        return not self.changed(self.data)
+
     def best(self, count: int) -> list[dict[str, Any]]:
         """Certified features that the replicas share most closely: by the weakest of all their figures, dense ones last."""
 

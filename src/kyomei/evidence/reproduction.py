@@ -60,6 +60,29 @@ class Match:
     correlation: Float64[np.ndarray, " width"]
 
 
+@dataclass(frozen=True, eq=False)
+class NullMatches:
+    """Two replicas on data without features, each in the other, and how often their latents are active.
+
+    Attributes:
+        there, back: the first in the second, and the other way round.
+        frequency, frequency_back: of the first's latents and of the second's, on rows that neither saw [width].
+    """
+
+    there: Match
+    back: Match
+    frequency: Float64[np.ndarray, " width"]
+    frequency_back: Float64[np.ndarray, " width"]
+
+    @classmethod
+    def measure(cls, null: tuple[SparseAutoencoder, SparseAutoencoder], rows: Rows) -> NullMatches:
+        """Compare the two on rows of the null that its replicas did not see."""
+        (a, b), space, index = null, Whitening.fit(rows), rows_used(rows.num_rows)
+        code_a, code_b = (encode_rows(sae, rows, index) for sae in null)
+        there, back = match(a, b, space, code_a, code_b), match(b, a, space, code_b, code_a)
+        return cls(there, back, firing_counts(code_a) / len(index), firing_counts(code_b) / len(index))
+
+
 class Cosines(NamedTuple):
     """Least MCS of encoders and decoders: each max(0.7, 99th percentile of the null)."""
 
@@ -182,7 +205,7 @@ def certify_latents(
     require_comparable(dictionaries, null, rows.dim)
     index = rows_used(rows.num_rows)
     codes = [encode_rows(sae, rows, index) for sae in dictionaries]
-    return compare_coded(dictionaries, codes, null, null_rows, whitening or Whitening.fit(rows))
+    return compare_coded(dictionaries, codes, NullMatches.measure(null, null_rows), whitening or Whitening.fit(rows))
 
 
 def require_replicas(count: int) -> None:
@@ -204,8 +227,7 @@ def require_comparable(
 def compare_coded(
     dictionaries: Sequence[SparseAutoencoder],
     codes: Sequence[sparse.csr_array],
-    null: tuple[SparseAutoencoder, SparseAutoencoder],
-    null_rows: Rows,
+    null: NullMatches,
     space: Whitening,
     latents: Int64[np.ndarray, " tested"] | None = None,
 ) -> Verdicts:
@@ -221,14 +243,13 @@ def compare_coded(
         kinship = [Kinship(kin.split[latents], kin.merged[latents]) for kin in kinship]
         first, code = _rows_of(first, latents), code[:, latents]
     matches = [match(first, other, space, code, z) for other, z in zip(others, other_codes, strict=True)]
-    (null_match, null_frequency), (back, frequency_back) = _null_matches(null, null_rows)
     # The rule comes from the null one way round and is tested the other way, on latents that did not set it.
-    rule = Rule.above(null_match, null_frequency)
-    false = rule.passed(back, frequency_back > DENSE_FREQUENCY)[frequency_back > 0]
+    rule = Rule.above(null.there, null.frequency)
+    false = rule.passed(null.back, null.frequency_back > DENSE_FREQUENCY)[null.frequency_back > 0]
     frequency = firing_counts(code) / code.shape[0]
     alive, dense = frequency > 0, frequency > DENSE_FREQUENCY
     joint = np.min([match.joint for match in matches], axis=0)
-    p_value = _p_values(joint, dense, null_match.joint, null_frequency)
+    p_value = _p_values(joint, dense, null.there.joint, null.frequency)
     return Verdicts(
         status=_statuses(alive, [rule.passed(match, dense) for match in matches], kinship),
         matches=matches,
@@ -272,16 +293,6 @@ def _p_values(
         at_least = len(against) - np.searchsorted(against, joint[own], side="left")
         p[own] = (1 + at_least) / (1 + len(against))
     return p
-
-
-def _null_matches(
-    null: tuple[SparseAutoencoder, SparseAutoencoder], rows: Rows
-) -> list[tuple[Match, Float64[np.ndarray, " width"]]]:
-    """Each of the two in the other, and how often its latents are active."""
-    space, index = Whitening.fit(rows), rows_used(rows.num_rows)
-    codes = [encode_rows(sae, rows, index) for sae in null]
-    ways = [(0, 1), (1, 0)]
-    return [(match(null[i], null[j], space, codes[i], codes[j]), firing_counts(codes[i]) / len(index)) for i, j in ways]
 
 
 def match(

@@ -64,11 +64,13 @@ class Verdict:
         level: "trust", "partly", "do not trust", or "not tested" where there is no certificate.
         headline: the answer in one sentence.
         reasons: what it rests on, each with its figure.
+        dictionary: whose it is; empty where there is only one that could be meant.
     """
 
     level: Level
     headline: str
     reasons: tuple[Reason, ...]
+    dictionary: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -77,7 +79,7 @@ class Verdict:
     def __str__(self) -> str:
         width = max(len(reason.name) for reason in self.reasons)
         lines = [f"  {r.side:<7}  {r.name:<{width}}  {r.figure}: {r.meaning}" for r in self.reasons]
-        return "\n".join([self.headline, *lines])
+        return "\n".join([f"{self.dictionary}: {self.headline}" if self.dictionary else self.headline, *lines])
 
 
 def verdict(

@@ -19,6 +19,7 @@ from kyomei.source.model import LanguageModel
 from kyomei.source.records import Fields
 from kyomei.source.shards import ShardFolder
 from kyomei.source.text import Packer, Tokens, pack
+from kyomei.stages.certify import certificate_beside, certificate_of_files
 from kyomei.stages.harvest import load_model
 from kyomei.stages.index import Indexed
 from kyomei.stages.place import recipe_for
@@ -98,6 +99,8 @@ class Alone:
             "rows": site / "index.json",
             "tokens": self.out / "tokens/index.json",
         }
+        if (certificate := certificate_beside(self.folder)) is not None:
+            files["certificate"] = certificate
         digests = {name: sha256_of(path) for name, path in files.items() if path.exists()}
         redaction = Redaction.kept(self.out)
         return digests if redaction is None else {**digests, "redaction": redaction.sha256}
@@ -160,6 +163,8 @@ def _subject(alone: Alone, sae: SparseAutoencoder, model: LanguageModel) -> Subj
     rows, source = alone.rows(), alone.recipe.source
     sae.require_dim(rows.dim, alone.site)
     check_site(sae, rows)
+    certificate = certificate_of_files(alone.folder, sae.width)
+    holds = certificate is not None and certificate.is_of_this_rule
     facts = {
         "dictionary": str(alone.folder.resolve().name),
         "title": alone.folder.resolve().name,
@@ -178,6 +183,8 @@ def _subject(alone: Alone, sae: SparseAutoencoder, model: LanguageModel) -> Subj
         tokens=Tokens.load(alone.out / "tokens"),
         facts=facts,
         made_from=alone.made_from(),
+        certificate=certificate.to_dict() if certificate is not None and holds else None,
+        certificate_state="holds" if holds else "none" if certificate is None else "expired",
         seed=alone.recipe.seed,
         redaction=Redaction.kept(alone.out),
         open_model=lambda: model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,17 @@ def imported_pairs(run: Run) -> list[Pair]:
     return [pair for name in names if run.done((pair := imported_pair(run, name)).arm.stage(0))]
 
 
+def made_for(name: str) -> dict[str, Any]:
+    """What the manifest of a run says that is made to test a dictionary from elsewhere (see `main_pair`)."""
+    return {"made_for": name}
+
+
+def main_pair(run: Run) -> Pair:
+    """The dictionary that a run is about: the one from elsewhere that it was made for, otherwise its own."""
+    name = run.manifest.get("made_for")
+    return own_pair(run) if name is None else imported_pair(run, name)
+
+
 def require_trained(run: Run, *pairs: Pair) -> None:
     """Raise RunError, with the first thing missing, unless all replicas of the pairs and of their nulls are trained."""
     for arm in (arm for pair in pairs for arm in pair.arms):
@@ -184,9 +196,15 @@ def require_trained(run: Run, *pairs: Pair) -> None:
 
 
 def trained_pairs(run: Run) -> list[Pair]:
-    """The run's own pair first, then the baselines that were trained beside it, then what comes from elsewhere."""
+    """The run's own pair, baselines that were trained beside it, and what comes from elsewhere; what it is about before all."""
     baselines = [baseline_pair(run, name) for name in BASELINES if _is_trained(run, name)]
-    return [own_pair(run), *baselines, *imported_pairs(run)]
+    return main_first(run, [own_pair(run), *baselines, *imported_pairs(run)])
+
+
+def main_first(run: Run, pairs: Sequence[Pair]) -> list[Pair]:
+    """The same pairs, the one that the run is about before the others."""
+    main = main_pair(run).name
+    return sorted(pairs, key=lambda pair: pair.name != main)
 
 
 def made_from(run: Run, *pairs: Pair) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +14,29 @@ from jaxtyping import Int64
 
 from kyomei.atomic import write_atomic
 from kyomei.dictionary.formats import CONFIG_FILE, note_certificate
-from kyomei.errors import RunError
+from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.errors import EvidenceError, RunError
 from kyomei.evidence.certificate import Certificate, dense_part, describe, rule_in_force, tally
 from kyomei.evidence.codes import total
 from kyomei.evidence.controls import GAUSSIAN, RANDOM_WEIGHTS
 from kyomei.evidence.origin import origin, share_difference
-from kyomei.evidence.reproduction import compare_coded, require_comparable, rows_used
+from kyomei.evidence.reproduction import NullMatches, compare_coded, require_comparable, rows_used
 from kyomei.evidence.site import check_site
-from kyomei.evidence.survey import survey
+from kyomei.evidence.survey import Survey, survey
 from kyomei.evidence.verdict import Verdict, verdict
 from kyomei.learning.spaces import Whitening
 from kyomei.learning.undisturbed import undisturbed
 from kyomei.runs import Run
 from kyomei.source.rows import Rows
+from kyomei.source.shards import ShardFolder
 from kyomei.source.text import Tokens
 from kyomei.stages.arms import (
     IMPORT_FILE,
     Pair,
     imported_pairs,
     made_from,
+    main_first,
+    main_pair,
     own_pair,
     random_weights_run,
     replica_seed,
@@ -73,7 +78,7 @@ def certify(run: Run | Path | str) -> Certificate:
     if certificate is None:
         with run.lock():
             certificate = certify_pair(run, own_pair(run), Reporter())
-    return replace(certificate, answer=verdict_of(run))
+    return replace(certificate, answer=verdict_of(run, pair=own_pair(run)))
 
 
 def standing(run: Run, pair: Pair) -> Certificate | None:
@@ -90,10 +95,37 @@ def certificate_path(run: Run, pair: Pair) -> Path:
     return run.path(FILE) if pair.arm.folder == "replicas" else run.path(f"{pair.arm.folder}/{FILE}")
 
 
+def certificate_beside(source: Path) -> Path | None:
+    """The certificate that lies beside a dictionary's files, in its folder or its file's; none: there is none."""
+    path = (source if source.is_dir() else source.parent) / FILE
+    return path if path.exists() else None
+
+
+def certificate_of_files(source: Path, width: int) -> Certificate | None:
+    """The certificate that lies beside a dictionary without a run, as it was given; none: there is none.
+
+    Its replicas and rows are elsewhere, and a format may fold the tensors: whether they have changed since cannot be told here.
+
+    Args:
+        source: folder or file of the dictionary.
+        width: of the dictionary.
+
+    Raises:
+        EvidenceError: it cannot be read, or is of another dictionary.
+    """
+    path = certificate_beside(source)
+    if path is None:
+        return None
+    found = Certificate.read(path)
+    if found.width != width:
+        do = f"move it away, or put the dictionary's own in its place: {path}"
+        raise EvidenceError(f"the certificate of a dictionary of width {width}", f"one of width {found.width}", do)
+    return found
+
+
 def certificates_of(run: Run) -> dict[str, Certificate]:
-    """Every certificate that still holds, by name: the run's own first, baselines', and that of random weights."""
-    own, *baselines = trained_pairs(run)
-    found = {own.name: standing(run, own), **{pair.name: standing(run, pair) for pair in baselines}}
+    """Every certificate that still holds, by name: of what the run is about first, and last that of random weights."""
+    found = {pair.name: standing(run, pair) for pair in trained_pairs(run)}
     folder = run.path(f"controls/{RANDOM_WEIGHTS.name}")
     if (folder / FILE).exists():
         nested = Run.open(folder)
@@ -109,22 +141,29 @@ def certified(run: Run, baselines: Sequence[str] = (), random_weights: bool = Fa
     return wanted <= there.keys() and run.recorded(FILE)
 
 
-def verdict_of(run: Run, certificates: Mapping[str, Certificate] | None = None, name: str | None = None) -> Verdict:
+def verdict_of(run: Run, certificates: Mapping[str, Certificate] | None = None, pair: Pair | None = None) -> Verdict:
     """The one answer about a dictionary, from what the run's stages have left so far.
 
     Args:
         run: trained.
         certificates: what `certificates_of` gave; none: looked up here.
-        name: of the certificate; none: of the run's own dictionary.
+        pair: the dictionary; none: what the run is about.
+
+    Returns:
+        The answer, which says whose it is where the run has dictionaries from elsewhere.
     """
     known = certificates_of(run) if certificates is None else certificates
-    own, control = (c.to_dict() if (c := known.get(name)) else None for name in (name or own_pair(run).name, RANDOM))
+    pair = pair or main_pair(run)
+    own, control = (c.to_dict() if (c := known.get(name)) else None for name in (pair.name, RANDOM))
     premises = run.read_json(PREMISES) if run.path(PREMISES).exists() else None
-    return verdict(own, premises, control)
+    found = verdict(own, premises, control)
+    return replace(found, dictionary=pair.title) if imported_pairs(run) else found
 
 
 def certify_run(run: Run, reporter: Reporter, *, baselines: Sequence[str] = (), random_weights: bool = False) -> dict[str, Any]:
     """Certify a run's own dictionary, what was imported, baselines trained beside it, and the same model with random weights.
+
+    What the run is about comes first.
 
     Args:
         run: a trained run.
@@ -136,17 +175,16 @@ def certify_run(run: Run, reporter: Reporter, *, baselines: Sequence[str] = (), 
         "verdict"; "certificates" by name, as plain values; "files" where they are; "best", the numbers of the certified
         features that the replicas share most closely; and "origin_difference" if the random weights were asked for.
     """
-    own_arm = own_pair(run)
-    own = certify_pair(run, own_arm, reporter)
-    certificates, files = {own.mechanism: own}, {own.mechanism: certificate_path(run, own_arm)}
-    for pair in (*imported_pairs(run), *(train_baseline(run, name, reporter) for name in baselines)):
-        certificates[pair.name] = certify_pair(run, pair, reporter)
-        files[pair.name] = certificate_path(run, pair)
+    own = own_pair(run)
+    pairs = [own, *imported_pairs(run), *(train_baseline(run, name, reporter) for name in baselines)]
+    pairs, grounds = main_first(run, pairs), _Grounds(run)
+    certificates = {pair.name: certify_pair(run, pair, reporter, grounds) for pair in pairs}
+    files = {pair.name: certificate_path(run, pair) for pair in pairs}
     facts: dict[str, Any] = {}
     if random_weights:
         control = certificates[RANDOM] = certify_random_weights(run, reporter)
         files[RANDOM] = run.path(f"controls/{RANDOM_WEIGHTS.name}/{FILE}")
-        facts["origin_difference"] = origin_difference(own, control, run.recipe.seed)
+        facts["origin_difference"] = origin_difference(certificates[own.name], control, run.recipe.seed)
     return {
         "verdict": verdict_of(run).to_dict(),
         "certificates": {name: c.to_dict() for name, c in certificates.items()},
@@ -179,8 +217,53 @@ def certify_random_weights(run: Run, reporter: Reporter) -> Certificate:
         return certify_pair(nested, own_pair(nested), reporter)
 
 
-def certify_pair(run: Run, pair: Pair, reporter: Reporter) -> Certificate:
+class _Grounds:
+    """What the certificates of a run rest on: every dictionary meets the evidence rows once, and every null its own rows."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._surveys: dict[str, Survey] = {}
+        self._nulls: dict[str, NullMatches] = {}
+
+    @cached_property
+    def rows(self) -> ShardFolder:
+        """Rows that no replica saw."""
+        return activations(self._run, "evidence")
+
+    @cached_property
+    def index(self) -> Int64[np.ndarray, " taken"]:
+        """Numbers of those on which activations are compared."""
+        return rows_used(self.rows.num_rows)
+
+    @cached_property
+    def space(self) -> Whitening:
+        """In which cosines are taken."""
+        return Whitening.fit(self.rows)
+
+    def surveys(self, pair: Pair, dictionaries: Sequence[SparseAutoencoder]) -> list[Survey]:
+        """What each dictionary of a pair does on the rows; of those that ship, the parts of the explained variance too."""
+        for place, sae in zip(pair.places, dictionaries, strict=True):
+            if place not in self._surveys:
+                # Each by itself, so that its figures are the same to the last bit whatever it is certified beside.
+                ships = int(place.endswith("/0"))
+                (self._surveys[place],) = survey([sae], self.rows, self.index, num_explained=ships)
+        return [self._surveys[place] for place in pair.places]
+
+    def null(self, pair: Pair, null: tuple[SparseAutoencoder, SparseAutoencoder]) -> NullMatches:
+        """What a pair's null has in common with itself."""
+        if pair.null.folder not in self._nulls:
+            self._nulls[pair.null.folder] = NullMatches.measure(null, evidence_null(self._run, self.rows))
+        return self._nulls[pair.null.folder]
+
+
+def certify_pair(run: Run, pair: Pair, reporter: Reporter, grounds: _Grounds | None = None) -> Certificate:
     """The certificate of one mechanism's first dictionary; one that still holds is read back.
+
+    Args:
+        run: trained.
+        pair: the mechanism.
+        reporter: says what is done.
+        grounds: what other certificates of the run rest on as well; none: nothing has been measured.
 
     Raises:
         RunError: a replica or its null is not trained.
@@ -198,7 +281,7 @@ def certify_pair(run: Run, pair: Pair, reporter: Reporter) -> Certificate:
         reporter.note(f"the certificate of {before.created} has expired: {', '.join(changed)} changed")
         write_atomic(path.parent / EXPIRED / f"{before.created.replace(':', '')}.json", path.read_bytes())
     reporter.note(f"certify {pair.name}")
-    certificate = _certificate(run, pair, data)
+    certificate = _certificate(run, pair, data, grounds or _Grounds(run))
     certificate.write(path)
     _enter(run, pair, certificate)
     return certificate
@@ -214,19 +297,17 @@ def _enter(run: Run, pair: Pair, certificate: Certificate) -> None:
     run.record(dictionary / CONFIG_FILE, path)
 
 
-def _certificate(run: Run, pair: Pair, data: dict[str, str]) -> Certificate:
-    rows = activations(run, "evidence")
+def _certificate(run: Run, pair: Pair, data: dict[str, str], grounds: _Grounds) -> Certificate:
+    rows, index = grounds.rows, grounds.index
     dictionaries = pair.dictionaries(run)
     null = (pair.null.dictionary(run, 0), pair.null.dictionary(run, 1))
     check_site(dictionaries[0], rows)
-    null_rows = evidence_null(run, rows)
     require_comparable(dictionaries, null, rows.dim)
-    index = rows_used(rows.num_rows)
-    surveys = survey(dictionaries, rows, index, num_explained=1)
+    surveys = grounds.surveys(pair, dictionaries)
     codes = [each.code for each in surveys if each.code is not None]
     first, found, drawn = dictionaries[0], surveys[0], sampled(run, pair, dictionaries[0].width)
     tested = np.arange(first.width) if drawn is None else drawn
-    verdicts = compare_coded(dictionaries, codes, null, null_rows, Whitening.fit(rows), drawn)
+    verdicts = compare_coded(dictionaries, codes, grounds.null(pair, null), grounds.space, drawn)
     code = codes[0][:, tested]
     tokens = tokens_of(run, "evidence")
     place = rows.row_tokens()[index]

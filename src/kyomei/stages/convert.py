@@ -14,6 +14,7 @@ from kyomei.errors import RunError
 from kyomei.evidence.certificate import Certificate
 from kyomei.runs import MANIFEST, Run
 from kyomei.stages.certify import FILE as CERTIFICATE
+from kyomei.stages.certify import certificate_beside
 from kyomei.stages.family import refuse_family
 from kyomei.stages.harvested import site_of
 from kyomei.stages.index import opened
@@ -76,12 +77,6 @@ def export_dictionary(
     done = write(sae, folder, name)
     _put(certificate, folder)
     return _facts(replace(done, folded=(*folded, *done.folded)), {"from": _title(origin), "to": _title(name)}, folder)
-
-
-def certificate_beside(source: Path) -> Path | None:
-    """The certificate that lies beside a dictionary's files; none: there is none."""
-    path = (source if source.is_dir() else source.parent) / CERTIFICATE
-    return path if path.exists() else None
 
 
 def _put(certificate: Certificate | Path | None, folder: Path) -> None:

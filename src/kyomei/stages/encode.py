@@ -20,13 +20,15 @@ from kyomei.dictionary.figures import usual_bound
 from kyomei.dictionary.formats import load
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError
+from kyomei.evidence.certificate import Certificate
 from kyomei.runs import Run
 from kyomei.source.passages import Passage, Passages
 from kyomei.source.text import Document, Encoded
+from kyomei.stages.certify import certificate_of_files
 from kyomei.stages.family import refuse_family
 from kyomei.stages.harvest import load_model
 from kyomei.stages.harvested import site_of
-from kyomei.stages.index import opened
+from kyomei.stages.index import dictionaries, opened
 from kyomei.stages.place import recipe_for
 
 
@@ -54,16 +56,15 @@ def of_run(folder: Path, name: str | None) -> Encoding:
 
     Args:
         folder: of the run.
-        name: such as "replicas-1"; none: the one that ships.
+        name: such as "replicas-1"; none: what the run is about.
 
     Raises:
         RunError: there is no run, a family, or no such dictionary.
     """
     run = Run.open(folder)
     refuse_family(run)
-    title, sae, certificate = opened(run, name)
-    status = {} if certificate is None else {feature["index"]: feature["status"] for feature in certificate.features}
-    return Encoding(title, sae, run.recipe, site_of(run), status)
+    title, sae, certificate = opened(run, name or next(iter(dictionaries(run)), None))
+    return Encoding(title, sae, run.recipe, site_of(run), _statuses(certificate))
 
 
 def of_folder(folder: Path, said: dict[str, Any]) -> Encoding:
@@ -75,10 +76,18 @@ def of_folder(folder: Path, said: dict[str, Any]) -> Encoding:
 
     Raises:
         RunError: neither says which model or site.
+        EvidenceError: the certificate beside it is of another dictionary.
     """
     sae = load(folder)
     recipe = recipe_for(sae, str(folder), said, needs_text=False)
-    return Encoding(folder.resolve().name, sae, recipe, recipe.source.sites[0], {})
+    status = _statuses(certificate_of_files(folder, sae.width))
+    return Encoding(folder.resolve().name, sae, recipe, recipe.source.sites[0], status)
+
+
+def _statuses(certificate: Certificate | None) -> dict[int, str]:
+    if certificate is None or not certificate.is_of_this_rule:
+        return {}
+    return {feature["index"]: feature["status"] for feature in certificate.features}
 
 
 @torch.no_grad()
@@ -135,9 +144,7 @@ def code_of(sae: SparseAutoencoder, site: str, passage: Passage) -> Float[Tensor
         DataError: the dictionary is of another dimension than the site.
     """
     rows = passage.rows
-    if rows.shape[1] != sae.dim:
-        have = f"rows of dimension {rows.shape[1]} at {site}"
-        raise DataError(f"rows of dimension {sae.dim}, as the dictionary takes", have, "name its own site: --site")
+    sae.require_dim(rows.shape[1], site)
     return torch.where(passage.kept[:, None], sae.encode(rows), 0.0)
 
 

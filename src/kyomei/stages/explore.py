@@ -9,9 +9,12 @@ from typing import Any
 from kyomei.atomic import sha256_of
 from kyomei.dictionary.formats import load
 from kyomei.errors import KyomeiError, RunError
+from kyomei.evidence.verdict import verdict
 from kyomei.locks import refuse_if_locked
 from kyomei.runs import Run, plain
 from kyomei.stages.alone import Alone
+from kyomei.stages.arms import trained_pairs
+from kyomei.stages.certify import certificate_of_files, certificates_of, verdict_of
 from kyomei.stages.harvest import load_model
 from kyomei.stages.harvested import activations, site_of
 from kyomei.stages.index import FOLDER, Indexed, index_run, index_states, redaction_of, shown_tokens
@@ -20,7 +23,7 @@ from kyomei.stages.report import report_data
 from kyomei.views.labels import FILE as LABELS
 from kyomei.views.server import Explored, Explorer
 
-_NOT_SHOWN = ("features", "folder")
+_NOT_SHOWN = ("features", "folder", "verdict", "other_answers")
 """What the report has and the explorer shows otherwise."""
 
 
@@ -57,11 +60,12 @@ def explorer_of(run: Run) -> Explorer:
     if not states:
         raise RunError("a trained run", f"no dictionary in {run.folder}", "run `kyomei train` first")
     # A dictionary that has an index is shown before one that may get one.
+    verdicts = _verdicts(run)
     known = sorted(states, key=lambda one: (one.state.condition == "missing", not one.path.endswith("/0")))
     source = run.recipe.source
     return Explorer(
         name=run.folder.resolve().name,
-        dictionaries={one.name: _explored(run, one) for one in known},
+        dictionaries={one.name: _explored(run, one, verdicts.get(one.path)) for one in known},
         site=site_of(run),
         labels=run.path(f"{FOLDER}/{LABELS}"),
         side=source.side,
@@ -81,14 +85,18 @@ def explorer_of(run: Run) -> Explorer:
 def explorer_of_alone(alone: Alone) -> Explorer:
     """A dictionary without a run as the explorer shows it."""
     one, source = alone.state(), alone.recipe.source
-    digest = sha256_of(alone.tensors)
-    shown = Explored(one.name, one.title, one.folder, alone.folder, digest, lambda: load(alone.folder))
+    digest, sae = sha256_of(alone.tensors), load(alone.folder)
+    found = certificate_of_files(alone.folder, sae.width)
+    certificate = found if found is not None and found.is_of_this_rule else None
+    answer = None if certificate is None else verdict(certificate.to_dict()).to_dict()
+    shown = Explored(one.name, one.title, one.folder, alone.folder, digest, lambda: load(alone.folder), answer)
     return Explorer(
         name=alone.folder.resolve().name,
         dictionaries={one.name: shown},
         site=alone.site,
         labels=alone.out / LABELS,
         side=source.side,
+        replicas=1 if certificate is None else len(certificate.replicas),
         load_model=lambda: load_model(alone.recipe),
         tokens=alone.tokens,
         rows=lambda: alone.rows(verify=False),
@@ -98,9 +106,19 @@ def explorer_of_alone(alone: Alone) -> Explorer:
     )
 
 
-def _explored(run: Run, one: Indexed) -> Explored:
+def _explored(run: Run, one: Indexed, verdict: dict[str, Any] | None) -> Explored:
     folder = run.path(one.path)
-    return Explored(one.name, one.title, one.folder, folder, sha256_of(folder / "sae.safetensors"), lambda: load(folder))
+    digest = sha256_of(folder / "sae.safetensors")
+    return Explored(one.name, one.title, one.folder, folder, digest, lambda: load(folder), verdict)
+
+
+def _verdicts(run: Run) -> dict[str, dict[str, Any]]:
+    """By the dictionary's place, the answer about each that ships; none where what they rest on cannot be read."""
+    try:
+        known = certificates_of(run)
+        return {pair.places[0]: verdict_of(run, known, pair).to_dict() for pair in trained_pairs(run)}
+    except KyomeiError:
+        return {}
 
 
 def _facts(run: Run) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from kyomei.dictionary.hub import fetch
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import RecipeError, RunError
 from kyomei.runs import Run
-from kyomei.stages.arms import IMPORT_FILE, Pair, imported_pair
+from kyomei.stages.arms import IMPORT_FILE, Pair, imported_pair, made_for
 from kyomei.stages.certify import certify_run, verdict_of
 from kyomei.stages.family import refuse_family
 from kyomei.stages.harvest import Source, harvest_run, open_source
@@ -117,7 +117,7 @@ def certify_foreign(
         recipe = _matched(recipe, foreign, source, said, reporter)
         if not _agreed(recipe, reporter, agree):
             raise RunError("a yes", "no", "nothing was written; ask for less with --tokens, --width or --steps")
-        run = Run.create(folder, recipe, command=command)
+        run = Run.create(folder, recipe, command=command, facts=made_for(foreign.name))
     elif not trained(run) and not _agreed(run.recipe, reporter, agree):
         raise RunError("a yes", "no", f"{folder} is as it was")
     with run.lock():
@@ -126,7 +126,7 @@ def certify_foreign(
         pair = import_into(run, foreign, latents)
         train_run(run, reporter)
         facts = certify_run(run, reporter)
-    answer = verdict_of(run, name=pair.name).to_dict()
+    answer = verdict_of(run, pair=pair).to_dict()
     return {**_first(facts, pair), "run": str(run.folder), "dictionary": pair.places[0], "verdict": answer}
 
 

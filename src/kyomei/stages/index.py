@@ -22,6 +22,8 @@ from kyomei.views.index import IndexState, Subject, build, state_of
 from kyomei.views.index.redaction import FILE as REDACTION
 from kyomei.views.index.redaction import Redaction
 
+OWN = "replicas-0"
+"""Name of the dictionary of a run that it trained itself, and that ships."""
 FOLDER = "explore"
 """Where a run's indices are, in its folder."""
 
@@ -71,7 +73,8 @@ class _Dictionary:
 
 
 def dictionaries(run: Run) -> list[str]:
-    """Names of a run's dictionaries that can be explored: the ones that ship first, then the other replicas of each."""
+    """Names of a run's dictionaries that can be explored: first the ones that ship, what the run is about before all, then the
+    other replicas of each."""
     return [d.name for d in _dictionaries(run)]
 
 
@@ -80,12 +83,12 @@ def opened(run: Run, name: str | None = None) -> tuple[str, SparseAutoencoder, C
 
     Args:
         run: trained.
-        name: see `dictionaries`; none: the one that ships.
+        name: see `dictionaries`; none: the run's own.
 
     Raises:
         RunError: no such dictionary.
     """
-    chosen = _chosen(run, None if name is None else [name])[0]
+    (chosen,) = _chosen(run, [name or OWN])
     certificate = None if chosen.number else standing(run, chosen.pair)
     return chosen.title, chosen.pair.arm.dictionary(run, chosen.number), certificate
 

@@ -33,7 +33,7 @@ def label_run(
         client: asks the language model.
         reporter: shows progress.
         agree: is told what will be sent and what it takes, and says whether to go on.
-        dictionary: its name; none: the run's own.
+        dictionary: its name; none: the first that the explorer shows.
         latents: how many.
 
     Returns:

@@ -22,7 +22,7 @@ from kyomei.runs import Run
 from kyomei.source.model import LanguageModel
 from kyomei.source.rows import Rows
 from kyomei.source.trial import try_sites
-from kyomei.stages.arms import Arm, Pair, made_from, require_trained, trained_pairs
+from kyomei.stages.arms import Arm, Pair, made_from, own_pair, require_trained, trained_pairs
 from kyomei.stages.certify import evidence_null, standing
 from kyomei.stages.harvest import load_model
 from kyomei.stages.harvested import activations, site_of, tokens_of
@@ -65,7 +65,7 @@ def measure_run(run: Run, reporter: Reporter, nulls: Sequence[str] = ()) -> dict
         if nulls and pair.tested_by is None:  # what comes from elsewhere is trained by no procedure that a null could repeat
             evidence["mechanisms"][pair.name]["against"] = _against(run, pair, nulls, metric, reporter)
     evidence |= _cross_entropy(run, pairs)
-    evidence["directions"] = _measure_directions(run, pairs[0], metric)
+    evidence["directions"] = _measure_directions(run, own_pair(run), metric)
     examples = _examples(run, pairs[0], surveys[0], metric, reporter)
     run.write_json("evidence.json", evidence)
     run.write_json("examples.json", examples)
@@ -217,10 +217,10 @@ def _by_frequency(directions: Directions, agreement: Sequence[Consistency]) -> l
 def _examples(run: Run, pair: Pair, found: Survey, metric: Tensor, reporter: Reporter) -> list[dict[str, Any]]:
     """The features to show: certified ones where there is a certificate, those that reproduce best elsewhere."""
     certificate = standing(run, pair)
-    if certificate is None and pair.arm.replicas >= MIN_REPLICAS:
+    sae, *others = pair.dictionaries(run)
+    if certificate is None and len(others) + 1 >= MIN_REPLICAS:
         do = "run `kyomei certify`, then measure again to show certified features first"
         reporter.note(f"no certificate holds for these dictionaries: {do}")
-    sae, *others = (pair.arm.dictionary(run, i) for i in range(pair.arm.replicas))
     mcs = lowest_mcs(sae, others, metric)
     chosen = choose(mcs, found.selectivity, certificate.certified if certificate else ())
     return cards(sae, activations(run, "evidence"), tokens_of(run, "evidence"), found, mcs, chosen)

@@ -17,7 +17,7 @@ from kyomei.stages.certify import FILE as CERTIFICATE
 from kyomei.stages.convert import said_by
 from kyomei.stages.family import refuse_family
 from kyomei.stages.harvested import site_of, tokens_of
-from kyomei.stages.index import dictionaries, index_states, opened
+from kyomei.stages.index import OWN, index_states, opened
 from kyomei.stages.publish import told
 from kyomei.views.queries import Index
 
@@ -63,7 +63,7 @@ def export_features(source: Path, folder: Path, *, dictionary: str | None = None
     there = sorted(folder.glob("batch-*.json"))
     if there and not overwrite:
         raise RunError("a folder without batch files", f"some in {folder}", "name another folder, or add --overwrite")
-    index = _index(run, dictionary or dictionaries(run)[0])
+    index = _index(run, dictionary or OWN)
     for path in there:
         path.unlink()
     shared = {

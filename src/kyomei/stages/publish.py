@@ -15,11 +15,12 @@ from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import RunError
 from kyomei.evidence.certificate import Certificate
 from kyomei.runs import MANIFEST, Run
+from kyomei.stages.arms import own_pair
 from kyomei.stages.certify import FILE as CERTIFICATE
-from kyomei.stages.certify import certificates_of, verdict_of
-from kyomei.stages.convert import certificate_beside, said_by
+from kyomei.stages.certify import certificate_beside, certificates_of, verdict_of
+from kyomei.stages.convert import said_by
 from kyomei.stages.family import refuse_family
-from kyomei.stages.index import opened
+from kyomei.stages.index import OWN, opened
 from kyomei.stages.measure import measured
 from kyomei.views.tables import certificate_table, evidence_table
 
@@ -99,10 +100,10 @@ def _of_run(run: Run, folder: Path, wanted: Wanted) -> tuple[SparseAutoencoder, 
     """A run's dictionary and its sections of the card; its certificate and what else goes along is written."""
     _, sae, certificate = opened(run, wanted.dictionary)
     sae = said_by(run, sae)
-    own = wanted.dictionary in (None, "replicas-0")
+    own = wanted.dictionary in (None, OWN)
     sections = []
     if own:
-        verdict = verdict_of(run)
+        verdict = verdict_of(run, pair=own_pair(run))
         reasons = "\n".join(f"- {reason.name}: {reason.figure}; {reason.meaning}" for reason in verdict.reasons)
         sections.append(f"## Can it be trusted?\n\n{verdict.headline}\n\n{reasons}")
     if certificate is not None:

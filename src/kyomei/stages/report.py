@@ -11,7 +11,7 @@ from typing import Any
 from kyomei.atomic import write_atomic
 from kyomei.evidence.certificate import Certificate
 from kyomei.runs import Run
-from kyomei.stages.arms import imported_pairs, own_pair
+from kyomei.stages.arms import Pair, imported_pairs, main_pair, own_pair
 from kyomei.stages.certify import RANDOM, certificates_of, origin_difference, verdict_of
 from kyomei.stages.check import FILE as PREMISES
 from kyomei.stages.harvested import site_of
@@ -49,13 +49,14 @@ def report_data(run: Run) -> ReportData:
     """What the page shows, as plain values."""
     evidence, premises = (_read(run, name) for name in ("evidence.json", PREMISES))
     certificates = certificates_of(run)
-    own = certificates.get(own_pair(run).name)
+    main, own = main_pair(run), certificates.get(own_pair(run).name)
     source, site = run.recipe.source, site_of(run)
     directions = (evidence or {}).get("directions") or {}
     return ReportData(
         title=f"{source.model}: {site}",
         folder=shlex.quote(str(run.folder)),
-        verdict=verdict_of(run, certificates).to_dict(),
+        verdict=verdict_of(run, certificates, main).to_dict(),
+        other_answers=_other_answers(run, certificates, main),
         sentences=sentences(evidence) if evidence else (),
         certificates={name: _summary(certificate) for name, certificate in certificates.items()},
         certificate_notes=[*_notes(own, certificates.get(RANDOM), run.recipe.seed), *_not_certified(run, certificates)],
@@ -66,7 +67,7 @@ def report_data(run: Run) -> ReportData:
         frequencies=directions.get("frequency", []),
         mcs=directions.get("mcs", []),
         null_mcs=directions.get("null_mcs", []),
-        features=_cards(_read(run, "examples.json") or [], own),
+        features=_cards(_read(run, "examples.json") or [], certificates.get(main.name)),
         provenance=Provenance(
             seed=run.recipe.seed,
             versions={k: v for k, v in run.manifest["versions"].items() if v},
@@ -93,6 +94,14 @@ def _notes(own: Certificate | None, control: Certificate | None, seed: int) -> l
     if own is None or control is None:
         return []
     return [difference_words(name, found) for name, found in origin_difference(own, control, seed).items()]
+
+
+def _other_answers(run: Run, certificates: Mapping[str, Certificate], main: Pair) -> list[str]:
+    """Where a run has dictionaries from elsewhere, the verdict of each but the one that the page is about."""
+    imported = imported_pairs(run)
+    others = [pair for pair in (own_pair(run), *imported) if imported and pair.name != main.name]
+    answers = [verdict_of(run, certificates, pair) for pair in others]
+    return [f"{answer.dictionary}: {answer.headline}" for answer in answers]
 
 
 def _not_certified(run: Run, certificates: Mapping[str, Certificate]) -> list[str]:

@@ -67,7 +67,8 @@ def verdict_words(verdict: Mapping[str, Any]) -> str:
     reasons = verdict["reasons"]
     width = max((len(reason["side"]) for reason in reasons), default=0)
     lines = [f"  {r['side']:<{width}}  {r['name']}: {r['figure']}; {r['meaning']}" for r in reasons]
-    return "\n".join([verdict["headline"], *lines])
+    whose = f"{verdict['dictionary']}: " if verdict.get("dictionary") else ""
+    return "\n".join([whose + verdict["headline"], *lines])
 
 
 def estimate_words(estimate: Estimate, address: str, prices: tuple[float, float] | None) -> list[str]:

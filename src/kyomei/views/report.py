@@ -93,9 +93,10 @@ class ReportData:
     Attributes:
         title: of the page.
         folder: of the run, for the commands that are named.
-        verdict: level, headline and reasons, as `Verdict.to_dict` gives them.
+        verdict: level, headline, reasons and whose they are, as `Verdict.to_dict` gives them.
         sentences: what was measured, in three sentences.
-        certificates: by the dictionary's name, the run's first, as `Certificate.to_dict` gives them, with or without features.
+        certificates: by the dictionary's name, what the page is about first, as `Certificate.to_dict` gives them, with or
+            without features.
         certificate_notes: sentences under the certificates.
         premises: as `Premises.to_dict` gives them.
         evidence: rows of the evidence table.
@@ -107,6 +108,7 @@ class ReportData:
         null_name: what the null is.
         features: cards, best first.
         provenance: of the run.
+        other_answers: sentences on the run's other dictionaries.
     """
 
     title: str
@@ -125,6 +127,7 @@ class ReportData:
     null_name: str = "Gaussian surrogate"
     features: Sequence[FeatureCard] = ()
     provenance: Provenance = Provenance()
+    other_answers: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -26,6 +26,7 @@ class Explored:
         sae: folder of the dictionary itself.
         digest: SHA-256 of its file; labels are of this dictionary only.
         load: reads it.
+        verdict: whether features can be read off it, as `Verdict.to_dict` gives it; none: nobody has said.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Explored:
     sae: Path
     digest: str
     load: Callable[[], SparseAutoencoder]
+    verdict: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +48,7 @@ class Explorer:
         site: in the language model.
         side: of the site's module.
         replicas: how many dictionaries say which features are found again.
-        facts: what the overview says beside the index, as JSON can hold it: verdict, premises, certificates, frontier, cost.
+        facts: what the overview says beside the index, as JSON can hold it: premises, certificates, frontier, cost.
         load_model: loads the language model; none: there is none.
         tokens: reads the text that the indices are of; none: it is not there.
         rows: opens activations of the site, on which dictionaries are compared; none: there are none.

@@ -72,8 +72,9 @@ class Reading:
         }
 
     def overview(self, dictionary: str | None) -> dict[str, Any]:
-        """The index of a dictionary as a whole, and "run": what the run says of itself."""
-        return {**self.shelf.index(dictionary).overview(), "run": plain_numbers(dict(self.explorer.facts))}
+        """The index of a dictionary as a whole, its "verdict", and "run": what the run says of itself."""
+        whole, verdict = self.shelf.index(dictionary).overview(), self.shelf.dictionary(dictionary).verdict
+        return {**whole, "verdict": verdict, "run": plain_numbers(dict(self.explorer.facts))}
 
     def feature(self, dictionary: str | None, latent: int) -> dict[str, Any]:
         """Everything known of a latent, "why" it has its status and "origin_words" in sentences, and its "labels"."""

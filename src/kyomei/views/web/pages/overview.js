@@ -26,8 +26,7 @@ function Side({ side }) {
   return html`<span class=${`side is-${SIDES[side] || "dead"}`}><svg class="mark" viewBox="0 0 16 16" aria-hidden="true"><path d=${path} /></svg>${named("side", side)}</span>`;
 }
 
-function Verdict({ run, counts }) {
-  const verdict = run.verdict;
+function Verdict({ verdict, counts }) {
   const level = verdict?.level || "not tested";
   return html`<section class=${`card verdict level-${LEVELS[level] || "none"}`} aria-labelledby="verdict"><p class="overline">${t("overview.verdict")}</p>
     <h2 id="verdict" class="answer">${named("verdict", level)}</h2>
@@ -113,9 +112,8 @@ export function Overview({ dictionary, facts, address }) {
   if (!asked.value) return html`<${Waiting} />`;
   const found = asked.value;
   const run = found.run || {};
-  const own = dictionary === "replicas-0" || dictionary.startsWith("replicas-");
   return html`<h1 class="title"><bdi>${facts.title}</bdi> <span class="soft at" lang="en">${found.model} · ${found.site}</span></h1>
-    <div class="first"><${Verdict} run=${own ? run : {}} counts=${{ certified: found.status.certified, width: found.width, null: found.certificate?.null?.false_positive_rate }} /><${Certificate} found=${found} dictionary=${dictionary} /></div>
+    <div class="first"><${Verdict} verdict=${found.verdict} counts=${{ certified: found.status.certified, width: found.width, null: found.certificate?.null?.false_positive_rate }} /><${Certificate} found=${found} dictionary=${dictionary} /></div>
     <${FeatureMap} dictionary=${dictionary} address=${address} />
     <div class="pair"><${Spectrum} found=${found} /><${Frontier} points=${run.frontier} /></div>
     <${Premises} premises=${run.premises} /><${Cost} run=${run} found=${found} />
