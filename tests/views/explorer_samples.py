@@ -43,7 +43,8 @@ def make_explorer(folder: Path, *, names: tuple[str, ...] = (NAME,), verdict: An
             Subject(name=name, sae=sae, rows=rows, tokens=tokens, facts=facts, made_from=made_from), folder / "explore" / name
         )
         read: Callable[[], Any] = functools.partial(load, folder / name)
-        explored[name] = Explored(name, HOSTILE, folder / "explore" / name, folder / name, digest, read, verdict or {"headline": HOSTILE})
+        answer = verdict or {"headline": HOSTILE}
+        explored[name] = Explored(name, HOSTILE, folder / "explore" / name, folder / name, digest, read, answer)
     options: dict[str, Any] = {
         "load_model": embedded,
         "tokens": lambda: tokens,
