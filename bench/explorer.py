@@ -36,7 +36,8 @@ from torch.nn.functional import normalize
 
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.source.model import LanguageModel
-from kyomei.source.shards import ShardFolder, ShardWriter
+from kyomei.source.shard_writer import ShardWriter
+from kyomei.source.shards import ShardFolder
 from kyomei.source.text import Document, Tokens
 from kyomei.views.index import Subject, build
 from kyomei.views.index.build import _write_features

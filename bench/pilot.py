@@ -39,7 +39,7 @@ from kyomei.evidence.verdict import decide
 from kyomei.learning.fit import fit
 from kyomei.runs import Run
 from kyomei.source.rows import TensorRows
-from kyomei.source.shards import ShardWriter
+from kyomei.source.shard_writer import ShardWriter
 from kyomei.stages.budget import BASELINE, MEASURE
 from kyomei.stages.harvest import harvested_run
 from kyomei.stages.harvested import activations, part_names, source_from

@@ -29,7 +29,8 @@ from kyomei.learning.resonance import resonate
 from kyomei.learning.step import Training
 from kyomei.runs import Run
 from kyomei.source.planted import Planted
-from kyomei.source.shards import ShardFolder, ShardWriter
+from kyomei.source.shard_writer import ShardWriter
+from kyomei.source.shards import ShardFolder
 from kyomei.stages.harvested import activations
 from step import encode_seconds
 

@@ -145,7 +145,7 @@ def test_an_unknown_site_is_refused_before_anything_is_written(llama: LanguageMo
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
 def test_rows_are_stored_as_asked(llama: LanguageModel, tokens: Tokens, tmp_path: Path, dtype: str) -> None:
     folder = harvest(llama, tokens, tmp_path, RECIPE.model_copy(update={"dtype": dtype}))[SITES[0]]
     rows = llama.capture(tokens.ids, SITES)[SITES[0]].flatten(0, 1)[folder.row_tokens()]

@@ -17,7 +17,8 @@ from kyomei.arrays import tensor_of
 from kyomei.errors import DataError, KyomeiError
 from kyomei.source import rows as rows_module
 from kyomei.source.rows import TensorRows, open_rows
-from kyomei.source.shards import ShardFolder, ShardWriter
+from kyomei.source.shard_writer import ShardWriter
+from kyomei.source.shards import ShardFolder
 
 X = np.random.default_rng(0).standard_normal((60, 5)).astype(np.float32)
 T = torch.from_numpy(X)
@@ -208,18 +209,21 @@ def test_few_open_files_are_enough_for_many_shards(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
 def test_rows_of_shards_that_are_not_mapped_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
     writer = ShardWriter(tmp_path, 5, dtype, "site", {})
     for number in range(6):
         writer.write(number, T[10 * number : 10 * number + 10], np.arange(10))
     writer.close()
     index = np.array([59, 0, 0, 31, 12, 33, 32])
-    wanted = ShardFolder(tmp_path).read(index)
+    mapped = ShardFolder(tmp_path)
+    wanted, everything = mapped.read(index), mapped.read(np.arange(60))
     monkeypatch.setattr("kyomei.source.shards._most_open", lambda: 1)
     few = ShardFolder(tmp_path)
     assert torch.equal(few.read(index), wanted)
-    assert torch.equal(torch.cat(list(few.blocks(7))), T.to(getattr(torch, dtype)).float())
+    assert torch.equal(torch.cat(list(few.blocks(7))), everything)
+    if dtype != "int8":
+        assert torch.equal(everything, T.to(getattr(torch, dtype)).float())
     path = tmp_path / "shard-00003.safetensors"
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(DataError, match=r"a complete shard. Found .*shard-00003.* before row"):

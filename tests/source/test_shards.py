@@ -22,7 +22,8 @@ from kyomei.errors import DataError, KyomeiError, RunError
 from kyomei.source import shards
 from kyomei.source.order import BatchOrder
 from kyomei.source.rows import Rows, open_rows
-from kyomei.source.shards import ShardFolder, ShardWriter
+from kyomei.source.shard_writer import ShardWriter
+from kyomei.source.shards import ShardFolder
 
 ROWS = torch.randn(23, 5, generator=torch.Generator().manual_seed(0))
 
@@ -49,10 +50,19 @@ def replace_shard(folder: Path, number: int, rows: torch.Tensor) -> None:
     (folder / "index.json").write_text(json.dumps(index))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def as_int8(rows: torch.Tensor) -> torch.Tensor:
+    """Each value at the nearest of 255 multiples of its row's scale."""
+    out = rows.clone()
+    for row in out:
+        scale = float(row.abs().max()) / 127
+        row.copy_(torch.tensor([round(float(value) / scale) if scale else 0 for value in row]) * torch.tensor(scale))
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
 def test_shards_give_back_what_was_written(tmp_path: Path, dtype: str) -> None:
     folder = write(tmp_path, dtype=dtype)
-    stored = ROWS.to(getattr(torch, dtype)).float()
+    stored = as_int8(ROWS) if dtype == "int8" else ROWS.to(getattr(torch, dtype)).float()
     opened = open_rows(tmp_path)
     assert (opened.num_rows, opened.dim) == (23, 5)
     assert folder.meta == {"model": "tiny", "dropped": 0 + 1 + 2}
@@ -62,6 +72,20 @@ def test_shards_give_back_what_was_written(tmp_path: Path, dtype: str) -> None:
     assert torch.equal(torch.cat(list(opened.blocks(7))), stored)
     assert folder.row_tokens().tolist() == [3 * i for i in range(23)]
     assert not (tmp_path / "progress.json").exists()
+
+
+def test_int8_costs_a_byte_a_value_and_half_a_step_at_most(tmp_path: Path) -> None:
+    rows = torch.randn(40, 64, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, 40)[:, None]
+    rows[7] = 0
+    read = write(tmp_path / "int8", rows, (40,), "int8").read(np.arange(40))
+    half_a_step = rows.abs().amax(dim=1, keepdim=True) / 254
+    assert bool(((read - rows).abs() <= 1.0001 * half_a_step).all())
+    assert not read[7].any()
+    write(tmp_path / "float32", rows, (40,), "float32")
+    sizes = [(tmp_path / kind / "shard-00000.safetensors").stat().st_size for kind in ("int8", "float32")]
+    assert sizes[1] - sizes[0] == pytest.approx(40 * (3 * 64 - 4), abs=100)
+    with pytest.raises(DataError, match="Found inf in shard 0 as int8, row 3"):
+        write(tmp_path / "infinite", rows.index_fill(0, torch.tensor([3]), torch.inf), (40,), "int8")
 
 
 def test_a_shard_is_an_ordinary_safetensors_file(tmp_path: Path) -> None:

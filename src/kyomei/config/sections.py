@@ -88,8 +88,8 @@ class SourceRecipe(Section):
     """Drop rows of special tokens."""
     norm_bound: float = Field(10.0, gt=1)
     """Drop rows whose norm exceeds this many times the median norm (massive activations)."""
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """How activations are stored."""
+    dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
+    """How activations are stored; int8 with a scale for each row."""
 
     @field_validator("text")
     @classmethod

@@ -15,9 +15,12 @@ from torch import Tensor
 from kyomei.config import SourceRecipe
 from kyomei.errors import DataError
 from kyomei.source.guards import require_finite
+from kyomei.source.journals import INDEX, read_journal, remove_journals
 from kyomei.source.model import LanguageModel
 from kyomei.source.ranks import ALONE, Ranks
-from kyomei.source.shards import INDEX, ShardFolder, ShardWriter, read_journal, remove_journals
+from kyomei.source.shard_files import in_memory
+from kyomei.source.shard_writer import ShardWriter
+from kyomei.source.shards import ShardFolder
 from kyomei.source.text import Tokens
 
 _MEDIAN_BATCHES = 4
@@ -205,7 +208,7 @@ class _Shard:
 
     def __init__(self, number: int, writer: ShardWriter, most_rows: int) -> None:
         self._number, self._writer = number, writer
-        self._rows = torch.empty(most_rows, writer.dim, dtype=getattr(torch, writer.dtype))
+        self._rows = torch.empty(most_rows, writer.dim, dtype=in_memory(writer.dtype))
         self._row_tokens = np.empty(most_rows, dtype=np.int64)
         self._num_rows = 0
         self._counts = {"dropped_special": 0, "dropped_norm": 0}

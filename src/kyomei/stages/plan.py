@@ -28,6 +28,7 @@ from kyomei.learning.spaces import Normalisation
 from kyomei.learning.step import Training
 from kyomei.source.model import LanguageModel
 from kyomei.source.rows import TensorRows
+from kyomei.source.shard_files import bytes_of_row
 from kyomei.source.shards import RELEASE_BYTES
 from kyomei.source.stream import KEPT_SHARE
 from kyomei.stages.harvest import load_model
@@ -291,14 +292,13 @@ class _Size:
     @property
     def disk_bytes(self) -> float:
         source = self.recipe.source
-        stored = {"float32": 4, "float16": 2, "bfloat16": 2}[source.dtype]
         dictionaries = source.replicas + NUM_NULLS
         # Two checkpoints and the dictionary itself; what parts of a training left that began wide; the widest's checkpoints.
         first = self.first_widths
         parts = sum([*first[1:], self.width]) / self.width if len(first) > 1 else 0.0
         own = self.weights_bytes * self.width / first[0]
         kept = dictionaries * own * ((1 + parts) / 4 + 2 * 2 * 0.75) + 2 * 2 * 0.75 * (self.weights_bytes - own)
-        return self.tokens * (self.dim * stored * max(1, len(source.sites)) + 8 + 20) + kept
+        return self.tokens * (bytes_of_row(source.dtype, self.dim) * max(1, len(source.sites)) + 20) + kept
 
 
 def _dim(recipe: Recipe, model: LanguageModel) -> int:
