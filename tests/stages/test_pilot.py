@@ -22,11 +22,12 @@ from typer.testing import CliRunner
 from kyomei.atomic import remove, sha256_of
 from kyomei.cli import app
 from kyomei.config import Recipe
-from kyomei.errors import RecipeError
+from kyomei.errors import Interrupted, RecipeError
+from kyomei.evidence.goals.detector import Detector, file_of
 from kyomei.runs import Run
 from kyomei.stages import budget, pilot, rollout
 from kyomei.stages.budget import CONTROL, MEASURE, afforded, part_seconds
-from kyomei.stages.deciding import standing_verdict
+from kyomei.stages.deciding import decide_run, standing_verdict
 from kyomei.stages.plan import Probe, Rates
 from kyomei.stages.progress import Reporter
 
@@ -241,6 +242,21 @@ def test_a_pilot_that_is_stopped_goes_on_to_the_same_bytes(made: Path, tmp_path:
     assert states(folder)["train"] == "done" and set(WANTED).isdisjoint(states(folder))
 
 
+@pytest.mark.slow
+def test_a_stop_while_the_text_is_read_is_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is there yet that other parts could be asked of."""
+    run = Run.open(folder)
+    run.note(stages={}, made_from={}, sites=None)
+
+    def stopped(*_: Any) -> None:
+        raise Interrupted("harvest to finish", "a signal to stop", "run again with --resume")
+
+    monkeypatch.setattr(pilot, "harvest_run", stopped)
+    with pytest.raises(Interrupted):
+        pilot.pilot(run, Reporter(Console(quiet=True)))
+    assert set(states(folder).values()) == {"to do", "left out"}
+
+
 def test_what_cannot_be_a_pilot_is_refused_in_a_line(tmp_path: Path) -> None:
     assert "at least 3 replicas" in refused("pilot", tmp_path / "a", "--set", "source.replicas=2")
     assert "--without one of random weights" in refused("pilot", tmp_path / "a", "--without", "everything")
@@ -268,7 +284,7 @@ def test_each_step_has_its_gate_and_leaves_a_line_that_cannot_be_changed(folder:
     assert done("rollout", folder)["stage"] == "pilot" and not log.exists()
     judged(folder, "no-go")
     said = refused("rollout", folder, "--to", "tenth")
-    assert "a verdict of go at stage 'pilot'" in said and "'no-go', decided by certified" in said and "--reason" in said
+    assert "go at stage 'pilot'" in said and "No-go: decided by certified latents" in said and "--reason" in said
     assert "the next stage" in refused("rollout", folder, "--to", "all", "--reason", "now")
     assert "--to with --reason" in refused("rollout", folder, "--reason", "now")
     assert not log.exists()
@@ -276,7 +292,7 @@ def test_each_step_has_its_gate_and_leaves_a_line_that_cannot_be_changed(folder:
     done("rollout", folder, "--to", "tenth")
     tenth = Recipe.read(folder / "rollout/tenth.yaml")
     assert (tenth.source.num_tokens, tenth.train.steps, tenth.dictionary.width) == (12_000, 10, 32)
-    assert "none that holds" in refused("rollout", folder, "--to", "all")  # nobody has trained a tenth yet
+    assert "no verdict that holds" in refused("rollout", folder, "--to", "all")  # nobody has trained a tenth yet
     first = log.read_bytes()
     shown = kyomei("rollout", folder, "--to", "all", "--reason", "the board wants it")
     assert shown.exit_code == 0 and "the board wants it" in shown.stdout and "by Ada" in shown.stdout
@@ -296,6 +312,23 @@ def test_each_step_has_its_gate_and_leaves_a_line_that_cannot_be_changed(folder:
         assert "line" in refused("rollout", folder)
     log.write_text(whole)
     assert done("rollout", folder)["stage"] == "pilot"
+
+
+@pytest.mark.slow
+def test_goals_of_the_runs_own_dictionary_are_weighed(folder: Path) -> None:
+    run = Run.open(folder)
+
+    def told(dictionary: str) -> dict[str, Any]:
+        detector = Detector("kind", "label", "max", (3,), (1.0,), 0.0, 0.5, dictionary).to_dict()
+        return {"detector": detector, "figures": {"auc": {"value": 0.9, "interval": [0.8, 0.95]}}}
+
+    own, other = told(sha256_of(folder / "replicas/0/sae.safetensors")), told("0" * 64)
+    run.write_json("goals.json", file_of({"kind": own, "of another": other}))
+    assert standing_verdict(run) is None
+    decided = decide_run(run)
+    (goal,) = (ground for ground in decided["grounds"] if ground["name"] == "goal")
+    assert goal["title"] == "goal kind" and goal["stance"] == "for" and goal["interval"] == [0.8, 0.95]
+    assert standing_verdict(run) == decided == decide_run(run)
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ from __future__ import annotations
 from typing import Any
 
 from kyomei.evidence.controls import RANDOM_WEIGHTS
+from kyomei.evidence.goals.detector import FILE as GOALS
+from kyomei.evidence.goals.detector import read_goals
 from kyomei.evidence.verdict import decide
 from kyomei.provenance import now
 from kyomei.runs import Run
@@ -28,8 +30,6 @@ from kyomei.stages.harvested import site_of
 
 FILE = "verdict.json"
 SCHEMA_VERSION = 1
-GOALS = "goals.json"
-"""What a run knows of its goals."""
 BASELINE = "baseline "
 """What the name of a baseline's certificate begins with."""
 
@@ -88,12 +88,16 @@ def _made_from(run: Run) -> dict[str, str]:
 
 
 def _goals(run: Run) -> dict[str, dict[str, Any]]:
-    """Of every goal, by name, what it is measured by, the figure and its interval; those without a finite figure left out."""
+    """Of every goal of the run's own dictionary, by name, what it is measured by, the figure and its interval.
+
+    Goals that an earlier dictionary told, or one from elsewhere, are left out, and so are those without a finite figure.
+    """
     found: dict[str, dict[str, Any]] = {}
-    goals = run.read_json(GOALS)["goals"] if run.path(GOALS).exists() else {}
-    for name, goal in goals.items():
+    own = set(run.digests([f"{own_pair(run).places[0]}/sae.safetensors"]).values())
+    for name, goal in read_goals(run.folder).items():
         key = "auc" if "auc" in goal["figures"] else "r2"
         figure = goal["figures"][key]
-        if figure["value"] is not None and None not in figure["interval"]:
-            found[name] = {"measure": "AUC" if key == "auc" else "R²", **figure}
+        if goal["detector"]["dictionary"] in own and figure["value"] is not None and None not in figure["interval"]:
+            measure = "AUC" if key == "auc" else "R²"
+            found[name] = {"measure": measure, "value": figure["value"], "interval": figure["interval"]}
     return found

@@ -177,7 +177,11 @@ def begin(
     recipe, begun = _planned(request, reporter, harvested=harvest is not None)
     facts = {STAGE: asdict(begun)}
     if harvest is None:
-        return harvested_run(folder, recipe, reporter, resume=not overwrite, overwrite=overwrite, command=command, facts=facts)
+        began = time.monotonic()
+        run = harvested_run(folder, recipe, reporter, resume=not overwrite, overwrite=overwrite, command=command, facts=facts)
+        with run.lock():
+            _write(run, begun, {"harvest": round(time.monotonic() - began, 2)})
+        return run
     named = naming(harvest, folder, recipe.source.sites)
     return Run.create(folder, recipe, resume=not overwrite, overwrite=overwrite, command=command, facts={**facts, **named})
 
@@ -338,14 +342,12 @@ def _work(name: str) -> Callable[[Run, Reporter], Any]:
 
 def _is_done(run: Run, name: str) -> bool:
     """Whether a part is done, of the files that there are now."""
-    if name == "harvest":
-        return run.done(HARVEST)
-    if name == "check":
-        return checked(run)
-    if name == "train":
-        return trained(run)
-    if not run.done(HARVEST) or not trained(run):
+    if not run.done(HARVEST):
         return False
+    if name in ("harvest", "check"):
+        return name == "harvest" or checked(run)
+    if not trained(run) or name == "train":
+        return trained(run)
     if name == "certify":
         return standing(run, own_pair(run)) is not None and run.recorded(CERTIFICATE)
     return measured(run) if name == MEASURE else name in certificates_of(run)

@@ -37,6 +37,7 @@ from kyomei.runs import MANIFEST, Run
 from kyomei.stages.deciding import FILE as VERDICT
 from kyomei.stages.deciding import standing_verdict
 from kyomei.stages.pilot import FULL_RECIPE, ROLLOUT, STAGE, finished
+from kyomei.views.decisions import headline
 
 FOLDER = Path(ROLLOUT).stem
 """Folder of the stages' recipes and runs, in the pilot's."""
@@ -123,9 +124,9 @@ def step(run: Run, to: str, reason: str | None = None) -> dict[str, Any]:
     if wanted > at:
         gate = _gate(run, STAGES[at])
         if not gate["met"] and not reason:
-            decided = f"'{gate['level']}', decided by {', '.join(gate['decided_by'])}" if gate["level"] else "none that holds"
+            found = gate["headline"].rstrip(".") if gate["level"] else "no verdict that holds"
             do = "give --reason to take the step all the same; it is written down with your name"
-            raise RunError(f"a verdict of go at stage '{where['stage']}'", f"{decided} in {gate['run']}", do)
+            raise RunError(f"go at stage '{where['stage']}'", f"in {stage_folder(run, STAGES[at])}: {found}", do)
     recipe = stage_recipe(run, stage)
     path = run.path(f"{FOLDER}/{stage.name}.yaml")
     if stage.tokens is not None:
@@ -219,9 +220,8 @@ def _gate(run: Run, stage: Stage) -> dict[str, Any]:
     where = os.path.relpath(folder, run.folder)
     if found is None:
         return {"level": None, "decided_by": [], "run": where, "sha256": None, "met": False}
-    digest = sha256_of(folder / VERDICT)
-    level = found["level"]
-    return {"level": level, "decided_by": found["decided_by"], "run": where, "sha256": digest, "met": level == "go"}
+    own = {"level": found["level"], "decided_by": found["decided_by"], "headline": headline(found)}
+    return {**own, "run": where, "sha256": sha256_of(folder / VERDICT), "met": found["level"] == "go"}
 
 
 def _verdict(folder: Path) -> dict[str, Any] | None:

@@ -49,7 +49,8 @@ def reasons(decision: Mapping[str, Any], language: str = "en") -> list[tuple[str
 
 def decision_words(decision: Mapping[str, Any], language: str = "en") -> str:
     """The headline, and a line for each of its reasons."""
-    lines = [f"  {stance}: {title}. {sentences}" for stance, title, sentences in reasons(decision, language)]
+    line = catalogue(language)["decision.line"]
+    lines = [f"  {line.format(stance=s, title=title, text=text)}" for s, title, text in reasons(decision, language)]
     return "\n".join([headline(decision, language), *lines])
 
 
