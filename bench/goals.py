@@ -166,7 +166,10 @@ def random_labels(run: Run, path: Path) -> dict[str, Any]:
             widths.append(high - low)
         quantiles = np.quantile(values, [0.05, 0.5, 0.95]).tolist()
         found[kind] = {
-            "labellings": LABELLINGS, "covered": int(covered), "auc 5/50/95 %": quantiles, "mean width": float(np.mean(widths))
+            "labellings": LABELLINGS,
+            "covered": int(covered),
+            "auc 5/50/95 %": quantiles,
+            "mean width": float(np.mean(widths)),
         }
     return found
 

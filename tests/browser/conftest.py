@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from tests.views.explorer_samples import NAME, make_explorer
+from tests.views.explorer_samples import NAME, make_explorer, watched_stream
 
 from kyomei.views.server import Explorer, Options, app_for
 
@@ -110,7 +110,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def explorer(tmp_path_factory: pytest.TempPathFactory) -> Explorer:
-    return make_explorer(tmp_path_factory.mktemp("run"), names=(NAME, OTHER), verdict=VERDICT, facts=FACTS)
+    shown = {"verdict": VERDICT, "facts": FACTS, "watched": lambda: [watched_stream()]}
+    return make_explorer(tmp_path_factory.mktemp("run"), names=(NAME, OTHER), **shown)
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,7 @@ VIEWS = {
     "feature": "?view=feature&latent=3",
     "try": f"?view=try&text={TEXT}",
     "compare": f"?view=compare&a={NAME}&b={OTHER}",
+    "watch": "?view=watch",
     "labels": "?view=labels",
 }
 LOOKS = list(itertools.product((400, 1600), ("light", "dark"), ("en", "ja")))
@@ -102,6 +103,19 @@ def test_what_is_text_stays_text(served: Browsing, explorer: Explorer) -> None:
     page.wait_for_selector(".around pre")
     assert fired == [] and seen.said == []
     assert page.locator("main script").count() == 0
+
+
+def test_what_is_watched_is_told_and_leads_to_its_features(served: Browsing, explorer: Explorer) -> None:
+    seen = served.look()
+    page, words = seen.open("?view=watch"), catalogue("en")
+    assert words["watch.drifted"] in page.inner_text(".answer")
+    assert words["expired.drift"] in page.inner_text("main") and HOSTILE in page.inner_text("main table >> nth=0")
+    assert page.locator(".chart canvas").count() == 1
+    page.click("main table a")
+    page.wait_for_url("**view=feature*latent=3")
+    assert seen.said == []
+    for empty in serving(replace(explorer, watched=list), served.browser):
+        assert words["watch.none"] in empty.look().open("?view=watch").inner_text(".empty")
 
 
 def test_the_list_is_found_filtered_and_sent_on(served: Browsing, explorer: Explorer) -> None:

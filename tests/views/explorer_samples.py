@@ -69,3 +69,39 @@ def client_of(explorer: Explorer, **options: Any) -> Iterator[TestClient]:
     app = app_for(explorer, Options(**options))
     with TestClient(app, base_url=ADDRESS, raise_server_exceptions=False) as client:
         yield client
+
+
+def watched_stream(**more: Any) -> dict[str, Any]:
+    """A stream as `views.watch.streams` gives it: the text has turned, and a goal's name tries to be more than a name."""
+
+    def one(kind: str, name: str, log10: float, alarm: bool) -> dict[str, Any]:
+        figures = {"log10_evidence": log10, "log10_highest": log10, "log10_threshold": 1.78, "alarm": alarm}
+        return {"kind": kind, "name": name, **figures}
+
+    def evidence(step: int) -> list[dict[str, Any]]:
+        goal = one("goals", HOSTILE, 0.1 * step, False)
+        return [one("text", "text", 0.7 * step, step > 2), one("reconstruction", "reconstruction", -0.2 * step, False), goal]
+
+    feature = {"latent": 3, "status": "certified", "rate": 0.2, "reference_rate": 0.01, **one("features", "3", 5.0, True)}
+    status = {
+        "run": HOSTILE,
+        "began": "2026-01-01T00:00:00+00:00",
+        "last": "2026-01-02T10:20:30+00:00",
+        "documents": 250,
+        "tokens": 90_000,
+        "windows": 5,
+        "rate": 0.05,
+        "unexplained": 0.31,
+        "reference": {"documents": 300, "tokens": 100_000, "way": "whole", "unexplained": 0.2, "goals": {HOSTILE: 0.1}},
+        "least_share": 0.035,
+        "evidence": evidence(5),
+        "features": [feature, {**feature, "latent": 5, "alarm": False, "status": None}],
+        "num_features": 96,
+        "changed_features": [3],
+        "goals": [{"goal": HOSTILE, "score": 0.4, "reference_score": 0.1}],
+        "alarms": {"text": {"document": 131, "window": 3, "time": "2026-01-02T09:00:00+00:00"}},
+        "certificate": {"state": "expired", "created": "2025-12-01T00:00:00+00:00", "until": "2026-06-01T00:00:00+00:00"},
+    }
+    status["certificate"] |= {"reasons": ["drift"], "changed": [], "unchecked": []}  # type: ignore[operator]
+    windows = [{"event": "window", "window": step, "evidence": evidence(step)} for step in range(1, 6)]
+    return {"name": "stream", "status": {**status, **more}, "windows": windows}

@@ -20,8 +20,10 @@ from kyomei.stages.harvested import activations, site_of
 from kyomei.stages.index import FOLDER, Indexed, index_run, index_states, redaction_of, shown_tokens
 from kyomei.stages.progress import Reporter
 from kyomei.stages.report import report_data
+from kyomei.stages.watched import FOLDER as WATCHES
 from kyomei.views.labels import FILE as LABELS
 from kyomei.views.server import Explored, Explorer
+from kyomei.views.watch import streams
 
 _NOT_SHOWN = ("features", "folder", "verdict", "other_answers")
 """What the report has and the explorer shows otherwise."""
@@ -79,6 +81,7 @@ def explorer_of(run: Run) -> Explorer:
         max_norm=_max_norm(run),
         revision=source.revision,
         redaction=None if (masked := redaction_of(run)) is None else masked.sha256,
+        watched=lambda: streams(run.path(WATCHES)),
     )
 
 

@@ -56,6 +56,7 @@ class Explorer:
         is_running: whether another process is at work in the run's folder, such as on an index.
         force_bos, max_norm: as `Live` takes them.
         revision: of the language model.
+        watched: what is known of every stream that is watched with this run's dictionary, see `views.watch.streams`.
         redaction: digest of what is to be masked in every text; an index made otherwise is not shown. None: nothing is.
     """
 
@@ -74,6 +75,7 @@ class Explorer:
     max_norm: float = float("inf")
     revision: str | None = None
     redaction: str | None = None
+    watched: Callable[[], list[dict[str, Any]]] = list
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ def export_to(explorer: Explorer, folder: Path, language: str, progress: Progres
     writer.add("data/state.json", {**state, "dictionaries": shown, "dictionary": ready[0]})
     for each in LANGUAGES:
         writer.add(f"data/strings-{each}.json", catalogue(each))
+    writer.add("data/watch.json", reading.watched())
     writer.add("data/labels.json", {name: reading.all_labels(name)["labels"] for name in ready})
     total, done = sum(reading.shelf.index(name).facts["width"] for name in ready), 0
     for name in ready:

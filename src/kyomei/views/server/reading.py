@@ -76,6 +76,11 @@ class Reading:
         whole, verdict = self.shelf.index(dictionary).overview(), self.shelf.dictionary(dictionary).verdict
         return {**whole, "verdict": verdict, "run": plain_numbers(dict(self.explorer.facts))}
 
+    def watched(self) -> dict[str, Any]:
+        """Every stream that is watched, as it stands now."""
+        found: dict[str, Any] = plain_numbers({"streams": self.explorer.watched()})
+        return found
+
     def feature(self, dictionary: str | None, latent: int) -> dict[str, Any]:
         """Everything known of a latent, "why" it has its status and "origin_words" in sentences, and its "labels"."""
         chosen, index = self.shelf.dictionary(dictionary), self.shelf.index(dictionary)
@@ -186,6 +191,10 @@ def _add_whole(router: APIRouter, reading: Reading) -> None:
     @router.get("/overview")
     def overview(dictionary: Dictionary = None) -> dict[str, Any]:
         return reading.overview(dictionary)
+
+    @router.get("/watch")
+    def watched() -> dict[str, Any]:
+        return reading.watched()
 
     @router.get("/map")
     def places(dictionary: Dictionary = None) -> Response:

@@ -9,11 +9,12 @@ import { List } from "./pages/list.js";
 import { Login } from "./pages/login.js";
 import { Overview } from "./pages/overview.js";
 import { Try } from "./pages/try.js";
+import { Watch } from "./pages/watch.js";
 import { Failure, Notice, Waiting } from "./parts.js";
 import { language, rich, said, speak, t } from "./words.js";
 
-const PAGES = { overview: Overview, list: List, feature: Feature, try: Try, compare: Compare, labels: Labels };
-const IN_MENU = ["overview", "list", "try", "compare", "labels"];
+const PAGES = { overview: Overview, list: List, feature: Feature, try: Try, compare: Compare, watch: Watch, labels: Labels };
+const IN_MENU = ["overview", "list", "try", "compare", "watch", "labels"];
 const MODEL_SECONDS = 1.5;
 
 function remembered(name) {

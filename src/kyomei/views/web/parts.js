@@ -162,6 +162,22 @@ export function Bars({ x, series, label, xName, format, height = 180 }) {
   return html`<${Chart} plan=${plan} label=${label} height=${height} />`;
 }
 
+/** Lines over one axis. series: [{values, tone, dash}]. */
+export function Lines({ x, series, label, xName, height = 220 }) {
+  const plan = useCallback(() => {
+    const line = ({ tone, dash }) => ({ stroke: seen(tone), width: 2, dash: dash ? [6, 4] : undefined, points: { show: false } });
+    return {
+      options: {
+        scales: { x: { time: false }, y: { range: (u, low, high) => [Math.min(0, low), Math.max(1.1, high * 1.05)] } },
+        axes: axes({ label: xName, values: (u, ticks) => ticks.map((v) => (Number.isInteger(v) ? whole(v) : "")) }, { values: (u, ticks) => ticks.map(short) }),
+        series: [{}, ...series.map(line)],
+      },
+      values: [x, ...series.map(({ values }) => values)],
+    };
+  }, [x, series, xName]);
+  return html`<${Chart} plan=${plan} label=${label} height=${height} />`;
+}
+
 /** Points in the plane. groups: [{points: [[x, y]], tone}]. */
 export function Points({ groups, label, xName, yName, yFormat, height = 220 }) {
   const plan = useCallback(() => {
