@@ -126,19 +126,21 @@ def pools(run: Run, cache: Path) -> dict[str, DocumentTable]:
 
 
 def watched(
-    scale: Sequence[DocumentFigures],
-    ranked: Sequence[DocumentFigures],
-    stream: Iterator[DocumentFigures],
+    parts: tuple[Sequence[DocumentFigures], Sequence[DocumentFigures], Iterator[DocumentFigures]],
     width: int,
     seed: int,
+    to_the_end: bool = True,
 ) -> dict[str, int]:
-    """The document at which each kind first raised an alarm."""
+    """The document at which each kind first raised an alarm; of scale, ranked and stream."""
+    scale, ranked, stream = parts
     monitor = Monitor(DocumentTable.of(scale, width), DocumentTable.of(ranked, width), seed=seed)
     found: dict[str, int] = {}
     for number, document in enumerate(stream, start=1):
         monitor.add(document)
         for kind in monitor.alarmed:
             found.setdefault(kind, number)
+        if found and not to_the_end:
+            break
     return found
 
 
@@ -154,7 +156,7 @@ def simulated(streams: int, documents: int, ranked: int) -> dict[str, Any]:
     for seed in range(streams):
         draw = known_law(np.random.default_rng([1, seed]))
         scale, reference = [draw() for _ in range(100)], [draw() for _ in range(ranked)]
-        found.append(watched(scale, reference, (draw() for _ in range(documents)), 120, seed))
+        found.append(watched((scale, reference, (draw() for _ in range(documents))), 120, seed))
     return {"ranked": ranked, **false_alarms(found, documents)}
 
 
@@ -163,7 +165,8 @@ def held_out(pool: DocumentTable, streams: int, scale: int, ranked: int) -> dict
     for seed in range(streams):
         order = np.random.default_rng([2, seed]).permutation(len(pool)).tolist()
         parts = [pool[i] for i in order]
-        found.append(watched(parts[:scale], parts[scale : scale + ranked], iter(parts[scale + ranked :]), pool.width, seed))
+        split = (parts[:scale], parts[scale : scale + ranked], iter(parts[scale + ranked :]))
+        found.append(watched(split, pool.width, seed))
     return {"ranked": ranked, **false_alarms(found, len(pool) - scale - ranked)}
 
 
@@ -181,7 +184,7 @@ def turned(
         lead, reference = [next(own) for _ in range(scale)], [next(own) for _ in range(ranked)]
         strange = rng.random(quiet + IN_TIME) < np.where(np.arange(quiet + IN_TIME) < quiet, 0.0, share)
         stream = (next(other) if each else next(own) for each in strange)
-        found = watched(lead, reference, stream, pool.width, seed)
+        found = watched((lead, reference, stream), pool.width, seed, to_the_end=False)
         at = min(found.values(), default=None)
         if at is not None and at <= quiet:
             before += 1
@@ -197,34 +200,45 @@ def turned(
     return {"share": share, "quiet": quiet, "ranked": ranked, **figures, "delay": quantiles, "first": first, "before": before}
 
 
+PARTS = ("known", "held-out", "turns")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
     parser.add_argument("--cache", type=Path, default=Path("runs/watch-pools"))
     parser.add_argument("--out", type=Path, default=Path("bench/data/watch.json"))
-    parser.add_argument("--streams", type=int, default=240)
+    parser.add_argument("--streams", type=int, default=240, help="for false alarms")
+    parser.add_argument("--turns", type=int, default=100, help="streams of each kind of turn")
+    parser.add_argument("--part", choices=PARTS, action="append", help="all, if none is named")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    results: dict[str, Any] = {}
 
-    def keep(name: str, value: dict[str, Any]) -> None:
-        results[name] = value
+    def keep(name: str, value: Any) -> None:
         print(name, json.dumps(value), flush=True)
-        asked.out.write_text(json.dumps(results, indent=1) + "\n")
+        known = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+        asked.out.write_text(json.dumps({**known, name: value}, indent=1) + "\n")
 
-    many = asked.streams
-    keep("known law, reference of 300", simulated(many, 1000, 300))
-    keep("known law, reference of 60", simulated(many, 1000, 60))
+    parts = asked.part or PARTS
+    if "known" in parts:
+        for ranked in (300, 60):
+            keep(f"known law, {ranked} ranked", simulated(asked.streams, 1000, ranked))
+        keep("least share", {str(n): least_share(n) for n in (60, 100, 250, 300, 500)})
+    if set(parts) <= {"known"}:
+        return
     table = pools(Run.open(asked.run), asked.cache)
-    keep("pools", {NAMES[name]: {"documents": len(t), "tokens": int(t.num_rows.sum())} for name, t in table.items()})
+    keep(
+        "pools", {name: {"what": NAMES[name], "documents": len(t), "rows": int(t.num_rows.sum())} for name, t in table.items()}
+    )
     shape = {"stdlib": (100, 250, 0), "python": (100, 300, 100)}
     for base, (scale, ranked, quiet) in shape.items():
-        keep(f"held out, {NAMES[base]}", held_out(table[base], many, scale, ranked))
-        for name in ("cpp", "prose", "tests"):
-            for share in (SHARE, SHARE / 2):
-                found = turned(table[base], table[name], many, scale, ranked, quiet, share)
-                keep(f"turn of {share:.0%}, {NAMES[base]}, {NAMES[name]}", found)
-    keep("least share", {str(n): least_share(n) for n in (60, 100, 250, 300, 500)})
+        if "held-out" in parts:
+            keep(f"held out, {base}", held_out(table[base], asked.streams, scale, ranked))
+        for name in ("cpp", "prose", "tests") if "turns" in parts else ():
+            keep(f"turn of 0.1, {base} to {name}", turned(table[base], table[name], asked.turns, scale, ranked, quiet, SHARE))
+    if "turns" in parts:
+        half = turned(table["python"], table["cpp"], asked.turns, *shape["python"], SHARE / 2)
+        keep("turn of 0.05, python to cpp", half)
 
 
 if __name__ == "__main__":

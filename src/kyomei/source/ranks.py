@@ -32,9 +32,7 @@ class Ranks(Protocol):
     def first(self, work: Callable[[], T]) -> T | None:
         """What the leading rank's work gives, none on the others, which wait for it; a refusal there is one on all."""
 
-    def exchange(
-        self, parts: Sequence[Shaped[Tensor, "_ dim"]], lengths: Sequence[int], /
-    ) -> list[Shaped[Tensor, "_ dim"]]:
+    def exchange(self, parts: Sequence[Shaped[Tensor, "_ dim"]], lengths: Sequence[int], /) -> list[Shaped[Tensor, "_ dim"]]:
         """What every rank has for this one: part i goes to rank i, and `lengths` says how many rows come from each."""
 
 

@@ -22,13 +22,15 @@ from kyomei.evidence.documents import DocumentFigures, DocumentSums, DocumentTab
 from kyomei.runs import Run
 from kyomei.source.model import LanguageModel
 from kyomei.source.text import Document, Encoded, Packer, Tokens
-from kyomei.stages.harvested import activations, site_of, tokens_of
+from kyomei.stages.harvested import activations, harvest_of, site_of, tokens_of
 from kyomei.stages.progress import Reporter
 
 WINDOWS_PER_DOCUMENT = 4
 """Windows of a longer document that are read, evenly from its beginning to its end: a document costs no more than this."""
 MOST_SCALE, MOST_RANKED = 200, 500
 """Documents of the reference at most: those that edges are laid down on, and those that the stream's are ranked among."""
+PARTS = {"scale": ("replica-0", MOST_SCALE), "ranked": ("evidence", MOST_RANKED)}
+"""Of a reference: from which part of the documents, and how many at most."""
 FOLDER = "watch"
 """In a run's folder: the reference, and a folder for each stream that is watched."""
 SHIPPED = "replicas/0/sae.safetensors"
@@ -146,7 +148,7 @@ def reference_path(run: Run, way: Way) -> Path:
 
 
 def reference_of(run: Run, way: Way, sae: SparseAutoencoder, reporter: Reporter, reader: TextReader | None) -> Reference:
-    """A run's reference, made where there is none of this dictionary.
+    """A run's reference, made where there is none of this dictionary and of these documents.
 
     Args:
         run: trained.
@@ -158,22 +160,37 @@ def reference_of(run: Run, way: Way, sae: SparseAutoencoder, reporter: Reporter,
     Raises:
         RunError: it is missing and cannot be made: the run kept no text, its rows are gone, or nothing may be written there.
     """
-    path, dictionary = reference_path(run, way), sha256_of(run.path(SHIPPED))
-    if not path.exists() or _notes(path).get("dictionary") != dictionary:
-        documents = {"scale": ("replica-0", MOST_SCALE), "ranked": ("evidence", MOST_RANKED)}
-        tables = {}
-        for name, (part, most) in documents.items():
-            with reporter.progress(f"reference: {part}") as progress:
-                figures = _packed(run, part, sae, most) if way == "packed" else _whole(run, part, reader, most, progress)
-                tables[name] = DocumentTable.of(figures, sae.width)
-            if not len(tables[name]):
-                raise RunError("documents for the reference", f"none in {part} of {run.folder}", "harvest more text")
-        arrays = {f"{name}.{key}": array for name, table in tables.items() for key, array in table.arrays().items()}
-        notes = {"way": way, "dictionary": dictionary, "width": str(sae.width)}
-        write_atomic(path, safetensors.numpy.save(arrays, notes))
+    path, made_from = reference_path(run, way), _made_from(run)
+    known = _notes(path) if path.exists() else {}
+    if not known or any(known.get(name) != digest for name, digest in made_from.items()):
+        with run.lock():
+            write_atomic(path, safetensors.numpy.save(_made(run, way, sae, reporter, reader), {"way": way, **made_from}))
+            run.record(path)
     arrays = safetensors.numpy.load_file(path)
-    scale, ranked = (DocumentTable.of_arrays(arrays, sae.width, f"{name}.") for name in ("scale", "ranked"))
-    return Reference(scale, ranked, way, dictionary, sha256_of(path))
+    scale, ranked = (DocumentTable.of_arrays(arrays, sae.width, f"{name}.") for name in PARTS)
+    return Reference(scale, ranked, way, made_from["dictionary"], sha256_of(path))
+
+
+def _made_from(run: Run) -> dict[str, str]:
+    """Digests of the dictionary and, where the harvest is there, of the documents that the reference is of."""
+    try:
+        digests = harvest_of(run).digests(f"tokens/{part}/index.json" for part, _ in PARTS.values())
+    except KyomeiError:  # a run that was moved without its harvest keeps the reference that it has
+        digests = {}
+    return {"dictionary": sha256_of(run.path(SHIPPED)), **digests}
+
+
+def _made(run: Run, way: Way, sae: SparseAutoencoder, reporter: Reporter, reader: TextReader | None) -> dict[str, np.ndarray]:
+    """Both tables of a reference, by the names of their columns."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, (part, most) in PARTS.items():
+        with reporter.progress(f"reference: {part}") as progress:
+            figures = _packed(run, part, sae, most) if way == "packed" else _whole(run, part, reader, most, progress)
+        if not figures:
+            raise RunError("documents for the reference", f"none in {part} of {run.folder}", "harvest more text")
+        table = DocumentTable.of(figures, sae.width)
+        arrays |= {f"{name}.{key}": array for key, array in table.arrays().items()}
+    return arrays
 
 
 def _notes(path: Path) -> Mapping[str, str]:
