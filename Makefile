@@ -46,10 +46,11 @@ test-all: check peers docs
 test-real: setup
 	$(BIN)/python -m pytest -q -rs -m real
 
-# The documentation, into build/site; whatever is wrong in it stops it. Nothing is fetched when it is read.
+# The documentation, into build/site; whatever is wrong in it stops it, links within it too. Nothing is fetched when it is read.
 docs: setup
 	$(PIP) install -q -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python tools/links.py build/site
 
 # The lowest versions that pyproject.toml allows of everything but torch, and a part of the tests that meets all of it.
 LOWEST_TESTS := tests/test_*.py tests/dictionary tests/source/test_rows.py tests/source/test_readers.py tests/source/test_model.py \

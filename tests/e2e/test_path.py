@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -91,6 +92,25 @@ def test_train_measure_report(run: Path) -> None:
     outputs = json.loads((run / "manifest.json").read_text())["outputs"]
     assert outputs["report.html"] == sha256_of(run / "report.html")
     assert outputs["replicas/0/sae.safetensors"] == sha256_of(run / "replicas/0/sae.safetensors")
+
+
+@pytest.mark.slow
+def test_demo(tmp_path: Path) -> None:
+    """A demo goes on from what is there, here a small harvest. The tutorial's lines of Python use it."""
+    folder = tmp_path / "runs" / "demo"
+    few = ["--set", "source.replicas=3", "--set", "source.spread=4", "--set", "train.steps=20"]
+    assert kyomei("harvest", folder, *OPTIONS, *few).returncode == 0
+    done = kyomei("demo", folder, "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(("Trust ", "Do not trust ")) and "report.html" in done.stderr
+    made = {path.name for path in folder.iterdir()}
+    assert {"baselines", "certificate.json", "evidence.json", "premises.json", "report.html"} <= made
+    before = tensors(folder)
+    assert kyomei("demo", folder, "--threads", "1").stdout == done.stdout and tensors(folder) == before
+    tutorial = (Path(__file__).parents[2] / "docs" / "guide" / "tutorial.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", tutorial, flags=re.DOTALL)
+    used = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert used.returncode == 0, used.stderr
 
 
 @pytest.mark.slow
