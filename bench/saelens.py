@@ -53,7 +53,8 @@ def untrained(kind: str, dim: int, asked: argparse.Namespace, context: int) -> A
         return BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(k=asked.l0, **shape))
     loss: dict[str, Any] = {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": float(asked.l0)}
     loss |= {"l0_coefficient": asked.l0_coefficient, "l0_warm_up_steps": asked.steps // 4}
-    loss |= {"jumprelu_bandwidth": asked.bandwidth, "jumprelu_init_threshold": 0.1}
+    # Thresholds alone move by the learning rate a step: too slow for few steps, so the encoder feels the sparsity too.
+    loss |= {"jumprelu_bandwidth": asked.bandwidth, "jumprelu_init_threshold": 0.1, "jumprelu_ste_to_input": True}
     return JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(**loss, **shape))
 
 

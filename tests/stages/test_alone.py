@@ -65,21 +65,24 @@ def test_what_the_dictionary_says_of_itself_need_not_be_said(tmp_path: Path, tex
     with pytest.raises(RunError, match="--model and --site and --text"):
         Alone.asked(folder, None, {})
     sae = kyomei.load(folder)
-    sae.provenance = {"model": "embedded", "site": SITE, "side": "input"}
+    sae.provenance = {"model": "embedded", "site": SITE, "side": "input", "context": 64, "prepend_bos": True}
     sae.save(folder)
     alone = Alone.asked(folder, tmp_path / "elsewhere", {"source.text": str(text)})
     assert (alone.site, alone.recipe.source.side, alone.recipe.source.model) == (SITE, "input", "embedded")
+    assert (alone.recipe.source.context, alone.recipe.source.force_bos) == (64, True), "windows as it was trained on"
     assert alone.out == tmp_path / "elsewhere" and not alone.out.exists()
 
 
 def test_a_folder_of_saelens_is_explored_with_one_command(tmp_path: Path, text: Path) -> None:
     sae = kyomei.load(dictionary(tmp_path / "ours"))
-    sae.provenance = {"model": "embedded", "hook_name": "blocks.1.hook_mlp_out"}
+    sae.provenance = {"model": "embedded", "hook_name": "blocks.1.hook_mlp_out", "context": 64, "prepend_bos": True}
     write(sae, tmp_path / "theirs", "saelens")
     asked = ["explore", str(tmp_path / "theirs"), "--text", str(text), "--tokens", "1024", "--index-only"]
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0, done.stderr
     alone = Alone.asked(tmp_path / "theirs", None, {})
+    windows = alone.tokens().ids
+    assert windows.shape[1] == 64 and len(set(windows[:, 0].tolist())) == 1, "as it was trained on: 64 tokens, BOS first"
     for client in client_of(explorer_of_alone(alone), read_only=True):
         rows = client.get("/api/features").json()["rows"]
         feature = client.get(f"/api/features/{rows[0]['latent']}").json()

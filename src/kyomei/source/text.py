@@ -277,7 +277,7 @@ class Packer:
             raise DataError(expected, f"{num_tokens}", "raise source.num_tokens")
 
 
-def pack(documents: Iterable[Document], tokenizer: Any, context: int, num_tokens: int) -> Tokens:
+def pack(documents: Iterable[Document], tokenizer: Any, context: int, num_tokens: int, *, force_bos: bool = False) -> Tokens:
     """Full windows of documents, read in order and as far as needed (see `Packer`).
 
     Args:
@@ -285,11 +285,12 @@ def pack(documents: Iterable[Document], tokenizer: Any, context: int, num_tokens
         tokenizer: a fast tokenizer.
         context: tokens in a window.
         num_tokens: tokens wanted, all windows together; the text may hold fewer (see `Tokens.num_tokens`).
+        force_bos: as `Packer` takes it.
 
     Raises:
         DataError: there is no text, less than one window of it, or the tokenizer cannot tell character spans.
     """
-    packer = Packer(tokenizer, context)
+    packer = Packer(tokenizer, context, force_bos)
     packer.require_window(num_tokens)
     encoded: list[Encoded] = []
     have = 0

@@ -148,11 +148,12 @@ def _harvest(alone: Alone, model: LanguageModel, reporter: Reporter) -> None:
     model.require_sites([alone.site])
     model.require_context(source.context)
     if not (folder / "index.json").exists():
-        begins = Packer(model.tokenizer, source.context).begins_with_bos
+        begins = Packer(model.tokenizer, source.context, source.force_bos).begins_with_bos
         fields = Fields(source.text_field, source.group_field)
         corpus = Corpus(source.text, fields, model.tokenizer, alone.recipe.seed, source.skip_bad_records, begins)
         # More is read than is run, as a harvest does it, so that more documents are seen.
-        packed = pack(iter(corpus), model.tokenizer, source.context, source.spread * source.num_tokens)
+        wanted = source.spread * source.num_tokens
+        packed = pack(iter(corpus), model.tokenizer, source.context, wanted, force_bos=source.force_bos)
         reporter.note(f"text: {corpus.log}")
         packed.thinned(max(1, source.num_tokens // source.context)).save(folder)
     with reporter.progress("harvest") as progress:
