@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from kyomei.errors import DataError
 from kyomei.source.corpus import Corpus
 from kyomei.source.records import Fields
-from kyomei.source.text import Document, Packer
+from kyomei.source.text import Document, Packer, pack
 
 PLAIN = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
 JOINED = "{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'] + '\n' }}{% endfor %}"
@@ -103,3 +103,7 @@ def test_bos_is_forced_only_where_asked(tokenizer: PreTrainedTokenizerFast) -> N
     assert Packer(tokenizer, 8).begin == tokenizer.bos_token_id
     assert Packer(bare, 8).begin is None
     assert Packer(bare, 8, force_bos=True).begin == tokenizer.bos_token_id
+    begins = [
+        pack([Document("a", "hello " * 40)], bare, 8, 32, force_bos=forced).ids[:, 0].unique() for forced in (True, False)
+    ]
+    assert begins[0].tolist() == [tokenizer.bos_token_id] and tokenizer.bos_token_id not in begins[1]
