@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.threads_as_ranks import Rank, together
 from torch.nn.functional import normalize
 
-from kyomei.learning.anchoring import CodeMoments, Cone, anchored_decoders, usual_scores
+from kyomei.learning.anchoring import Cone, anchored_decoders, usual_scores
+from kyomei.learning.latents import Latents, random_start
+from kyomei.learning.least_squares import CodeMoments, SharedCodes
+from kyomei.learning.mesh import Mesh
+from kyomei.learning.placement import _Anchoring
 from kyomei.learning.spaces import Whitening
 from kyomei.source.rows import open_rows
 
@@ -75,6 +83,45 @@ def test_rows_beyond_the_directions_are_free() -> None:
     found = anchored_decoders(moments, torch.randn(WIDTH, DIM, generator=torch.Generator().manual_seed(1)), cone, sweeps=300)
     free = torch.linalg.lstsq(z[:, 4:], x - z[:, :4] @ found[:4]).solution
     assert torch.allclose(found[4:], free, atol=5e-3)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_that_share_the_latents_fit_what_one_process_does(size: int) -> None:
+    x, z = correlated_rows(8), codes(9)
+    cone = cone_of(x, 0.9, found=5)
+    start = torch.randn(WIDTH, DIM, generator=torch.Generator().manual_seed(2))
+    blocks = [(part.to_sparse_csr(), rows) for part, rows in zip(z.split(1100), x.split(1100), strict=True)]
+    whole = CodeMoments.of(blocks)
+    expected = anchored_decoders(whole, start, cone)
+
+    def own(rank: Rank) -> torch.Tensor:
+        share = rank.share(WIDTH)
+        columns = [(code.to_dense()[:, share].to_sparse_csr(), rows) for code, rows in blocks]
+        squares = SharedCodes.of(columns, rank)  # type: ignore[arg-type]
+        torch.testing.assert_close(squares.bounds, whole.bounds[share])
+        torch.testing.assert_close(squares.descent(start[share]), whole.descent(start)[share])
+        return anchored_decoders(squares, start[share], cone.part(share))
+
+    torch.testing.assert_close(torch.cat(together(size, own)), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "num_found", "num_free"), [(2, 9, 0), (4, 9, 7), (4, 3, 0), (3, 0, 8)])
+def test_ranks_place_the_latents_that_one_process_places(size: int, num_found: int, num_free: int) -> None:
+    """Also where a rank has free ones only, or none at all."""
+    rows = open_rows(correlated_rows(10) + 0.3)
+    white = Whitening.fit(rows)
+    cone = cone_of(correlated_rows(10), 0.9, found=num_found)
+    drawn = random_start(num_free, DIM, 4, tied=False) if num_free else Latents.none(DIM)
+    x = rows.read(np.arange(ROWS)) - white.mean
+
+    def placed(mesh: Any) -> tuple[Latents, float]:
+        return _Anchoring(x, white, cone, drawn, 2.0 if num_free else 0.0, "jumprelu", mesh).run()
+
+    expected, explained = placed(Mesh())
+    for found, share in together(size, placed):
+        assert share == pytest.approx(explained, abs=1e-5)
+        for name in ("encoder", "decoder", "threshold", "frequency", "centre"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-4, msg=name)
 
 
 @settings(max_examples=25, deadline=None)

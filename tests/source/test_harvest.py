@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.source.threads_as_ranks import Rank, together
+from tests.threads_as_ranks import Rank, together
 
 from kyomei.config import SourceRecipe
 from kyomei.errors import DataError, ModelError, RunError

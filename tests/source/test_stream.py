@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.source.threads_as_ranks import Rank, together
+from tests.threads_as_ranks import Rank, together
 
 import kyomei
 from kyomei.config import SourceRecipe

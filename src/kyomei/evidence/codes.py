@@ -15,7 +15,7 @@ from torch import Tensor
 from kyomei.dictionary.kernels import sampled_products, supported
 from kyomei.dictionary.products import DENSE_ABOVE
 from kyomei.dictionary.sae import SparseAutoencoder
-from kyomei.learning.anchoring import to_scipy
+from kyomei.learning.least_squares import to_scipy
 from kyomei.source.rows import Rows
 
 SCORES_PER_BLOCK = 2**24

@@ -8,15 +8,13 @@ that reconstructs best among those at a cosine of at least `anchor`, in whitened
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import sparse
 from torch import Tensor
 
+from kyomei.learning.least_squares import LeastSquares
 from kyomei.learning.spaces import Whitening
 
 STRONGEST_SHARE, STRONGEST_ROWS = 3e-4, 10
@@ -25,10 +23,7 @@ ACTIVE_SHARE, CLEAR_SHARE = 0.5, 0.7
 """A latent is active from this share of its usual score; from the second where free latents stand beside it, which reconstruct
 more with an active place in the code than an unclear occurrence does."""
 SWEEPS = 60
-DENSE_GRAM = 0.05
-"""Share of pairs of latents that are active together from which their Gram matrix is kept whole."""
 BISECTIONS = 14
-RIDGE = 1e-4
 
 
 def usual_scores(x: Float[Tensor, "rows dim"], encoder: Float[Tensor, "width dim"]) -> Float[Tensor, " width"]:
@@ -37,38 +32,6 @@ def usual_scores(x: Float[Tensor, "rows dim"], encoder: Float[Tensor, "width dim
     # Latents in rows: the largest of contiguous numbers are found many times faster.
     parts = [(rows @ x.T).topk(count, dim=1).values.mean(dim=1) for rows in torch.split(encoder, 256)]
     return torch.cat(parts) if parts else x.new_zeros(0)
-
-
-def to_scipy(code: Tensor) -> sparse.csr_array:
-    """A sparse CSR tensor as SciPy's."""
-    arrays = (t.detach().cpu().numpy() for t in (code.values(), code.col_indices(), code.crow_indices()))
-    return sparse.csr_array(tuple(arrays), shape=tuple(code.shape))
-
-
-@dataclass(frozen=True, eq=False)
-class CodeMoments:
-    """What least squares needs to know of rows and their codes, as means over rows.
-
-    Attributes:
-        gram: E[z zᵀ], sparse [width, width].
-        products: E[z xᵀ] [width, dim].
-    """
-
-    gram: sparse.csr_array
-    products: Float[Tensor, "width dim"]
-
-    @classmethod
-    def of(cls, blocks: Iterable[tuple[Tensor, Float[Tensor, "rows dim"]]]) -> CodeMoments:
-        """Moments of blocks of (sparse CSR codes [rows, width], centred rows [rows, dim])."""
-        gram, products, count = None, None, 0
-        for code, x in blocks:
-            z = to_scipy(code)
-            own, with_x = (z.T @ z).tocsr(), torch.from_numpy(z.T @ x.cpu().numpy())
-            gram, products = (own, with_x) if gram is None or products is None else (gram + own, products + with_x)
-            count += len(x)
-        if gram is None or products is None:
-            raise ValueError("no rows")
-        return cls(gram / count, products / count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +59,10 @@ class Cone:
         # Exactly nothing of them: optimisers that go by a gradient's sign alone would make something of rounding.
         axes = axes * space.varies[:, None]
         return cls(directions, cosine, axes.to(directions), deviations.to(directions))
+
+    def part(self, which: slice) -> Cone:
+        """That of some latents, of which those with directions come first."""
+        return replace(self, directions=self.directions[which])
 
     def nearest(self, decoder: Float[Tensor, "width dim"]) -> Float[Tensor, "width dim"]:
         """Decoder rows moved into the cone at little cost in the input's metric; rows beyond the directions stay.
@@ -137,14 +104,14 @@ class Cone:
 
 
 def anchored_decoders(
-    moments: CodeMoments, start: Float[Tensor, "width dim"], cone: Cone, sweeps: int = SWEEPS
+    squares: LeastSquares, start: Float[Tensor, "width dim"], cone: Cone, sweeps: int = SWEEPS
 ) -> Float[Tensor, "width dim"]:
     """Decoder rows that minimise E‖x − z D‖² within the cone, by accelerated projected gradients (FISTA).
 
     Each row's step is the inverse of its row sum in the Gram matrix, which no curvature exceeds.
 
     Args:
-        moments: of codes and centred rows.
+        squares: of codes and centred rows; of several ranks, with this one's latents.
         start: decoder rows to begin with, their norm a latent's scale.
         cone: what the first rows are kept in.
         sweeps: gradient steps.
@@ -154,17 +121,11 @@ def anchored_decoders(
 
     Source: Beck and Teboulle (2009); the cone is ours.
     """
-    ridge = RIDGE * moments.gram.diagonal()
-    gram = (moments.gram + sparse.diags_array(ridge, format="csr")).astype(np.float32).tocsr()
-    # Frequent latents meet in most pairs: their Gram matrix is sparse no more.
-    dense = torch.from_numpy(gram.toarray()) if gram.nnz > DENSE_GRAM * np.prod(gram.shape) else None
-    totals = torch.from_numpy(np.asarray(abs(gram).sum(axis=1)).ravel()).to(start)
+    totals = squares.bounds.to(start)
     rate = torch.where(totals > 0, 1 / totals.clamp_min(1e-12), 0.0)[:, None]
     decoder, ahead, momentum = start, start, 1.0
     for _ in range(sweeps):
-        product = torch.from_numpy(gram @ ahead.numpy()) if dense is None else dense @ ahead
-        gradient = moments.products.to(start) - product
-        moved = cone.nearest(ahead + rate * gradient)
+        moved = cone.nearest(ahead + rate * squares.descent(ahead))
         grown = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
         decoder, ahead, momentum = moved, moved + (momentum - 1) / grown * (moved - decoder), grown
     return decoder

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from kyomei.dictionary.sae import SparseAutoencoder
-from kyomei.learning.anchoring import to_scipy
+from kyomei.learning.least_squares import to_scipy
 from kyomei.learning.placement import evenly
 from kyomei.learning.refinement import CHUNK_ROWS, positive_code
 from kyomei.source.rows import Rows

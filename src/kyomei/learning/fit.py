@@ -21,11 +21,13 @@ from kyomei.dictionary.mechanisms import TopK
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import RecipeError
 from kyomei.learning import checkpoint
-from kyomei.learning.anchoring import CodeMoments, Cone, anchored_decoders
+from kyomei.learning.anchoring import Cone, anchored_decoders
 from kyomei.learning.checkpoint import resume_step
 from kyomei.learning.detection import detectors
 from kyomei.learning.directions import Directions
 from kyomei.learning.latents import random_start, trained_latents
+from kyomei.learning.least_squares import least_squares, own_codes
+from kyomei.learning.mesh import Mesh
 from kyomei.learning.narrowing import narrowed, widths
 from kyomei.learning.placement import (
     ANCHOR_ROWS,
@@ -138,14 +140,14 @@ def _learnt(
     if directions is None:
         directions = resonate(rows, seed=seed, recipe=recipe.search, device=str(work.device), mesh=work.mesh)
     warm, warm_steps = None, 0
-    if _leaves_much(rows, recipe, directions, normalisation):
+    if _leaves_much(rows, recipe, directions, normalisation, work.mesh):
         warm_steps = round(recipe.mechanism.placing.first_share * recipe.train.steps)
         width = recipe.dictionary.width or default_width(directions, rows)
         warm = _wide_first(learn, rows, recipe, width, warm_steps, seed, normalisation, work)
-    plan = resonant_plan(rows, recipe, directions, seed, normalisation, warm)
+    plan = resonant_plan(rows, recipe, directions, seed, normalisation, warm, work.mesh)
     sae = learn(plan.latents, plan.mechanism, **_part(recipe.train, warm_steps, recipe.train.steps, work))
     sae = _about(sae, plan.latents.hold, normalisation.undo(plan.latents.centre))
-    return sae if plan.cone is None else refit(sae, rows, plan.cone)
+    return sae if plan.cone is None else refit(sae, rows, plan.cone, work.mesh)
 
 
 def _about(sae: SparseAutoencoder, held: Bool[Tensor, " width"], placed: Float[Tensor, " dim"]) -> SparseAutoencoder:
@@ -172,11 +174,11 @@ def _part(recipe: TrainRecipe, first: int, last: int, work: Workplace) -> dict[s
     return {"recipe": recipe.model_copy(update=changed), "workplace": work.after(first, total)}
 
 
-def _leaves_much(rows: Rows, recipe: Recipe, directions: Directions, normalisation: Normalisation) -> bool:
+def _leaves_much(rows: Rows, recipe: Recipe, directions: Directions, normalisation: Normalisation, mesh: Mesh) -> bool:
     """Whether resonant latents leave so much of the rows that others have to be learnt before they are placed."""
     if recipe.train.freeze != "none" or not recipe.mechanism.placing.first_share:
         return False
-    return explained_by_resonance(rows, recipe, directions, normalisation) < EXPLAINS
+    return explained_by_resonance(rows, recipe, directions, normalisation, mesh) < EXPLAINS
 
 
 def _wide_first(
@@ -242,7 +244,7 @@ def starts_from_resonance(recipe: Recipe) -> bool:
     return recipe.mechanism.from_resonance
 
 
-def refit(sae: SparseAutoencoder, rows: Rows, cone: Cone) -> SparseAutoencoder:
+def refit(sae: SparseAutoencoder, rows: Rows, cone: Cone, mesh: Mesh | None = None) -> SparseAutoencoder:
     """The same latents with decoders that reconstruct best together, the first of them within the cone.
 
     Gradients leave noise where the data has little variance, alike in no two replicas; least squares leaves none.
@@ -251,20 +253,23 @@ def refit(sae: SparseAutoencoder, rows: Rows, cone: Cone) -> SparseAutoencoder:
         sae: a trained dictionary of threshold latents.
         rows: what it was trained on; at most `ANCHOR_ROWS` of them are used, evenly taken.
         cone: of the first latents' decoders.
+        mesh: ranks that fit a share of the latents each, all calling with the same arguments; none: this process alone.
     """
-    own = sae.to("cpu", torch.float32)
+    mesh, own = mesh or Mesh(), sae.to("cpu", torch.float32)
+    share = mesh.share(own.width)
+    encoder, decoder, threshold = own.encoder[share], own.decoder[share], own.threshold[share]
     index = evenly(rows, ANCHOR_ROWS)
 
     def blocks() -> Iterator[tuple[Tensor, Tensor]]:
         for part in np.array_split(index, max(1, len(index) // REFIT_BLOCK_ROWS)):
             x = rows.read(part).float().cpu()
-            yield own.encode(x, sparse=True), x - own.center
+            yield own_codes(x, encoder, decoder, threshold, own.center, own.activation), x - own.center
 
-    decoder = anchored_decoders(CodeMoments.of(blocks()), own.decoder, cone)
-    gain = decoder.norm(dim=1)
+    fitted = mesh.joined(anchored_decoders(least_squares(blocks(), mesh), decoder, cone.part(share)))
+    gain = fitted.norm(dim=1)
     # A latent that never fires has no decoder to fit.
-    gain, decoder = torch.where(gain > 0, gain, 1.0), torch.where(gain[:, None] > 0, decoder, own.decoder)
+    gain, fitted = torch.where(gain > 0, gain, 1.0), torch.where(gain[:, None] > 0, fitted, own.decoder)
     refitted = SparseAutoencoder(
-        own.encoder * gain[:, None], decoder / gain[:, None], own.threshold * gain, own.center, activation=own.activation
+        own.encoder * gain[:, None], fitted / gain[:, None], own.threshold * gain, own.center, activation=own.activation
     )
     return refitted.to(sae.encoder.device, sae.encoder.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,6 +68,10 @@ class Latents:
     def then(self, others: Latents) -> Latents:
         """These, and others after them; the centre stays."""
         return self._with({name: torch.cat([value, getattr(others, name)]) for name, value in self._rows()})
+
+    def joined(self, join: Callable[[Tensor], Tensor]) -> Latents:
+        """The same with those of others: whatever has a row for each latent goes through `join`."""
+        return self._with({name: join(value) for name, value in self._rows()})
 
     def _rows(self) -> Iterator[tuple[str, Tensor]]:
         """Everything of which each latent has a row of its own."""

@@ -165,6 +165,14 @@ class Mesh:
         """The latents of all feature parts, one under the other, on every rank; parts may differ in length."""
         return x if self.features == 1 else self._stacked(x, self._groups[1], self.features)
 
+    def share(self, total: int) -> slice:
+        """This rank's part of what all ranks share out, in order and as evenly as it goes."""
+        return slice(total * self.rank // self.size, total * (self.rank + 1) // self.size)
+
+    def joined(self, x: Float[Tensor, "own ..."]) -> Float[Tensor, "total ..."]:
+        """The shares of all ranks, one under the other, on every rank."""
+        return x if self.size == 1 else self._stacked(x, None, self.size)
+
     def in_parts(self, run: Callable[[Tensor], tuple[Tensor, ...]], w: Float[Tensor, "neurons dim"]) -> tuple[Tensor, ...]:
         """What a function makes of rows that do not depend on one another, each rank doing its share."""
         if self.size == 1:

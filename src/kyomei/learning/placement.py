@@ -17,9 +17,11 @@ from kyomei.dictionary.mechanisms import CLASSES, BiasAdaptation, Mechanism, mec
 from kyomei.dictionary.mechanisms import aimed_l0 as l0_aimed_at
 from kyomei.dictionary.sae import Activation, SparseAutoencoder
 from kyomei.errors import RecipeError
-from kyomei.learning.anchoring import ACTIVE_SHARE, CLEAR_SHARE, CodeMoments, Cone, anchored_decoders, to_scipy, usual_scores
+from kyomei.learning.anchoring import ACTIVE_SHARE, CLEAR_SHARE, Cone, anchored_decoders, usual_scores
 from kyomei.learning.directions import Directions
 from kyomei.learning.latents import Latents, random_start, trained_latents
+from kyomei.learning.least_squares import least_squares, own_codes, to_scipy
+from kyomei.learning.mesh import Mesh
 from kyomei.learning.spaces import Normalisation, Whitening
 from kyomei.source.rows import Rows
 
@@ -62,6 +64,7 @@ def resonant_plan(
     seed: int,
     normalisation: Normalisation,
     warm: SparseAutoencoder | None = None,
+    mesh: Mesh | None = None,
 ) -> Plan:
     """Resonant latents that are anchored, and free neurons for what they leave.
 
@@ -78,7 +81,9 @@ def resonant_plan(
         warm: a dictionary trained on these rows by itself. Its frequent latents become the free neurons: they are what
             reconstruction rests on and what training finds again from any start, while rare ones differ with the seed and give
             way to directions.
+        mesh: ranks that place a share of the latents each, all calling with the same arguments; none: this process alone.
     """
+    mesh = mesh or Mesh()
     if recipe.dictionary.tied:
         do = "leave dictionary.tied out, or set mechanism.start to random"
         raise RecipeError("an untied dictionary for a resonant start", "dictionary.tied = true", do)
@@ -90,9 +95,12 @@ def resonant_plan(
     # Fitted beside latents that explain the rows without them, decoders of features that are sums' parts would drift.
     alone = recipe.dictionary.width is None and warm is not None and num_found > 0
     beside = Latents.none(rows.dim) if alone else free
-    found, explained = _anchored(x, directions.whitening, cone, beside, 0.0 if alone else l0, recipe.dictionary.activation)
+    anchoring = _Anchoring(x, directions.whitening, cone, beside, 0.0 if alone else l0, recipe.dictionary.activation, mesh)
+    found, explained = anchoring.run()
     if alone:
-        found = found.then(replace(free, threshold=_free_thresholds(x - found.centre, found, free, l0)))
+        own, others = (latents.part(mesh.share(latents.width)) for latents in (found, free))
+        common = _free_threshold(x - found.centre, own, others, l0, mesh)
+        found = found.then(replace(free, threshold=common.expand(free.width)))
     latents = found.then(random_start(width - found.width, rows.dim, seed, tied=False, varies=varies))
     if selects(recipe):
         return Plan(latents, mechanism_from(recipe, width))
@@ -131,12 +139,14 @@ def _divided(recipe: Recipe, directions: Directions, learnt: Latents, width: int
     return cone, learnt.part(slice(width - num_found))
 
 
-def explained_by_resonance(rows: Rows, recipe: Recipe, directions: Directions, normalisation: Normalisation) -> float:
+def explained_by_resonance(
+    rows: Rows, recipe: Recipe, directions: Directions, normalisation: Normalisation, mesh: Mesh | None = None
+) -> float:
     """Share of the variance that as many resonant latents as have room explain by themselves, on a sample of the rows."""
     cone = Cone.around(directions.whitened[: recipe.dictionary.width], recipe.mechanism.placing.anchor, directions.whitening)
     x = normalisation.to(directions.whitened).apply(rows.read(evenly(rows, CALIBRATION_ROWS)))
     # Further turns of the centre moved it by 0.004 at most on planted sets.
-    return _anchored(x, directions.whitening, cone, Latents.none(rows.dim), 0.0, turns=1)[1]
+    return _Anchoring(x, directions.whitening, cone, Latents.none(rows.dim), 0.0, "jumprelu", mesh or Mesh()).run(turns=1)[1]
 
 
 def aimed_l0(recipe: Recipe, width: int) -> float:
@@ -189,64 +199,79 @@ def _apart(directions: Directions, encoder: Float[Tensor, "k dim"]) -> Int64[Ten
     return (nearest(directions.whitened, own).cosine < SAME_COSINE).nonzero().flatten()
 
 
-def _anchored(
-    x: Float[Tensor, "rows dim"],
-    white: Whitening,
-    cone: Cone,
-    free: Latents,
-    l0: float,
-    activation: Activation = "jumprelu",
-    turns: int = CENTRINGS,
-) -> tuple[Latents, float]:
+@dataclass(frozen=True, eq=False)
+class _Anchoring:
     """Thresholds at a share of the usual score, decoders within the cone, and the centre that the two agree on.
 
     Free latents share one threshold, at which the code has the L0 asked for; all decoders are fitted together. Their centre
     is theirs as well: where it is off the mean along axes of little variance, whitened scores are off by many deviations, so
-    beside free latents a usual score is one about the mean.
-
-    Returns:
-        Resonant latents, then the free ones, and the share of the rows' variance that they explain.
+    beside free latents a usual score is one about the mean. Of several ranks each has its share of the latents, and all rows.
     """
-    num_found = len(cone.directions)
-    pattern = cone.directions @ white.backward
-    own = (cone.directions @ white.forward) * pattern.norm(dim=1, keepdim=True)
-    encoder, decoder = torch.cat([own, free.encoder]), torch.cat([normalize(pattern, dim=1), free.decoder])
-    centre, explained = free.centre.to(x), 0.0
-    last = Latents.of(encoder, decoder, centre=centre)
-    share = CLEAR_SHARE if free.width else ACTIVE_SHARE
-    # Thresholds that stay need all rows. Beside free latents decoders are trained further and fitted anew at the end.
-    seen = x[::4] if free.width else x
-    # A centre that was trained with free latents is not moved.
-    for _ in range(0 if not last.width else 1 if free.width else turns):
-        about = torch.zeros_like(centre) if free.width else centre
-        threshold = share * usual_scores(x - about, own) + own @ (about - centre)
-        found = Latents.of(own, None, threshold=threshold)
-        threshold = torch.cat([threshold, _free_thresholds(x - centre, found, free, l0)])
-        code = SparseAutoencoder(encoder, decoder, threshold, centre, activation=activation).encode(seen, sparse=True)
-        moments = CodeMoments.of([(code, seen - centre)])
-        fitted = anchored_decoders(moments, decoder, cone)
-        frequency = torch.bincount(code.col_indices(), minlength=last.width) / len(seen)
-        rest = seen - centre - torch.from_numpy(to_scipy(code) @ fitted.numpy())
-        explained = 1 - float(rest.var(dim=0, correction=0).sum() / seen.var(dim=0, correction=0).sum())
-        gain = fitted.norm(dim=1).clamp_min(1e-6)
-        # Free latents are trained further: their scale and direction are theirs.
-        gain[num_found:], fitted[num_found:] = 1.0, decoder[num_found:]
-        known = {"threshold": threshold * gain, "frequency": frequency, "centre": centre}
-        last = Latents.of(encoder * gain[:, None], fitted / gain[:, None], **known)
-        centre = centre + rest.mean(dim=0)
-    return last, explained
+
+    x: Float[Tensor, "rows dim"]
+    white: Whitening
+    cone: Cone
+    free: Latents
+    l0: float
+    activation: Activation
+    mesh: Mesh
+
+    def run(self, turns: int = CENTRINGS) -> tuple[Latents, float]:
+        """Resonant latents, then the free ones, and the share of the rows' variance that they explain."""
+        x, mesh, num_found = self.x, self.mesh, len(self.cone.directions)
+        own = mesh.share(num_found + self.free.width)
+        cone = self.cone.part(own)
+        free = self.free.part(slice(max(0, own.start - num_found), max(0, own.stop - num_found)))
+        pattern = cone.directions @ self.white.backward
+        found = (cone.directions @ self.white.forward) * pattern.norm(dim=1, keepdim=True)
+        encoder, decoder = torch.cat([found, free.encoder]), torch.cat([normalize(pattern, dim=1), free.decoder])
+        centre, explained = free.centre.to(x), 0.0
+        last = Latents.of(encoder, decoder, centre=centre)
+        share = CLEAR_SHARE if self.free.width else ACTIVE_SHARE
+        # Thresholds that stay need all rows. Beside free latents decoders are trained further and fitted anew at the end.
+        seen = x[::4] if self.free.width else x
+        # A centre that was trained with free latents is not moved.
+        for _ in range(0 if not num_found + self.free.width else 1 if self.free.width else turns):
+            about = torch.zeros_like(centre) if self.free.width else centre
+            threshold = share * usual_scores(x - about, found) + found @ (about - centre)
+            if self.free.width:
+                given = Latents.of(found, None, threshold=threshold)
+                common = _free_threshold(x - centre, given, free, self.l0, mesh)
+                threshold = torch.cat([threshold, common.expand(free.width)])
+            code = own_codes(seen, encoder, decoder, threshold, centre, self.activation)
+            fitted = anchored_decoders(least_squares([(code, seen - centre)], mesh), decoder, cone)
+            frequency = torch.bincount(code.col_indices(), minlength=last.width) / len(seen)
+            rest = seen - centre - mesh.sum_over_all(torch.from_numpy(to_scipy(code) @ fitted.numpy()))
+            explained = 1 - float(rest.var(dim=0, correction=0).sum() / seen.var(dim=0, correction=0).sum())
+            gain = fitted.norm(dim=1).clamp_min(1e-6)
+            # Free latents are trained further: their scale and direction are theirs.
+            gain[len(found) :], fitted[len(found) :] = 1.0, decoder[len(found) :]
+            known = {"threshold": threshold * gain, "frequency": frequency, "centre": centre}
+            last = Latents.of(encoder * gain[:, None], fitted / gain[:, None], **known)
+            centre = centre + rest.mean(dim=0)
+        return last.joined(mesh.joined), explained
 
 
-def _free_thresholds(x: Float[Tensor, "rows dim"], found: Latents, free: Latents, l0: float) -> Float[Tensor, " free"]:
-    """The threshold at which free latents fire as often as resonant ones leave of L0; rows are about their centre."""
-    if not free.width:
-        return free.threshold
+def _free_threshold(x: Float[Tensor, "rows dim"], found: Latents, free: Latents, l0: float, mesh: Mesh) -> Float[Tensor, ""]:
+    """The threshold at which free latents fire as often as resonant ones leave of L0.
+
+    Args:
+        x: rows about their centre.
+        found, free: latents; of several ranks each gives its own.
+        l0: active latents per row to aim at.
+        mesh: the ranks.
+    """
     x = x[:: max(1, len(x) // CALIBRATION_ROWS)]
     parts = zip(torch.split(found.encoder, 256), torch.split(found.threshold, 256), strict=True)
-    taken = sum(int((x @ e.T > t).sum()) for e, t in parts)
-    left = min(max(1, round(l0 * len(x) - taken)), len(x) * free.width - 1)
-    scores = (x @ free.encoder.T).flatten()
-    return scores.topk(left).values[-1].clamp_min(0).expand(free.width)
+    counts = torch.tensor([sum(int((x @ e.T > t).sum()) for e, t in parts), free.width])
+    taken, num_free = (int(count) for count in mesh.sum_over_all(counts))
+    left = min(max(1, round(l0 * len(x) - taken)), max(1, len(x) * num_free - 1))
+    highest = x.new_zeros(0)
+    for encoder in torch.split(free.encoder, 256):
+        scores = torch.cat([highest, (x @ encoder.T).flatten()])
+        highest = scores.topk(min(left, len(scores))).values
+    highest = mesh.joined(highest)
+    return highest.topk(min(left, len(highest))).values[-1].clamp_min(0) if num_free else x.new_zeros(())
 
 
 def evenly(rows: Rows, count: int) -> Int64[np.ndarray, " taken"]:

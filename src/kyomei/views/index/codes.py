@@ -21,7 +21,7 @@ from torch import Tensor
 from kyomei.atomic import remove_temporaries, write_atomic
 from kyomei.dictionary.kernels import active_above
 from kyomei.dictionary.sae import SparseAutoencoder
-from kyomei.learning.anchoring import to_scipy
+from kyomei.learning.least_squares import to_scipy
 from kyomei.source.rows import Rows
 
 ROWS_PER_FILE = 16_384

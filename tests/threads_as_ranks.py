@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -42,6 +43,17 @@ class Rank:
         came = [told[self.rank] for told in self.tell(list(parts))]
         assert [len(part) for part in came] == list(lengths), "a rank waits for as many rows as are sent to it"
         return came
+
+    # What the learning asks of a mesh besides, see `kyomei.learning.mesh.Mesh`.
+
+    def share(self, total: int) -> slice:
+        return slice(total * self.rank // self.size, total * (self.rank + 1) // self.size)
+
+    def joined(self, x: Tensor) -> Tensor:
+        return torch.cat(self.tell(x))
+
+    def sum_over_all(self, x: Tensor) -> Tensor:
+        return torch.stack(self.tell(x)).sum(dim=0)
 
 
 def together(size: int, work: Callable[[Rank], T]) -> list[T]:
