@@ -1,7 +1,8 @@
 """One rank of a mesh: `torchrun … mesh_rank.py OUT DATA FEATURES MECHANISM DTYPE STEPS [FOLDER]`.
 
 A mechanism with "-stream" after its name trains on rows that a language model makes meanwhile, and counts its windows.
-The mechanism "resonance" searches for directions instead of training, and shows what neighbours merge to.
+The mechanism "resonance" searches for directions instead of training, and shows what neighbours merge to; "default" is a
+whole fit: directions, places, training and the last fit of decoders.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kyomei.atomic import write_atomic
-from kyomei.config import ResonanceRecipe, SourceRecipe, TrainRecipe
+from kyomei.config import Recipe, ResonanceRecipe, SourceRecipe, TrainRecipe
 from kyomei.dictionary.mechanisms import (
     GBA,
     L1,
@@ -34,6 +35,7 @@ from kyomei.dictionary.mechanisms import (
     TopK,
     geometric_targets,
 )
+from kyomei.learning.fit import fit
 from kyomei.learning.latents import random_start
 from kyomei.learning.merging import merge
 from kyomei.learning.mesh import Mesh
@@ -106,6 +108,14 @@ def search(x: Tensor, mesh: Mesh) -> dict[str, Tensor]:
     return {"whitened": found.whitened, "support": found.support, "merged": merged, "merged_support": support}
 
 
+def whole_fit(mesh: Mesh) -> dict[str, Tensor]:
+    """What `fit` makes by default, quickly."""
+    settings = {"resonance.neurons": 128, "resonance.rounds": 1, "resonance.steps": 5, "dictionary.width": 48}
+    recipe = Recipe().with_values({**settings, "train.steps": 40, "train.batch_rows": 240})
+    sae = fit(rows_of(torch.float32), recipe, workplace=Workplace(mesh=mesh))
+    return {name: getattr(sae, name) for name in ("encoder", "decoder", "threshold", "center")}
+
+
 def main() -> None:
     out, data, features, name, dtype, steps, *rest = sys.argv[1:]
     torch.set_num_threads(1)
@@ -114,8 +124,8 @@ def main() -> None:
     windows = [0]
     if name.endswith("-stream"):
         rows, windows = streamed(mesh)
-    if name == "resonance":
-        found = search(rows_of(getattr(torch, dtype)), mesh)
+    if name in ("resonance", "default"):
+        found = search(rows_of(getattr(torch, dtype)), mesh) if name == "resonance" else whole_fit(mesh)
         if mesh.leads:
             save_file({key: tensor.contiguous() for key, tensor in found.items()}, out)
         mesh.leave()

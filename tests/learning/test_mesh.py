@@ -82,7 +82,7 @@ def test_every_mechanism_is_exact_on_a_mesh(name: str, tmp_path: Path, alone: di
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["data-2", "2x2"])
+@pytest.mark.parametrize("mesh", [pytest.param("data-2", marks=pytest.mark.sweep), "2x2"])
 def test_a_stream_on_any_mesh_is_that_of_one_rank_and_runs_each_window_once(mesh: str, tmp_path: Path, alone: dict) -> None:  # type: ignore[type-arg]
     expected = by_one_rank(alone, tmp_path, "topk-stream", "float64", 8)
     # 8 batches of 240 rows lie in 7 buffers of 288, each of 20 windows; none is run twice, nor one that no step reads.
@@ -96,6 +96,13 @@ def test_resonance_and_merging_on_a_mesh_are_those_of_one_rank(mesh: str, tmp_pa
     expected = by_one_rank(alone, tmp_path, "resonance", "float32", 0)
     assert len(expected["whitened"]) > 20 and 20 < len(expected["merged"]) < 8000 == int(expected["merged_support"].sum())
     assert_close(run(tmp_path / "mesh.safetensors", *MESHES[mesh], "resonance", "float32", 0), expected, 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [pytest.param("feature-4", marks=pytest.mark.sweep), "2x2"])
+def test_a_whole_fit_on_a_mesh_is_that_of_one_rank(mesh: str, tmp_path: Path, alone: dict) -> None:  # type: ignore[type-arg]
+    expected = by_one_rank(alone, tmp_path, "default", "float32", 0)
+    assert_close(run(tmp_path / "mesh.safetensors", *MESHES[mesh], "default", "float32", 0), expected, 1e-4)
 
 
 @pytest.mark.slow
