@@ -72,7 +72,8 @@ class Watch:
         self._detectors = _usable(run, reference.dictionary)
         self.monitor = Monitor(reference.scale, reference.ranked, self._detectors)
         self._certificate, self._changed, self._unchecked = _certified(run)
-        self._same_model = None if weights is None else weights == (run.manifest.get("model") or {}).get("weights")
+        harvested = (run.manifest.get("model") or {}).get("weights")
+        self._same_model = None if None in (weights, harvested) else weights == harvested
         self._usual = _usual(reference, self.monitor, self._detectors)
         goals = hashlib.sha256(repr([each.to_dict() for each in self._detectors]).encode()).hexdigest()
         held = {"dictionary": reference.dictionary, "reference": reference.digest, "goals": goals}
@@ -274,7 +275,8 @@ class Watch:
             self.how.on_status(found)
 
     def _interrupted(self) -> Interrupted:
-        counted = f"{self.facts.all.documents:,} documents in {self.facts.windows:,} windows"
+        count = self.facts.all.documents
+        counted = f"{count:,} document{'' if count == 1 else 's'}"
         do = f"run the same command again: what is counted stays counted in {self._state.folder}"
         return Interrupted("the end of the stream", f"a signal to stop after {counted}", do)
 
