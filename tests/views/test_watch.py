@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from kyomei.atomic import sha256_of
 from kyomei.cli import app
 from kyomei.evidence import drift
+from kyomei.evidence.goals.detector import Detector, file_of
 from kyomei.runs import Run
 from kyomei.source.stdlib import stdlib_documents
 from kyomei.source.text import Document, Tokens
@@ -168,6 +170,25 @@ def test_rows_on_standard_input_are_taken_as_they_are(run: Run, tmp_path: Path) 
     assert refused.exit_code == REFUSED and "line 2" in refused.stderr
     taken = kyomei(run.folder, "--state", tmp_path, "--replay", "--skip-bad-records", "--json", stdin=lines)
     assert json.loads(taken.stdout.splitlines()[-1])["tokens"] == 2, taken.stderr
+
+
+def test_goals_are_watched_and_those_of_another_dictionary_are_refused(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    digest = sha256_of(folder / watched.SHIPPED)
+    for dictionary, code in ((digest, QUIET), ("of another", REFUSED)):
+        goal = Detector("imports", "label", "mean", (1, 2), (3.0, -1.0), -0.5, 0.5, dictionary)
+        (folder / "goals.json").write_text(json.dumps(file_of({"imports": {"detector": goal.to_dict()}})))
+        done = kyomei(folder, "--state", tmp_path / "s", "--json", "--overwrite", stdin=records(own_texts(9)))
+        assert done.exit_code == code, done.stderr
+        if code == REFUSED:
+            assert "run `kyomei goals` again" in done.stderr.replace("Run", "run")
+            continue
+        told = [json.loads(line) for line in done.stdout.splitlines()]
+        (score,) = told[-1]["goals"]
+        assert score["goal"] == "imports" and 0 < score["score"] < 1 and 0 < score["reference_score"] < 1
+        assert [each["name"] for each in told[-1]["evidence"] if each["kind"] == "goals"] == ["imports"]
+        assert [each["goal"] for each in told if each["event"] == "window" for each in each["goals"]] == ["imports"]
 
 
 @pytest.mark.parametrize(
