@@ -7,7 +7,8 @@
     python bench/pilot.py --part table              the tables of docs/results.md
 
 Every result is a line of bench/data/pilot.jsonl. What is there is not done again; --seconds N begins nothing after N seconds.
-The families, their sizes and the thresholds were written down before the first of these pilots was made.
+Families and thresholds were written down before the first of these pilots was made. After eleven planted sets of up to
+40 dimensions, which are not among the results, all were made smaller, as they took too long.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ from kyomei.stages.pilot import Request, begin, pilot
 from kyomei.stages.progress import Reporter
 
 DATA = Path(__file__).parent / "data" / "pilot.jsonl"
-SEED = 61_803
+SEED = 31_415
 FAMILIES = ("stretched", "nuisance", "heavy noise", "faint", "twins", "bursts", "signed", "clipped")
 PER_FAMILY, REPLICAS = 10, 3
 GOOD, FOUND = 0.8, 0.95
 LEVELS = ("go", "conditional", "no-go")
 SMALL = Recipe().with_values(
     {
-        "resonance.neurons": 512,
+        "resonance.neurons": 384,
         "resonance.rounds": 1,
         "resonance.steps": 8,
         "resonance.batch_rows": 8192,
@@ -62,16 +63,18 @@ SMALL = Recipe().with_values(
         "train.batch_rows": 512,
     }
 )
-"""A training of a few seconds."""
+"""A training of a few seconds, for the layer."""
+QUICK = SMALL.with_values({"resonance.neurons": 256, "resonance.batch_rows": 4096, "train.steps": 200, "train.batch_rows": 256})
+"""One of a second, for planted sets."""
 SOURCE = {"source.num_tokens": 62_000, "source.context": 128, "source.spread": 8}
 SITE = "model.layers.2.mlp"
 
 
 def draw(family: str, rng: np.random.Generator) -> dict[str, Any]:
     """The law of one set: plain planted data, and what the family does to it."""
-    dim = int(rng.integers(16, 41))
-    features = 2 * int(dim * rng.uniform(0.6, 1.7))
-    law = {"dim": dim, "n_features": features, "active": int(rng.integers(2, 6)), "rows": int(rng.integers(4000, 12_001))}
+    dim = int(rng.integers(16, 25))
+    features = 2 * int(dim * rng.uniform(0.5, 1.3))
+    law = {"dim": dim, "n_features": features, "active": int(rng.integers(2, 5)), "rows": int(rng.integers(3000, 7001))}
     strength = {
         "stretched": rng.uniform(1, 30),
         "nuisance": rng.uniform(0.1, 2),
@@ -151,9 +154,9 @@ def planted_set(index: int) -> dict[str, Any]:
     parts = [TensorRows(data.sample(rows, seed=i + 1)) for i in range(REPLICAS + 1)]
     unseen = parts[REPLICAS]
     premises = check(parts[0], seed=index).to_dict()
-    replicas = [fit(parts[i], SMALL, seed=10 * index + i) for i in range(REPLICAS)]
+    replicas = [fit(parts[i], QUICK, seed=10 * index + i) for i in range(REPLICAS)]
     null_rows = [GAUSSIAN.rows(part, 1000 + 10 * index + i) for i, part in enumerate((*parts[:2], unseen))]
-    for_null = GAUSSIAN.recipe(SMALL).with_values({"dictionary.width": replicas[0].width})
+    for_null = GAUSSIAN.recipe(QUICK).with_values({"dictionary.width": replicas[0].width})
     null = fit(null_rows[0], for_null, seed=10 * index + 5), fit(null_rows[1], for_null, seed=10 * index + 6)
     found = certify_latents(replicas, unseen, null, null_rows[2])
     certificate = {
@@ -206,7 +209,7 @@ def gaussian_harvest(folder: Path, host: Run) -> Run:
 
 def small_pilot(folder: Path, host: Run, seed: int, without: tuple[str, ...]) -> dict[str, Any]:
     """A pilot of a few minutes of one thread on a harvest."""
-    recipe = SMALL.with_values({"dictionary.width": 256, "seed": seed, "train.steps": 400})
+    recipe = SMALL.with_values({"dictionary.width": 128, "seed": seed})
     request = Request(source_from(host, recipe, set()), without=without)
     began = time.monotonic()
     run = begin(folder, request, Reporter(), harvest=host)
@@ -242,13 +245,13 @@ def jobs(part: str, work: Path, count: int, threads: int) -> Iterator[tuple[str,
             yield f"planted {index}", lambda index=index: planted_set(index)  # type: ignore[misc]
     elif part == "layer":
         yield "layer", lambda: layer_pilot(work / "layer", threads)
-    elif part == "repeat":
-        for seed in range(min(count, 20)):
-            make = lambda seed=seed: small_pilot(work / f"seed-{seed}", harvest(work / "H"), seed, every)  # noqa: E731
-            yield f"repeat {seed}", make
-    elif part == "nothing":
+    elif part in ("repeat", "nothing"):
+        yield "repeat 0", lambda: small_pilot(work / "seed-0", harvest(work / "H"), 0, every)
         yield "gaussian", lambda: small_pilot(work / "gaussian", gaussian_harvest(work / "G", harvest(work / "H")), 0, every)
         yield "random weights", lambda: small_pilot(work / "random", harvest(work / "R", 5), 0, every)
+        for seed in range(1, min(count, 20)):
+            make = lambda seed=seed: small_pilot(work / f"seed-{seed}", harvest(work / "H"), seed, every)  # noqa: E731
+            yield f"repeat {seed}", make
 
 
 def read() -> dict[str, dict[str, Any]]:

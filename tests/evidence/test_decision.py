@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,3 +120,20 @@ def test_every_ground_is_said_with_its_figure_interval_and_bounds_in_both_langua
 def test_japanese_has_no_english_sentence():
     words = decision_words(decided(8, baselines={"topk": certificate(250)}, goals={"a": GOAL}).to_dict(), "ja")
     assert "TopK" in words and not any(word in words for word in ("Go ", " of ", "the ", "asks"))
+
+
+@pytest.mark.parametrize("page", ["guide/pilot.md", "ja/pilot.md"])
+def test_the_pages_have_the_thresholds_that_are_asked(page: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    rows = [[float(n) for n in re.findall(r"\d\.\d+", line.replace("R²", ""))] for line in table]
+    a = ASKED
+    wanted = [
+        [a.recovery_go],
+        [a.certified_go, a.certified_no_go],
+        [a.chance_go, a.chance_no_go],
+        [a.beyond_go, a.beyond_no_go],
+        [a.baseline_go],
+        [a.goal_auc_go, a.goal_r2_go],
+    ]
+    assert [row for row in rows if row] == wanted

@@ -192,6 +192,17 @@ def test_train_takes_the_full_recipe_unchanged(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_full_run_is_planned_anew_for_other_machines_and_sizes(folder: Path) -> None:
+    full = done("pilot", folder, "--full-tokens", 2_400_000, "--price", 2)["pilot"]["full"]
+    assert full["tokens"] == 2_400_000 and full["steps"] == 140 and full["plan"]["hardware"] == "here"
+    hours = sum(full["plan"]["seconds"].values()) / 3600
+    assert full["plan"]["price"] == pytest.approx(2 * hours) and CONTROL in full["plan"]["seconds"]
+    again = done("pilot", folder)["pilot"]["full"]
+    assert again["tokens"] == 2_400_000 and again["plan"]["price"] == full["plan"]["price"]
+    assert "where a pilot begins" in refused("pilot", folder, "--baseline", "jumprelu")
+
+
+@pytest.mark.slow
 def test_a_larger_pilot_takes_the_place_of_the_smaller_one_even_after_a_crash(folder: Path) -> None:
     run = Run.open(folder)
     facts = run.manifest[pilot.STAGE]

@@ -71,6 +71,9 @@ def pilot_command(
         if resume and overwrite:
             raise RunError("either --resume or --overwrite", "both", "choose one of them")
         before = None if overwrite else asked_before(folder)
+        if before is not None and (baseline or without):
+            do = f"leave them out, or begin a new pilot; `kyomei certify {shlex.quote(str(folder))} --baseline NAME` adds one"
+            raise RecipeError("--baseline and --without where a pilot begins", f"a pilot in {folder}", do)
         host = None if harvest is None else open_harvest(harvest)
         recipe = asked.recipe(before)
         if host is not None and before is None:

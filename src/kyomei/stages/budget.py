@@ -132,14 +132,14 @@ def _scaled(recipe: Recipe, probe: Probe, factor: float, fixed: set[str]) -> Rec
     rows = max(LEAST_ROWS, LEAST_ROWS_PER_DIM * probe.dim)
     least = rows * source.replicas / (1 - source.evidence_share)
     values = {
-        "source.num_tokens": max(_rounded(source.num_tokens * factor), math.ceil(least / 1000) * 1000),
-        "train.steps": max(_rounded(recipe.train.steps * factor), min(LEAST_STEPS, recipe.train.steps)),
+        "source.num_tokens": max(two_digits(source.num_tokens * factor), math.ceil(least / 1000) * 1000),
+        "train.steps": max(two_digits(recipe.train.steps * factor), min(LEAST_STEPS, recipe.train.steps)),
     }
     return recipe.with_values({key: value for key, value in values.items() if key not in fixed})
 
 
-def _rounded(value: float) -> int:
-    """To two digits, downwards."""
+def two_digits(value: float) -> int:
+    """A number with the digits after its first two left out."""
     size = 10 ** max(0, math.floor(math.log10(max(value, 1))) - 1)
     return int(value // size * size)
 

@@ -12,7 +12,7 @@ from kyomei.errors import KyomeiError
 from kyomei.runs import Run
 from kyomei.source.corpus import Corpus
 from kyomei.source.records import Fields
-from kyomei.stages.budget import CONTROL
+from kyomei.stages.budget import CONTROL, two_digits
 from kyomei.stages.check import FILE as PREMISES
 from kyomei.stages.harvested import tokens_of
 from kyomei.stages.plan import Plan, Probe
@@ -26,8 +26,6 @@ TEXT_SHARE = 0.6
 """Share of the text there is that a full run asks for: its parts are drawn by hash, and none may come out short."""
 COUNTING_SECONDS = 20.0
 """How long text is counted for; what is longer than that is taken to suffice."""
-EVIDENCE = ("certify", "check", "harvest")
-"""Parts of a plan that a pilot has under the same name."""
 TRAINING = ("resonance", "placing latents", "training", "streaming")
 """Parts of a plan that are one part of a pilot."""
 
@@ -46,8 +44,8 @@ def full_recipe(run: Run, asked: Recipe, tokens: int | None, dim: int) -> Recipe
     wanted = max(wanted, pilot.source.num_tokens)
     ratio = wanted / pilot.source.num_tokens
     width = asked.dictionary.width or _width(run, dim)
-    steps = int(round(pilot.train.steps * math.sqrt(ratio), -2 if pilot.train.steps * ratio >= 1000 else 0))
-    values = {"source.num_tokens": wanted, "train.steps": max(steps, pilot.train.steps), "dictionary.width": width}
+    steps = max(two_digits(pilot.train.steps * math.sqrt(ratio)), pilot.train.steps)
+    values = {"source.num_tokens": wanted, "train.steps": steps, "dictionary.width": width}
     source = pilot.source.model_copy(update={"num_tokens": wanted})
     return asked.model_copy(update={"source": source}).with_values(values)
 

@@ -89,6 +89,11 @@ class Request:
     price: float | None = None
 
     @property
+    def plan_for(self) -> dict[str, Any]:
+        """Of what the full run's plan is."""
+        return {"hardware": self.hardware, "gpus": self.gpus, "price": self.price}
+
+    @property
     def wanted(self) -> list[str]:
         """Parts beside those that are always done, those first that are given up last."""
         return [part for part in wanted_parts(self.baselines) if part not in self.without]
@@ -125,6 +130,15 @@ class _Begun:
             raise RunError("the folder of a pilot", f"another run in {run.folder}", "choose a new folder for the pilot")
         return cls(**facts)
 
+    def planning(self, request: Request) -> _Begun:
+        """The same with the full run planned as a later request has it, where it says anything of that."""
+        same = (request.hardware, request.gpus, request.price) == ("here", 1, None)
+        return replace(
+            self,
+            plan_for=self.plan_for if same else request.plan_for,
+            full_tokens=request.full_tokens or self.full_tokens,
+        )
+
     @property
     def here(self) -> Probe:
         return Probe(**{**self.probe, "rates": Rates(**self.probe["rates"])})
@@ -159,7 +173,7 @@ def begin(
 
     Args:
         folder: of the run.
-        request: what is asked. Of a pilot that is there it may say other minutes only.
+        request: what is asked. Of a pilot that is there it may say more minutes, and how the full run is planned.
         reporter: shows progress.
         harvest: whose rows it learns from; none: its own.
         overwrite: delete what is there.
@@ -203,7 +217,6 @@ def _planned(request: Request, reporter: Reporter, *, harvested: bool) -> tuple[
     else:
         left = 60 * request.minutes - spent
         bought = afforded(recipe, probe, left, request.wanted, request.given, harvested=harvested)
-    plan_for = {"hardware": request.hardware, "gpus": request.gpus, "price": request.price}
     begun = _Begun(
         asked.model_dump(mode="json"),
         list(request.given),
@@ -213,7 +226,7 @@ def _planned(request: Request, reporter: Reporter, *, harvested: bool) -> tuple[
         bought.parts,
         bought.left_out,
         request.full_tokens,
-        plan_for,
+        request.plan_for,
     )
     source, train = bought.recipe.source, bought.recipe.train
     words = f"pilot: {source.num_tokens:,} tokens, {train.steps:,} steps, width {bought.recipe.dictionary.width:,}"
@@ -239,6 +252,9 @@ def _gone_on(run: Run, request: Request, reporter: Reporter, command: str) -> Ru
             run = _grown(run)
     begun = _Begun.of(run)
     refuse_other_recipe(Run(run.folder, begun.recipe), request.recipe)
+    begun = begun.planning(request)
+    with run.lock():
+        run.note(**{STAGE: asdict(begun)})
     if request.minutes is None or not finished(run):
         return run
     with run.lock():
