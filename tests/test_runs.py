@@ -196,7 +196,7 @@ def test_a_new_manifest_says_what_and_where(run: Run) -> None:
     assert manifest["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert manifest["hardware"]["cores"] == os.cpu_count()
     assert manifest["hardware"]["memory_bytes"] > 1e8
-    assert (manifest["split"], manifest["outputs"], manifest["stages"]) == ({}, {}, {})
+    assert (manifest["split"], list(manifest["outputs"]), manifest["stages"]) == ({}, ["recipe.yaml"], {})
 
 
 def test_outputs_are_recorded_by_relative_path(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +208,8 @@ def test_outputs_are_recorded_by_relative_path(run: Run, monkeypatch: pytest.Mon
     run.record(run.path("replicas"))
     monkeypatch.chdir(run.folder.parent)
     Run.open("run").record(Path("run/a.json"))
-    assert run.manifest["outputs"] == {name: hashlib.sha256(name.encode()).hexdigest() for name in recorded}
+    outputs = {name: digest for name, digest in run.manifest["outputs"].items() if name != "recipe.yaml"}
+    assert outputs == {name: hashlib.sha256(name.encode()).hexdigest() for name in recorded}
 
 
 def test_recording_what_is_missing_or_outside_is_refused(run: Run) -> None:

@@ -83,7 +83,7 @@ def _acquire(folder: Path) -> tuple[int, threading.Event]:
     """Write the lock file and keep touching it; returns its inode, and what ends the touching."""
     silent = None
     while True:
-        with _one_at_a_time(folder):
+        with one_at_a_time(folder):
             holder = _holder(folder)
             if holder is None or holder == silent or (holder.is_here and not holder.is_alive_here):
                 return _write(folder)
@@ -105,7 +105,7 @@ def _write(folder: Path) -> tuple[int, threading.Event]:
 
 def _release(folder: Path, inode: int) -> _Holder | None:
     """Remove the lock file that was written as `inode`; who holds the folder instead, if another took it over."""
-    with contextlib.suppress(FileNotFoundError), _one_at_a_time(folder):
+    with contextlib.suppress(FileNotFoundError), one_at_a_time(folder):
         other = _holder(folder)
         if other is not None and other.inode != inode:
             return other
@@ -152,7 +152,7 @@ def _holder(folder: Path) -> _Holder | None:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
+def one_at_a_time(folder: Path) -> Iterator[None]:
     """Let one process at a time look at the lock file and replace it, or two could both take over a stale one."""
     import fcntl
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from kyomei.config import Recipe
 from kyomei.errors import KyomeiError, RunError
 from kyomei.locks import LOCK, locked, refuse_if_locked
 from kyomei.provenance import begun, ended, now
+from kyomei.sealing import SEAL, Stat, digest_of, files_of, seal_of, sealed, settled, untouched, written_since
 
 SCHEMA_VERSION = 2
 """Version of the run folder's layout and manifest; a run of another one is refused. Dictionaries have their own version."""
@@ -27,6 +29,8 @@ SCHEMA_VERSION = 2
 RECIPE, MANIFEST = "recipe.yaml", "manifest.json"
 BIRTH = "manifest.json.new"
 """The manifest of a run whose recipe is not yet written."""
+CHANGED = "changed_by_others"
+"""Where a manifest says when it was found to have been changed by others than Kyomei."""
 PRIVATE = 0o700
 """Mode of a run's folder: it holds text that others may not be meant to read."""
 _RECORDED_PACKAGES = ("torch", "numpy", "scipy", "transformers", "tokenizers", "safetensors")
@@ -105,8 +109,10 @@ class Run:
             run.folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
             with contextlib.suppress(PermissionError):  # a folder that someone else made
                 run.folder.chmod(PRIVATE)
-        run.write_json(BIRTH, {**_new_manifest(recipe, command), **(facts or {})})
-        write_atomic(run.path(RECIPE), recipe.to_yaml().encode())
+        asked = recipe.to_yaml().encode()
+        outputs = {RECIPE: hashlib.sha256(asked).hexdigest()}
+        write_atomic(run.path(BIRTH), sealed(plain({**_new_manifest(recipe, command), "outputs": outputs, **(facts or {})})))
+        write_atomic(run.path(RECIPE), asked)
         finish_birth(run.folder)
         return run
 
@@ -205,8 +211,13 @@ class Run:
         return _read_manifest(self.folder)
 
     def note(self, **facts: Any) -> None:
-        """Add facts to the manifest, such as the document split or the device."""
-        self.write_json(MANIFEST, {**self.manifest, **facts})
+        """Add facts to the manifest, such as the document split or the device.
+
+        A manifest that was changed by others says so from then on.
+        """
+        path = self.path(MANIFEST)
+        known = {**self.manifest, **({} if seal_of(path.read_bytes()) != "broken" else {CHANGED: now()})}
+        write_atomic(path, sealed(plain({**known, **facts})))
 
     def record(self, *paths: Path | str) -> None:
         """Add the SHA-256 of outputs to the manifest.
@@ -217,7 +228,7 @@ class Run:
         Raises:
             RunError: one of them is not there, or lies outside the run.
         """
-        outputs = {name: sha256_of(self.path(name)) for path in paths for name in self._files(path)}
+        outputs = {name: digest_of(self.path(name)) for path in paths for name in self._files(path)}
         manifest = self.manifest
         self.note(outputs=dict(sorted({**manifest["outputs"], **outputs}.items())))
 
@@ -260,8 +271,9 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Hold the run for this process, and write down in its history who did what.
 
-        What is left of temporary files of a killed process is removed. A run that this process cannot write to is only read:
-        there is nothing to hold, and what would write is refused where it does.
+        What is left of temporary files of a killed process is removed. In the end the manifest has the digest of every file
+        that was written meanwhile, whoever wrote it. A run that this process cannot write to is only read: there is nothing to
+        hold, and what would write is refused where it does.
 
         Raises:
             RunError: a live process holds it. The lock of a dead one is taken over.
@@ -271,14 +283,28 @@ class Run:
             return
         with locked(self.folder):
             remove_temporaries(self.folder)
-            self.note(history=begun(self._history))
+            before = self.files()
+            self.note(outputs=self._trusted(before), history=begun(self._history))
             try:
                 yield
             except BaseException as error:
                 with contextlib.suppress(OSError, KyomeiError):  # what went wrong first is what is told
-                    self.note(history=ended(self._history, error))
+                    outputs = settled(self.folder, before, self.files(), self.manifest["outputs"])
+                    self.note(outputs=outputs, history=ended(self._history, error))
                 raise
-            self.note(history=ended(self._history))
+            outputs = written_since(self.folder, before, self.files(), self.manifest["outputs"])
+            self.note(outputs=outputs, history=ended(self._history))
+
+    def files(self) -> dict[str, Stat]:
+        """The files that belong to the run, by name relative to it; those of runs in its folder are theirs."""
+        return files_of(self.folder, MANIFEST)
+
+    def _trusted(self, files: Mapping[str, Stat]) -> dict[str, str]:
+        """The digests that the manifest holds, but for files that a process wrote before it was killed."""
+        manifest, last = self.manifest, (self._history or [{}])[-1]
+        outputs: dict[str, str] = manifest["outputs"]
+        killed = last.get("began") if last.get("ended", "") is None else None
+        return outputs if killed is None else untouched(files, outputs, killed)
 
     @property
     def _history(self) -> list[dict[str, Any]]:
@@ -390,4 +416,4 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"layout {version} in {folder}, made by an older Kyomei (its dictionaries still load with kyomei.load)",
             f"make it anew with: {command} --overwrite",
         )
-    return dict(manifest)
+    return {key: value for key, value in manifest.items() if key != SEAL}

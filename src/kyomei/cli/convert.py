@@ -102,8 +102,8 @@ def publish_command(
     SparseAutoencoder.from_pretrained reads it. No text goes along unless asked for.
     """
     with verb(None):
-        from kyomei.stages.publish import Wanted, prepare, publish
+        from kyomei.stages.publish import Wanted, publish, write_local
 
         wanted = Wanted(dictionary, licence, examples, not public, revision)
-        facts = {"folder": name, "files": prepare(source, Path(name), wanted)} if local else publish(source, name, wanted)
+        facts = write_local(source, Path(name), wanted) if local else publish(source, name, wanted)
         show(facts, as_json, facts_table(facts, "written, and not published" if local else "published"))

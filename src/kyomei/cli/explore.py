@@ -102,6 +102,7 @@ def index_command(
     with verb(threads, needs="explore") as reporter:
         from kyomei.runs import Run
         from kyomei.stages import index as stage
+        from kyomei.stages.named import FOLDER
 
         if is_alone(folder):
             said = out, settings(model, site, text, tokens)
@@ -111,7 +112,7 @@ def index_command(
             return
 
         def index_it(run: Run) -> Shown:
-            stage.redact(run.path(stage.FOLDER), redact, redact_patterns)
+            stage.redact(run.path(FOLDER), redact, redact_patterns)
             found = stage.index_run(run, reporter, dictionary, rebuild=rebuild)
             facts = {one.name: one.to_dict() for one in found}
             return Shown(facts, [tables.index_table(facts, str(run.folder))])
@@ -170,10 +171,12 @@ def explore_command(
         if index_only:
             return
         if export is not None:
+            from kyomei.stages.explore import note_explorer_export
             from kyomei.views.server.export import export_to
 
             with reporter.progress("export") as progress:
                 written = export_to(explorer, export, lang, progress)
+            note_explorer_export(folder, export)
             reporter.note(f"{written:,} files: put {export} on any file server")
             return
         bound = listening(host, port)
@@ -252,6 +255,7 @@ def _explorer(
     from kyomei.stages import index as stage
     from kyomei.stages.explore import explorer_of, explorer_of_alone, prepare
     from kyomei.stages.family import refuse_family
+    from kyomei.stages.named import FOLDER
 
     if is_alone(folder):
         return explorer_of_alone(_indexed_alone(folder, source, redaction, reporter)[0])
@@ -259,6 +263,6 @@ def _explorer(
     refuse_family(run)
     if redaction != (None, None):
         with run.lock():
-            stage.redact(run.path(stage.FOLDER), *redaction)
+            stage.redact(run.path(FOLDER), *redaction)
     prepare(run, reporter, dictionaries)
     return explorer_of(run)

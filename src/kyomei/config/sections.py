@@ -62,6 +62,10 @@ class SourceRecipe(Section):
     group_field: str | None = None
     """Field of records whose equal values keep documents in one part, such as a conversation or an author; none: only equal
     texts stay together."""
+    text_licence: str | None = None
+    """Licence of the text, such as CC-BY-4.0; every artefact names it. None: "not stated"; the embedded text's is known."""
+    model_licence: str | None = None
+    """Licence of the language model; every artefact names it. None: "not stated"; the embedded model's is known."""
     skip_bad_records: bool = False
     """Count records that cannot be read, and go on, instead of stopping at the first."""
     force_bos: bool = False

@@ -64,6 +64,8 @@ class Certificate:
         dense: the latents that are active on more than a tenth of the rows, see `dense_part`; empty in older certificates.
         constants: the rule's version and constants, see `rule_in_force`; empty in older certificates.
         sampled: how many latents, drawn at random, were tested, where not all were; the features are theirs.
+        names: data, model, licences, seed and code that it rests on; empty in older certificates.
+        expired: "on" (a time) and "why", where something that it rests on was taken away; none: nothing was.
         answer: the verdict with what else is known of the run; none: of this certificate alone. It is not written down.
     """
 
@@ -83,6 +85,8 @@ class Certificate:
     dense: dict[str, float] = field(default_factory=dict)
     constants: dict[str, float] = field(default_factory=dict)
     sampled: int | None = None
+    names: dict[str, Any] = field(default_factory=dict)
+    expired: dict[str, Any] | None = None
     answer: Verdict | None = field(default=None, compare=False)
 
     def having(self, status: Status) -> list[dict[str, Any]]:
@@ -115,6 +119,8 @@ class Certificate:
     def changed(self, data: Mapping[str, str]) -> list[str]:
         """What is no longer as it was certified, paths and constants of the rule; it has expired if there is anything."""
         constants = rule_in_force()
+        if self.expired is not None:
+            return [str(self.expired["why"])]
         if not self.constants:
             return ["the rule"]
         return _differing(data, self.data) + [f"the rule's {name}" for name in _differing(constants, self.constants)]

@@ -46,6 +46,7 @@ from kyomei.stages.arms import (
 from kyomei.stages.check import FILE as PREMISES
 from kyomei.stages.family import refuse_family
 from kyomei.stages.harvested import activations, site_of, tokens_of
+from kyomei.stages.named import names_of
 from kyomei.stages.progress import Reporter
 from kyomei.stages.train import train_baseline, train_run
 
@@ -347,6 +348,7 @@ def _certificate(run: Run, pair: Pair, data: dict[str, str], grounds: _Grounds) 
         data=data,
         constants=rule_in_force(),
         sampled=None if drawn is None else len(drawn),
+        names=names_of(run),
     )
 
 

@@ -11,6 +11,7 @@ from kyomei.source.rows import Rows
 from kyomei.stages.beforehand import NEVER_VARY
 from kyomei.stages.harvest import harvest_run
 from kyomei.stages.harvested import activations, digests_of_rows, harvest_of, sites_of
+from kyomei.stages.named import NAMES, names_of
 from kyomei.stages.progress import Reporter
 
 STAGE = "check"
@@ -42,7 +43,7 @@ def check_run(
     premises = known[rows]
     if not run.writable:
         return premises
-    run.write_json(FILE, premises.to_dict())
+    run.write_json(FILE, {**premises.to_dict(), NAMES: names_of(run)})
     run.record(FILE)
     run.finish(STAGE, _made_from(run))
     return premises

@@ -15,6 +15,7 @@ from kyomei.evidence.certificate import Certificate
 from kyomei.runs import MANIFEST, Run
 from kyomei.stages.certify import FILE as CERTIFICATE
 from kyomei.stages.certify import certificate_beside
+from kyomei.stages.exports import note_export
 from kyomei.stages.family import refuse_family
 from kyomei.stages.harvested import site_of
 from kyomei.stages.index import opened
@@ -62,6 +63,7 @@ def export_dictionary(
         RunError: there is none, or something is in the folder already.
     """
     certificate: Certificate | Path | None
+    run: Run | None = None
     origin = ours.NAME
     folded: tuple[str, ...] = ()
     if (source / MANIFEST).exists():
@@ -76,6 +78,8 @@ def export_dictionary(
     _require_free(folder, name, overwrite)
     done = write(sae, folder, name)
     _put(certificate, folder)
+    if run is not None:
+        note_export(run, f"dictionary as {_title(name)}", folder, text=certificate is not None)
     return _facts(replace(done, folded=(*folded, *done.folded)), {"from": _title(origin), "to": _title(name)}, folder)
 
 

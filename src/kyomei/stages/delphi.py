@@ -14,6 +14,7 @@ from kyomei.atomic import write_atomic
 from kyomei.dictionary.card import shown_model
 from kyomei.errors import RunError
 from kyomei.runs import MANIFEST, Run
+from kyomei.stages.exports import note_export
 from kyomei.stages.family import refuse_family
 from kyomei.stages.harvested import activations, site_of, tokens_of
 from kyomei.stages.index import opened
@@ -77,6 +78,7 @@ def export_latents(source: Path, folder: Path, *, dictionary: str | None = None,
     dataset = {"dataset_repo": address, "dataset_split": "", "dataset_name": "", "dataset_column": "text"}
     config = {**dataset, **settings, "model_name": shown_model(source_of.model)}
     write_atomic(place / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    note_export(run, "latents for delphi, with token ids", folder, text=True)
     windows = len(tokens.ids)
     return {
         "folder": str(folder), "site": site, "windows": windows, "context": tokens.context,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from kyomei.atomic import sha256_of
@@ -11,13 +12,15 @@ from kyomei.dictionary.formats import load
 from kyomei.errors import KyomeiError, RunError
 from kyomei.evidence.verdict import verdict
 from kyomei.locks import refuse_if_locked
-from kyomei.runs import Run, plain
+from kyomei.runs import MANIFEST, Run, plain
 from kyomei.stages.alone import Alone
 from kyomei.stages.arms import trained_pairs
 from kyomei.stages.certify import certificate_of_files, certificates_of, verdict_of
+from kyomei.stages.exports import note_export
 from kyomei.stages.harvest import load_model
 from kyomei.stages.harvested import activations, site_of
-from kyomei.stages.index import FOLDER, Indexed, index_run, index_states, redaction_of, shown_tokens
+from kyomei.stages.index import Indexed, index_run, index_states, redaction_of, shown_tokens
+from kyomei.stages.named import FOLDER
 from kyomei.stages.progress import Reporter
 from kyomei.stages.report import report_data
 from kyomei.stages.watched import FOLDER as WATCHES
@@ -107,6 +110,12 @@ def explorer_of_alone(alone: Alone) -> Explorer:
         max_norm=float(source.norm_bound * alone.rows(verify=False).meta["median_norm"]),
         revision=source.revision,
     )
+
+
+def note_explorer_export(source: Path, folder: Path) -> None:
+    """Write down in a run that its pages were written into a folder; what is no run has no list of such."""
+    if (source / MANIFEST).exists():
+        note_export(Run.open(source), "pages of the explorer", folder, text=True)
 
 
 def _explored(run: Run, one: Indexed, verdict: dict[str, Any] | None) -> Explored:

@@ -27,6 +27,7 @@ from kyomei.source.stream import StreamedRows
 from kyomei.source.text import Document, Packer, Tokens
 from kyomei.source.trial import try_sites
 from kyomei.stages.harvested import STAGE, activations, part_names, site_of, sites_of, tokens_of
+from kyomei.stages.named import note_names
 from kyomei.stages.progress import Reporter
 
 
@@ -181,6 +182,7 @@ def _finish(run: Run, source: Source) -> None:
     run.record("tokens")
     split = {part: [d.name for d in source.tokens[part].documents] for part in parts}
     run.note(sites=list(source.sites), split=split)
+    note_names(run)
     run.finish(STAGE)
 
 

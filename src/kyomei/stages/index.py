@@ -17,6 +17,7 @@ from kyomei.stages.arms import Pair, trained_pairs
 from kyomei.stages.certify import certificate_path, standing
 from kyomei.stages.harvest import load_model
 from kyomei.stages.harvested import activations, harvest_of, site_of, tokens_of
+from kyomei.stages.named import FOLDER, NAMES, names_of, note_names
 from kyomei.stages.progress import Reporter
 from kyomei.views.index import IndexState, Subject, build, state_of
 from kyomei.views.index.redaction import FILE as REDACTION
@@ -24,8 +25,6 @@ from kyomei.views.index.redaction import Redaction
 
 OWN = "replicas-0"
 """Name of the dictionary of a run that it trained itself, and that ships."""
-FOLDER = "explore"
-"""Where a run's indices are, in its folder."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,10 @@ def index_run(run: Run, reporter: Reporter, names: Sequence[str] | None = None, 
     Raises:
         RunError: no such dictionary.
     """
-    return [_index(run, dictionary, reporter, rebuild) for dictionary in _chosen(run, names)]
+    made = [_index(run, dictionary, reporter, rebuild) for dictionary in _chosen(run, names)]
+    if run.writable:
+        note_names(run)  # what is masked may have changed
+    return made
 
 
 def indexed(run: Run, names: Sequence[str] | None = None) -> bool:
@@ -221,6 +223,7 @@ def _subject(run: Run, dictionary: _Dictionary, made_from: Mapping[str, str]) ->
         "side": source.side,
         "text": source.address,
         "context": source.context,
+        NAMES: names_of(run),
     }
     return Subject(
         name=dictionary.name,

@@ -9,7 +9,9 @@ from typing import Any
 from kyomei.atomic import sha256_of
 from kyomei.errors import RunError
 from kyomei.runs import Run
-from kyomei.stages.index import FOLDER, index_states
+from kyomei.stages.exports import note_export
+from kyomei.stages.index import index_states
+from kyomei.stages.named import FOLDER
 from kyomei.stages.progress import Reporter
 from kyomei.views.autolabel import AutomaticLabels, Estimate
 from kyomei.views.endpoint import Client
@@ -55,6 +57,7 @@ def label_run(
     estimate = work.estimate()
     if estimate.requests and not agree(estimate):
         return {"labels": [], "tokens": client.tokens}
+    note_export(run, "examples, for automatic labels", client.endpoint.address, text=True)
     with reporter.progress("label") as progress:
         found = work.run(client, progress)
     return {"labels": [entry.to_dict() for entry in found], "tokens": client.tokens}

@@ -26,6 +26,7 @@ from kyomei.stages.arms import Arm, Pair, made_from, own_pair, require_trained, 
 from kyomei.stages.certify import evidence_null, standing
 from kyomei.stages.harvest import load_model
 from kyomei.stages.harvested import activations, site_of, tokens_of
+from kyomei.stages.named import NAMES, names_of
 from kyomei.stages.progress import Reporter
 from kyomei.stages.train import train_control
 
@@ -54,7 +55,7 @@ def measure_run(run: Run, reporter: Reporter, nulls: Sequence[str] = ()) -> dict
     whitening = Whitening.fit(rows)
     metric, constant = whitening.forward, int((~whitening.varies).sum())
     shape = {"rows": rows.num_rows, "dim": rows.dim, "constant": constant}
-    evidence: dict[str, Any] = {**shape, "site": site_of(run), "mechanisms": {}}
+    evidence: dict[str, Any] = {NAMES: names_of(run), **shape, "site": site_of(run), "mechanisms": {}}
     surveys: list[Survey] = []
     for pair in pairs:
         reporter.note(f"measure {pair.name}")

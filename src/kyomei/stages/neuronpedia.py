@@ -15,6 +15,7 @@ from kyomei.runs import MANIFEST, Run
 from kyomei.source.sites import Site, layer_of
 from kyomei.stages.certify import FILE as CERTIFICATE
 from kyomei.stages.convert import said_by
+from kyomei.stages.exports import note_export
 from kyomei.stages.family import refuse_family
 from kyomei.stages.harvested import site_of, tokens_of
 from kyomei.stages.index import OWN, index_states, opened
@@ -91,6 +92,7 @@ def export_features(source: Path, folder: Path, *, dictionary: str | None = None
     if certificate is not None:
         # Its tokens go: they are not masked as those of an index may be.
         told(certificate, examples=False).write(folder / CERTIFICATE)
+    note_export(run, "features for Neuronpedia, with examples", folder, text=True)
     return {
         "folder": str(folder), "model": head["model_id"], "layer": layer, "sae_set": head["sae_set"], "features": sae.width,
         "examples": examples, "files": [*files, *([CERTIFICATE] if certificate else [])],

@@ -19,6 +19,7 @@ from kyomei.stages.arms import own_pair
 from kyomei.stages.certify import FILE as CERTIFICATE
 from kyomei.stages.certify import certificate_beside, certificates_of, verdict_of
 from kyomei.stages.convert import said_by
+from kyomei.stages.exports import note_export
 from kyomei.stages.family import refuse_family
 from kyomei.stages.index import OWN, opened
 from kyomei.stages.measure import measured
@@ -78,6 +79,13 @@ def prepare(source: Path, folder: Path, wanted: Wanted, name: str | None = None)
     return sorted(path.name for path in folder.iterdir() if path.is_file())
 
 
+def write_local(source: Path, folder: Path, wanted: Wanted) -> dict[str, Any]:
+    """Prepare, and upload nothing; as `publish`, "folder" and "files"."""
+    files = prepare(source, folder, wanted)
+    _noted(source, "dictionary as it would be published", folder, wanted)
+    return {"folder": str(folder), "files": files}
+
+
 def publish(source: Path, name: str, wanted: Wanted) -> dict[str, Any]:
     """Prepare and upload.
 
@@ -93,7 +101,13 @@ def publish(source: Path, name: str, wanted: Wanted) -> dict[str, Any]:
         folder = Path(place) / "files"
         files = prepare(source, folder, wanted, name)
         commit = hub.publish(folder, name, private=wanted.private, revision=wanted.revision, message="Kyomei dictionary")
+    _noted(source, "dictionary on the hub", name, wanted)
     return {"repository": name, "commit": commit, "files": files}
+
+
+def _noted(source: Path, what: str, where: Path | str, wanted: Wanted) -> None:
+    if (source / MANIFEST).exists():
+        note_export(Run.open(source), what, where, text=wanted.examples)
 
 
 def _of_run(run: Run, folder: Path, wanted: Wanted) -> tuple[SparseAutoencoder, list[str]]:

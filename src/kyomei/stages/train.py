@@ -23,7 +23,8 @@ from kyomei.source.rows import Rows
 from kyomei.stages.arms import Arm, Pair, baseline_pair, control_arm, main_arm, null_arm, random_weights_run, replica_seed
 from kyomei.stages.beforehand import require_measurable
 from kyomei.stages.harvest import harvest_run, streamed
-from kyomei.stages.harvested import STAGE, activations, site_of
+from kyomei.stages.harvested import STAGE, activations, digests_of_rows, site_of
+from kyomei.stages.named import NAMES, names_of, note_names
 from kyomei.stages.progress import Reporter
 
 
@@ -41,10 +42,16 @@ def train_arm(run: Run, arm: Arm, reporter: Reporter) -> dict[str, Any]:
                 _train_replica(run, arm, replica, reporter)
             if mesh.leads:
                 run.record(*(path for path in arm.path(run, replica).iterdir() if path.is_file()))
-                run.finish(arm.stage(replica))
+                run.finish(arm.stage(replica), _learnt_from(run, arm, replica))
             mesh.wait()
         facts.append({"width": arm.dictionary(run, replica).width, **_direction_facts(run, arm, replica)})
     return {"folder": arm.folder, "mechanism": arm.recipe.mechanism.name, "replicas": facts}
+
+
+def _learnt_from(run: Run, arm: Arm, replica: int) -> dict[str, str]:
+    """Digests of what a replica learnt from: its part's rows, and its directions where it has some."""
+    directions = arm.directions_path(run, replica).relative_to(run.folder).as_posix()
+    return {**digests_of_rows(run, [f"replica-{replica}"]), **run.digests([directions])}
 
 
 @contextlib.contextmanager
@@ -102,6 +109,8 @@ def train_run(run: Run, reporter: Reporter) -> dict[str, Any]:
     if run.done(STAGE) and not trained(run):
         reporter.note_threads(run)
     harvested = harvest_run(run, reporter)
+    if reporter.mesh.leads:
+        note_names(run)
     own = main_arm(run)
     constant = {} if run.done(own.stage(0)) else require_measurable(run, reporter)
     arms = [train_arm(run, arm, reporter) for arm in (own, null_arm(own, own.recipe.mechanism.label))]
@@ -180,6 +189,7 @@ def _provenance(run: Run, arm: Arm, replica: int) -> dict[str, Any]:
         **place,
         **control,
         **within,
+        NAMES: names_of(run),
     }
 
 

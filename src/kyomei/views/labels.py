@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from kyomei.errors import DataError, RunError
+from kyomei.sealing import vouched
 
 FILE = "labels.sqlite"
 MANUAL, AUTOMATIC = "manual", "automatic"
@@ -203,12 +204,14 @@ class Labels:
         query = f"INSERT OR IGNORE INTO labels ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
         rows = [(entry.id, *asdict(entry).values()) for entry in entries]
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(sqlite3.connect(self.path, timeout=_BUSY_SECONDS)) as connection, connection:
+            with vouched(self.path), self._writing() as connection, connection:
                 connection.execute(_TABLE)
                 return connection.executemany(query, rows).rowcount if rows else 0
         except (sqlite3.Error, OSError) as error:
             raise RunError(f"labels that can be written at {self.path}", str(error), "check who may write there") from error
+
+    def _writing(self) -> contextlib.closing[sqlite3.Connection]:
+        return contextlib.closing(sqlite3.connect(self.path, timeout=_BUSY_SECONDS))
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
