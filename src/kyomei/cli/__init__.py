@@ -1,10 +1,10 @@
 """The command line: options in, one stage called, one table or JSON object out."""
 
-from kyomei.cli import convert, encode, explore, goals, pilot, runs, several, standalone, watch
+from kyomei.cli import convert, encode, explore, goals, governance, pilot, runs, several, standalone, watch
 from kyomei.cli.frame import app
 from kyomei.views.console import speak_plainly
 
-__all__ = ["app", "convert", "encode", "explore", "goals", "main", "pilot", "runs", "several", "standalone", "watch"]
+__all__ = ["app", "convert", "encode", "explore", "goals", "governance", "main", "pilot", "runs", "several", "standalone", "watch"]
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ from typing import Any
 from kyomei.atomic import write_atomic
 from kyomei.evidence.certificate import Certificate
 from kyomei.runs import Run
-from kyomei.stages.arms import Pair, imported_pairs, main_pair, own_pair
-from kyomei.stages.certify import RANDOM, certificates_of, origin_difference, verdict_of
+from kyomei.stages.arms import Pair, imported_pairs, main_pair, own_pair, trained_pairs
+from kyomei.stages.certify import RANDOM, certificate_path, certificates_of, origin_difference, verdict_of
 from kyomei.stages.check import FILE as PREMISES
 from kyomei.stages.harvested import site_of
 from kyomei.stages.measure import measured
@@ -22,6 +22,7 @@ from kyomei.views.report import FeatureCard, Provenance, ReportData, render_repo
 from kyomei.views.speech import ENGLISH
 from kyomei.views.words import difference_words, measured_title, origin_words, sentences, why
 
+STAGE = "report"
 CARDS = 30
 """Features with text on the page."""
 
@@ -42,7 +43,14 @@ def report_run(run: Run) -> Path:
         return path
     write_atomic(path, render_report(report_data(run)).encode())
     run.record("report.html")
+    run.finish(STAGE, _made_from(run))
     return path
+
+
+def _made_from(run: Run) -> dict[str, str]:
+    """Digests of what the page is drawn from."""
+    certificates = (certificate_path(run, pair).relative_to(run.folder).as_posix() for pair in trained_pairs(run))
+    return run.digests(["evidence.json", "examples.json", PREMISES, *certificates])
 
 
 def report_data(run: Run) -> ReportData:
