@@ -7,7 +7,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -61,6 +61,16 @@ class _Verb:
 def begin_verb() -> None:
     """Take what this process does to runs from here on as one act: the command line's."""
     _Verb.current = Act.now(command_line())
+
+
+def hide(option: str) -> None:
+    """Let the act of this process not tell what an option was given: it is to be forgotten."""
+    if _Verb.current is not None:
+        words, after = [], False
+        for word in shlex.split(_Verb.current.command):
+            words.append("…" if after else f"{option}=…" if word.startswith(f"{option}=") else word)
+            after = word == option
+        _Verb.current = replace(_Verb.current, command=" ".join(words))
 
 
 def command_line() -> str:

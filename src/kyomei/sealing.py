@@ -24,7 +24,9 @@ SEAL = "sha256"
 BESIDE = ".sha256"
 """What the name of a file's digest adds to the file's own."""
 FORGETTING = "forgetting"
-"""Folder of what `kyomei forget` has not finished."""
+"""Folder of what `kyomei forget` prepares in a run."""
+UNFINISHED = f"{FORGETTING}/begun"
+"""Is there as long as some of it is done and some is not."""
 _UNSEALED = "0" * 64
 _SEALED = re.compile(rb'"sha256": "([0-9a-f]{64})"\n}\n\Z')
 

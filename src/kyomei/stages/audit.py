@@ -12,9 +12,10 @@ from typing import Any, Literal
 from kyomei.errors import KyomeiError, RunError
 from kyomei.locks import refuse_if_locked
 from kyomei.runs import CHANGED, MANIFEST
-from kyomei.sealing import FORGETTING, beside, digest_line, digest_of, files_of, seal_of, vouched_for
+from kyomei.sealing import UNFINISHED, beside, digest_line, digest_of, files_of, seal_of, vouched_for
 from kyomei.source.text import Tokens
 from kyomei.stages.harvested import NAMED
+from kyomei.stages.journal import FILE as JOURNAL
 from kyomei.stages.named import NAMES
 from kyomei.stages.progress import Reporter
 from kyomei.stages.tombstones import Tombstones
@@ -23,7 +24,8 @@ State = Literal["whole", "broken", "expired"]
 _MADE = {"report": ("report", "report.html"), "measure": ("evidence", "evidence.json"), "check": ("premises", "premises.json")}
 """Stages whose file has another name: link and file."""
 _ORDER = (
-    "report", "index", "certificate", "evidence", "premises", "dictionary", "directions", "activations", "tokens", "text", "model",
+    "report", "index", "certificate", "evidence", "premises",
+    "dictionary", "directions", "activations", "tokens", "text", "model",
 )  # fmt: skip
 _SPEAKING = ("certificate.json", "evidence.json", "premises.json", "config.json")
 """Files that say themselves what they are of."""
@@ -112,9 +114,9 @@ class _Folder:
             for number, name in enumerate(sorted(files), 1):
                 self._check_file(name, outputs.get(name))
                 progress(number, len(files))
-        if (self.path / FORGETTING).exists():
+        if (self.path / UNFINISHED).exists() or (self.path / JOURNAL).exists():
             do = "forgetting a document has not ended: run `kyomei forget` again"
-            self.broken.append(Broken(self.name(FORGETTING), do))
+            self.broken.append(Broken(self.name(JOURNAL), do))
 
     def _check_file(self, name: str, expected: str | None) -> None:
         path = self.path / name

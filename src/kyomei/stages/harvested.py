@@ -13,8 +13,10 @@ from kyomei.atomic import sha256_of
 from kyomei.config import Recipe
 from kyomei.errors import RecipeError, RunError
 from kyomei.runs import Run
+from kyomei.sealing import UNFINISHED
 from kyomei.source.shards import ShardFolder
 from kyomei.source.text import Tokens
+from kyomei.stages.tombstones import Tombstones
 
 STAGE = "harvest"
 NAMED = "harvest"
@@ -47,6 +49,7 @@ def harvest_of(run: Run) -> Run:
         raise RunError(f"the harvest that {run.folder} learns from", f"none in {folder}: {error.found}", do) from error
     found = digest(host)
     if found != named["sha256"]:
+        refuse_forgotten(run, host, named["sha256"])
         expected = f"the harvest that {run.folder} learns from (sha256 {named['sha256'][:12]})"
         raise RunError(expected, f"another one (sha256 {found[:12]}) in {folder}", f"{do}, or train anew with --overwrite")
     return host
@@ -54,15 +57,33 @@ def harvest_of(run: Run) -> Run:
 
 def require_ended(run: Run) -> None:
     """Raise RunError unless a run's harvest has ended."""
+    if run.path(UNFINISHED).exists():
+        do = f"run `kyomei forget {shlex.quote(str(run.folder))}`, which ends it"
+        raise RunError("a harvest in one piece", f"{run.folder}, where forgetting a document has not ended", do)
     if run.manifest.get("sites") is None:
         do = f"wait for it where it is going on, or finish it with `kyomei harvest {shlex.quote(str(run.folder))} --resume`"
         raise RunError("a harvested run", f"a harvest in {run.folder} that has not ended", do)
 
 
-def digest(host: Run) -> str:
-    """SHA-256 of a whole harvest, in hexadecimal: of the indices of all its rows and tokens, which hold those of every file."""
+def refuse_forgotten(run: Run, host: Run, named: str) -> None:
+    """Raise RunError if a harvest is another one than a run names because it has forgotten documents since."""
+    date = Tombstones.read(host.folder).leads(named, digest(host))
+    if date is not None:
+        found = f"{run.folder}, which has not followed what {host.folder} forgot on {date}"
+        places = f"{shlex.quote(str(host.folder))} --runs {shlex.quote(str(run.folder))}"
+        raise RunError("a run that knows what its harvest forgot", found, f"run `kyomei forget {places}`")
+
+
+def digest(host: Run, changed: Mapping[str, str] | None = None) -> str:
+    """SHA-256 of a whole harvest, in hexadecimal: of the indices of all its rows and tokens, which hold those of every file.
+
+    Args:
+        host: the harvest.
+        changed: SHA-256 by name of files that are about to be others.
+    """
     indices = sorted([*host.path("activations").glob("*/*/index.json"), *host.path("tokens").glob("*/index.json")])
-    lines = (f"{sha256_of(path)}  {path.relative_to(host.folder).as_posix()}\n" for path in indices)
+    names = ((path, path.relative_to(host.folder).as_posix()) for path in indices)
+    lines = (f"{(changed or {}).get(name) or sha256_of(path)}  {name}\n" for path, name in names)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -99,6 +120,7 @@ def rename(run: Run, host: Run) -> None:
         raise RunError(f"a run on the harvest in {host.folder}", f"{run.folder}, which has a harvest of its own", do)
     new = naming(host, run.folder, ())[NAMED]
     if new["sha256"] != named["sha256"]:
+        refuse_forgotten(run, host, named["sha256"])
         expected = f"the harvest that {run.folder} learns from (sha256 {named['sha256'][:12]})"
         found = f"another one (sha256 {new['sha256'][:12]}) in {host.folder}"
         raise RunError(expected, found, "give the folder of that harvest, or another folder for a new run")

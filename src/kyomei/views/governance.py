@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kyomei.source.forgetting import Kept
 from kyomei.views.tables import Table
 
 SHOWN = 12
@@ -49,6 +50,36 @@ def audit_notes(facts: Mapping[str, Any]) -> list[str]:
     for entry in facts["forgotten"]:
         what = f"{len(entry['documents'])} document{'s' * (len(entry['documents']) != 1)}, {entry['files']} files"
         notes.append(f"forgotten on {entry['on']}: {what} ({', '.join(map(_short, entry['documents']))})")
+    return notes
+
+
+def documents_table(documents: Sequence[Kept], folder: str) -> Table:
+    """The documents of a harvest, with what each can be called by."""
+    rows = tuple((kept.id, kept.name, _short(kept.sha256), f"{kept.tokens:,}") for kept in documents)
+    return Table(f"{folder}: documents", ("number", "name", "sha256", "tokens"), rows, words=(0, 1, 2))
+
+
+def asked_words(documents: Sequence[Kept], runs: Sequence[str]) -> list[str]:
+    """What is about to be forgotten."""
+    lines = [f"{kept.id}: {kept.name}, {kept.tokens:,} tokens, sha256 {_short(kept.sha256)}" for kept in documents]
+    return [*_listed("to be forgotten", lines), f"runs that this concerns: {', '.join(runs)}"]
+
+
+def forget_words(facts: Mapping[str, Any]) -> list[str]:
+    """What was forgotten, what has expired, and what could not be reached."""
+    if not facts["runs"]:
+        before = f": {len(facts['before'])} documents are forgotten, and every run that was found has followed"
+        return [f"nothing to do{before if facts['before'] else ''}"]
+    notes = [f"forgotten: {_short(d['sha256'])}, {d['tokens']:,} tokens of {', '.join(d['parts'])}" for d in facts["documents"]]
+    notes.append(f"files changed or removed: {sum(map(len, facts['files'].values())):,}, in {', '.join(facts['runs'])}")
+    if facts["labels"]:
+        notes.append(f"labels that quoted it, now blank: {facts['labels']:,}")
+    notes += _listed("expired", facts["certificates"])
+    notes += _listed("learnt from it, and unchanged: train anew to be rid of that", facts["weights"])
+    for entry in facts["exports"]:
+        found = {True: ": it holds text of it", False: ": nothing of it was found there", None: ""}[entry["holds"]]
+        notes.append(f"not reached: {entry['what']} of {entry['run']}, written on {entry['when']} to {entry['where']}{found}")
+    notes.append(f"not reached: the text itself ({facts['source']}), copies and backups of these folders")
     return notes
 
 

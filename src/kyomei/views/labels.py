@@ -13,8 +13,8 @@ import math
 import os
 import sqlite3
 import unicodedata
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, final
@@ -160,6 +160,33 @@ class Labels:
         wanted = text.strip().casefold()
         named = (e for e in self.of(dictionary, digest) if wanted in f"{e.label}\n{e.note}".casefold())
         return sorted({entry.latent for entry in named}) if wanted else []
+
+    def quoting(self, is_quote: Callable[[str], bool]) -> list[str]:
+        """Ids of the entries whose label or note is a quote, of any dictionary and time."""
+        with self._reading() as connection:
+            rows = [] if connection is None else connection.execute("SELECT id, label, note FROM labels").fetchall()
+        return [row["id"] for row in rows if is_quote(row["label"]) or is_quote(row["note"])]
+
+    def blank(self, ids: Iterable[str], text: str) -> int:
+        """Put a text in place of label and note of some entries, and leave nothing of these in the file.
+
+        Returns:
+            How many there were.
+        """
+        if not self.path.exists():
+            return 0
+        wanted, query = set(ids), "DELETE FROM labels WHERE id = ?"
+        found = [(row, replace(row, label=text, note="")) for row in self._read("SELECT * FROM labels", ()) if row.id in wanted]
+        self._insert([new for _, new in found])
+        try:
+            with vouched(self.path), self._writing() as connection:
+                connection.execute("PRAGMA secure_delete = ON")
+                with connection:
+                    connection.executemany(query, [(old.id,) for old, new in found if old.id != new.id])
+                connection.execute("VACUUM")
+        except (sqlite3.Error, OSError) as error:
+            raise RunError(f"labels that can be written at {self.path}", str(error), "check who may write there") from error
+        return len(found)
 
     def stale(self, dictionary: str, digest: str) -> int:
         """How many entries are of another dictionary that had this name."""
