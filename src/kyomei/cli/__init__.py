@@ -4,7 +4,9 @@ from kyomei.cli import convert, encode, explore, goals, governance, pilot, runs,
 from kyomei.cli.frame import app
 from kyomei.views.console import speak_plainly
 
-__all__ = ["app", "convert", "encode", "explore", "goals", "governance", "main", "pilot", "runs", "several", "standalone", "watch"]
+__all__ = [
+    "app", "convert", "encode", "explore", "goals", "governance", "main", "pilot", "runs", "several", "standalone", "watch",
+]  # fmt: skip
 
 
 def main() -> None:

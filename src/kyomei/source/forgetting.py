@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from jaxtyping import Bool
 
-from kyomei.source.shards import INDEX
+from kyomei.source.journals import INDEX
 from kyomei.source.text import Document, Tokens
 
 DROPPED = "dropped_forgotten"

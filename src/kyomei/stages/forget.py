@@ -207,7 +207,7 @@ def _leave(run: Run, change: Change, begun: Journal) -> None:
     files = {name: {"old": change.old.get(name), "new": new} for name, new in sorted(change.new.items())}
     entry = {"on": begun.on, "documents": begun.documents, "files": files, "harvest": change.harvest, **begun.told}
     entries = [one for one in Tombstones.read(run.folder).entries if one["on"] != begun.on]
-    run.write_json(tombstones.FILE, {"forgotten": [*entries, entry]})
+    run.record(run.write_json(tombstones.FILE, {"forgotten": [*entries, entry]}))
 
 
 def _redrawn(run: Run, change: Change, reporter: Reporter) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 from kyomei.atomic import write_atomic
 from kyomei.evidence.certificate import Certificate
 from kyomei.runs import Run
-from kyomei.stages.arms import Pair, imported_pairs, main_pair, own_pair, trained_pairs
-from kyomei.stages.certify import RANDOM, certificate_path, certificates_of, origin_difference, verdict_of
+from kyomei.stages.arms import Pair, imported_pairs, main_pair, own_pair
+from kyomei.stages.certify import RANDOM, certificates_of, origin_difference, verdict_of
 from kyomei.stages.check import FILE as PREMISES
+from kyomei.stages.expiry import REPORT, drawn_from, expired_words
 from kyomei.stages.harvested import site_of
 from kyomei.stages.measure import measured
 from kyomei.views.charts import FrontierPoint
@@ -22,7 +23,6 @@ from kyomei.views.report import FeatureCard, Provenance, ReportData, render_repo
 from kyomei.views.speech import ENGLISH
 from kyomei.views.words import difference_words, measured_title, origin_words, sentences, why
 
-STAGE = "report"
 CARDS = 30
 """Features with text on the page."""
 
@@ -43,14 +43,8 @@ def report_run(run: Run) -> Path:
         return path
     write_atomic(path, render_report(report_data(run)).encode())
     run.record("report.html")
-    run.finish(STAGE, _made_from(run))
+    run.finish(REPORT, drawn_from(run))
     return path
-
-
-def _made_from(run: Run) -> dict[str, str]:
-    """Digests of what the page is drawn from."""
-    certificates = (certificate_path(run, pair).relative_to(run.folder).as_posix() for pair in trained_pairs(run))
-    return run.digests(["evidence.json", "examples.json", PREMISES, *certificates])
 
 
 def report_data(run: Run) -> ReportData:
@@ -67,7 +61,11 @@ def report_data(run: Run) -> ReportData:
         other_answers=_other_answers(run, certificates, main),
         sentences=sentences(evidence) if evidence else (),
         certificates={name: _summary(certificate) for name, certificate in certificates.items()},
-        certificate_notes=[*_notes(own, certificates.get(RANDOM), run.recipe.seed), *_not_certified(run, certificates)],
+        certificate_notes=[
+            *_notes(own, certificates.get(RANDOM), run.recipe.seed),
+            *_not_certified(run, certificates),
+            *expired_words(run, ENGLISH),
+        ],
         premises=premises,
         evidence=evidence_rows(evidence) if evidence else (),
         missing=[*(() if measured(run) else (ENGLISH.t("missing.stale"),)), *missing_evidence(evidence)] if evidence else (),

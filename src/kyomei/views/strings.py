@@ -42,6 +42,12 @@ STRINGS: dict[str, tuple[str, str]] = {
         "The certificate has expired: dictionaries or rows have changed since. Run `kyomei certify` again.",
         "認証後に辞書またはデータが変わったため、認証は失効しています。`kyomei certify` をもう一度実行してください。",
     ),
+    "state.forgotten_certificate": (
+        "The certificate of {name} has expired: on {date} documents were forgotten of what it rests on. "
+        "Run `kyomei certify {folder}` again.",
+        "{name} の認証は失効しました。{date} に、認証の根拠となった文書の一部が消去されたためです。"
+        "`kyomei certify {folder}` をもう一度実行してください。",
+    ),
     "state.no_live_latents": (
         "No latent of this dictionary is active on any of the rows.",
         "この辞書には、どの行でも活性になる潜在変数がありません。",
