@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +16,34 @@ from kyomei.views import decisions, tables
 from kyomei.views.console import show
 
 Language = Annotated[str, typer.Option("--lang", help="Language of the verdict: en or ja.")]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        "--minutes",
+        min=0.1,
+        help="Budget, turned into tokens and steps; again on a pilot that has ended: more of it.",
+        show_default="10, where neither a recipe, --tokens nor --steps is given",
+    ),
+]
+Harvest = Annotated[
+    Path | None,
+    typer.Option("--from", help="A harvest, or a run, whose rows to learn from; nothing is harvested.", show_default=False),
+]
+FullTokens = Annotated[
+    int | None,
+    typer.Option("--full-tokens", min=1, help="Of the full run.", show_default="100 times the pilot's, if there is text"),
+]
+Baselines = Annotated[
+    list[str] | None,
+    typer.Option("--baseline", help="Mechanism beside it at the same sparsity; repeatable.", show_default="topk"),
+]
+Without = Annotated[
+    list[str] | None,
+    typer.Option("--without", help="Leave out: 'random weights', 'baseline topk', measure; repeatable.", show_default=False),
+]
+Hardware = Annotated[str, typer.Option(help="Of the full run's plan: 'here', or a GPU as `kyomei plan` has it.")]
+Gpus = Annotated[int, typer.Option(help="GPUs of the full run's plan.")]
+Price = Annotated[float | None, typer.Option(help="Dollars an hour of one.", show_default="of the table")]
 
 
 @app.command("pilot")
@@ -23,36 +51,14 @@ Language = Annotated[str, typer.Option("--lang", help="Language of the verdict: 
 def pilot_command(
     folder: RunFolder,
     asked: Asked,
-    minutes: Annotated[
-        float | None,
-        typer.Option(
-            "--minutes",
-            min=0.1,
-            help="Budget, turned into tokens and steps; again on a pilot that has ended: more of it.",
-            show_default="10, where neither a recipe, --tokens nor --steps is given",
-        ),
-    ] = None,
-    harvest: Annotated[
-        Path | None,
-        typer.Option("--from", help="A harvest, or a run, whose rows to learn from; nothing is harvested.", show_default=False),
-    ] = None,
-    full_tokens: Annotated[
-        int | None,
-        typer.Option("--full-tokens", min=1, help="Of the full run.", show_default="100 times the pilot's, if there is text"),
-    ] = None,
-    baseline: Annotated[
-        list[str] | None,
-        typer.Option("--baseline", help="Mechanism beside it at the same sparsity; repeatable.", show_default="topk"),
-    ] = None,
-    without: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--without", help="Leave out: 'random weights', 'baseline topk', measure. Repeatable.", show_default=False
-        ),
-    ] = None,
-    hardware: Annotated[str, typer.Option(help="Of the full run's plan: 'here', or a GPU as `kyomei plan` has it.")] = "here",
-    gpus: Annotated[int, typer.Option(help="GPUs of the full run's plan.")] = 1,
-    price: Annotated[float | None, typer.Option(help="Dollars an hour of one.", show_default="of the table")] = None,
+    minutes: Minutes = None,
+    harvest: Harvest = None,
+    full_tokens: FullTokens = None,
+    baseline: Baselines = None,
+    without: Without = None,
+    hardware: Hardware = "here",
+    gpus: Gpus = 1,
+    price: Price = None,
     lang: Language = "en",
     threads: Threads = None,
     resume: Resume = False,
@@ -66,7 +72,7 @@ def pilot_command(
     with verb(threads) as reporter:
         from kyomei.runs import Run
         from kyomei.stages.harvested import open_harvest, rename, source_from
-        from kyomei.stages.pilot import FULL_RECIPE, USUAL_MINUTES, Request, asked_before, begin, pilot, wanted_parts
+        from kyomei.stages.pilot import Request, asked_before, begin, pilot, usual_minutes, wanted_parts
 
         if resume and overwrite:
             raise RunError("either --resume or --overwrite", "both", "choose one of them")
@@ -74,30 +80,34 @@ def pilot_command(
         if before is not None and (baseline or without):
             do = f"leave them out, or begin a new pilot; `kyomei certify {shlex.quote(str(folder))} --baseline NAME` adds one"
             raise RecipeError("--baseline and --without where a pilot begins", f"a pilot in {folder}", do)
-        host = None if harvest is None else open_harvest(harvest)
-        recipe = asked.recipe(before)
+        host, recipe = None if harvest is None else open_harvest(harvest), asked.recipe(before)
         if host is not None and before is None:
             recipe = source_from(host, recipe, asked.source())
-        given = asked.given()
-        if before is None and minutes is None and asked.file is None and not {"source.num_tokens", "train.steps"} & set(given):
-            minutes = USUAL_MINUTES
-        baselines = tuple(baseline or ("topk",))
+        elif host is not None:
+            rename(Run.open(folder), host)
+        given, baselines = asked.given(), tuple(baseline or ("topk",))
+        if before is None and minutes is None and asked.file is None:
+            minutes = usual_minutes(given)
         unknown = set(without or ()) - set(wanted_parts(baselines))
         if unknown:
             raise RecipeError(f"--without one of {', '.join(wanted_parts(baselines))}", min(unknown), "choose among these")
-        request = Request(recipe, tuple(given), minutes, full_tokens, baselines, tuple(without or ()), hardware, gpus, price)
-        if host is not None and before is not None:
-            rename(Run.open(folder), host)
+        wanted = (full_tokens, baselines, tuple(without or ()), hardware, gpus, price)
+        request = Request(recipe, tuple(given), minutes, *wanted)
         run = begin(folder, request, reporter, harvest=host, overwrite=overwrite, command=command_line())
         with run.lock():
             facts = pilot(run, reporter)
-        parts = decisions.pilot_table(facts["pilot"], f"The pilot in {folder}")
-        full = facts["pilot"]["full"]["plan"]
-        place = "this machine, going by what the pilot took" if full["hardware"] == "here" else full["hardware"]
-        planned = tables.plan_table(full, f"The full run on {place}", recipe.source.replicas)
-        notes = decisions.pilot_notes(facts["pilot"], shlex.quote(str(folder)), FULL_RECIPE)
-        opening = decisions.decision_words(facts["verdict"], lang)
-        show(facts, as_json, parts, planned, opening=opening, closing=[*notes, f"report: {facts['report']}"])
+        _show(facts, folder, lang, recipe.source.replicas, as_json)
+
+
+def _show(facts: dict[str, Any], folder: Path, lang: str, replicas: int, as_json: bool) -> None:
+    """The verdict, the pilot's parts, the full run's plan, and what to do next."""
+    made = facts["pilot"]
+    parts, full = decisions.pilot_table(made, f"The pilot in {folder}"), made["full"]["plan"]
+    place = "this machine, going by what the pilot took" if full["hardware"] == "here" else full["hardware"]
+    planned = tables.plan_table(full, f"The full run on {place}", replicas)
+    notes = decisions.pilot_notes(made, shlex.quote(str(folder)), made["full"]["recipe"])
+    closing = [*notes, f"report: {facts['report']}"]
+    show(facts, as_json, parts, planned, opening=decisions.decision_words(facts["verdict"], lang), closing=closing)
 
 
 @app.command("rollout")

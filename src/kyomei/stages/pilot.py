@@ -99,6 +99,11 @@ class Request:
         return [part for part in wanted_parts(self.baselines) if part not in self.without]
 
 
+def usual_minutes(given: Sequence[str]) -> float | None:
+    """The budget of a pilot of which nothing is said, as its size is where that is."""
+    return None if {"source.num_tokens", "train.steps"} & set(given) else USUAL_MINUTES
+
+
 def wanted_parts(baselines: Sequence[str]) -> list[str]:
     """Parts that a pilot has beside those that are always done, those first that are given up last."""
     return [CONTROL, MEASURE, *(f"{BASELINE}{name}" for name in baselines)]
@@ -303,6 +308,7 @@ def _grown(run: Run) -> Run:
     new = run.read_json(_GROWING)
     kept = (EARLIER, ROLLOUT, Path(ROLLOUT).stem, _GROWING)
     run = run.anew(Recipe.parse(new["recipe"]), kept, command=new["command"], facts=new["facts"])
+    run.record(EARLIER)
     run.path(_GROWING).unlink()
     return run
 
@@ -455,6 +461,7 @@ def _write(run: Run, begun: _Begun, taken: Mapping[str, float], full: Mapping[st
         "earlier": sorted(path.name for path in run.path(EARLIER).glob("[!.]*")),
     }
     run.write_json(FILE, facts)
+    run.record(FILE)
     return facts
 
 
@@ -462,7 +469,7 @@ def _ended(run: Run, begun: _Begun, taken: Mapping[str, float]) -> dict[str, Any
     verdict = decide_run(run)
     facts = _write(run, begun, taken, _full(run, begun, taken))
     path = report_run(run)
-    run.record(FILE, FULL_RECIPE)
+    run.record(FULL_RECIPE)
     run.finish(STAGE)
     return {"verdict": verdict, "pilot": facts, "report": str(path), "full recipe": str(run.path(FULL_RECIPE))}
 

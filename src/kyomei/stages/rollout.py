@@ -131,6 +131,7 @@ def step(run: Run, to: str, reason: str | None = None) -> dict[str, Any]:
     path = run.path(f"{FOLDER}/{stage.name}.yaml")
     if stage.tokens is not None:
         write_atomic(path, recipe.to_yaml().encode())
+        run.record(path)
     line = {
         "stage": stage.name,
         "when": now(),
