@@ -63,7 +63,7 @@ def files_of(folder: Path, holder: str) -> dict[str, Stat]:
         inside[:] = sorted(set(inside) - passed)
         for name in names:
             relative = (here / name).relative_to(folder).as_posix()
-            if relative in (holder, LOCK) or TEMPORARY.fullmatch(name):
+            if relative == holder or name == LOCK or TEMPORARY.fullmatch(name):
                 continue
             with contextlib.suppress(FileNotFoundError):
                 found[relative] = _stat(here / name)

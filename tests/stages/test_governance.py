@@ -210,6 +210,7 @@ class Peculiar:
 
     def __init__(self, harvest: Path, sha256: str) -> None:
         own: set[int] = set()
+        grams_of: set[tuple[int, ...]] = set()
         self.texts: set[str] = set()
         others: set[int] = set()
         run = Run.open(harvest)
@@ -219,12 +220,16 @@ class Peculiar:
             numbers = [kept.number for kept in gone if kept.part == index.parent.name]
             for window, document in zip(tokens.ids.numpy(), tokens.document.numpy(), strict=True):
                 for number in set(document.tolist()):
-                    (own if number in numbers else others).update(grams(window[document == number]).tolist())
+                    part = window[document == number]
+                    (own if number in numbers else others).update(grams(part).tolist())
+                    if number in numbers:
+                        grams_of.update(tuple(part[i : i + 8].tolist()) for i in range(len(part) - 7))
             documents = tokens.document.flatten().tolist()
             for at in range(len(documents) - 7):
                 if at % tokens.context <= tokens.context - 8 and {*documents[at : at + 8]} <= {*numbers}:
                     self.texts.add("".join(tokens.text_at(place) for place in range(at, at + 8)))
         self.ids = np.array(sorted(own - others))
+        grams_of = {gram for gram in grams_of if np.isin(grams(np.array(gram)), self.ids).all()}
         numbers_gone = {(kept.part, kept.number) for kept in gone}
         whole = "\0".join(
             document.text
@@ -236,6 +241,9 @@ class Peculiar:
         assert len(self.ids) > 20 and len(self.texts) > 20
         self.shortest = min(map(len, self.texts))
         self.starts = {text[: self.shortest] for text in self.texts}
+        encoded = [text.encode(code) for text in sorted(self.texts)[::20] for code in ("utf-8", "utf-16-le")]
+        as_ids = [np.array(gram, kind).tobytes() for gram in sorted(grams_of)[::20] for kind in ("<u2", "<i4", "<i8")]
+        self.samples = [*encoded, *as_ids]
 
     def found_in(self, folder: Path) -> list[str]:
         """Files that hold one, in whatever form."""
@@ -245,10 +253,9 @@ class Peculiar:
 
     def _is_in(self, path: Path) -> bool:
         content = path.read_bytes()
-        texts, ids = [content.decode("utf-8", "ignore"), content.decode("utf-16-le", "ignore")], []
-        for kind in (np.uint16, np.int32, np.int64):
-            ids += [np.frombuffer(content[first : first + (len(content) - first) // kind().itemsize * kind().itemsize], kind)
-                    for first in range(kind().itemsize)] if len(content) < 400_000 else []  # fmt: skip
+        if any(sample in content for sample in self.samples):
+            return True
+        texts, ids = [content.decode("utf-8", "ignore")] if path.suffix != ".safetensors" else [], []
         if path.suffix == ".safetensors":
             with safe_open(path, framework="numpy") as held:
                 arrays = [held.get_tensor(name) for name in held.keys()]  # noqa: SIM118

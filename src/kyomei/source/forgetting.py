@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
+from torch import Tensor
 
 from kyomei.source.journals import INDEX
 from kyomei.source.text import Document, Tokens
@@ -99,10 +100,10 @@ def rewritten_rows(
     index = json.loads((folder / INDEX).read_bytes())
     entries, dropped = [], 0
     for entry in index["shards"]:
-        held = safetensors.torch.load_file(folder / entry["file"])
-        stays = ~torch.from_numpy(hit)[held["row_tokens"] // tokens.context]
+        stays = ~torch.from_numpy(hit)[_row_tokens(folder / entry["file"]) // tokens.context]
         lost = int((~stays).sum())
         if lost:
+            held = safetensors.torch.load_file(folder / entry["file"])
             content = safetensors.torch.save({name: held[name][stays].contiguous() for name in ("activations", "row_tokens")})
             counts = {**entry["counts"], DROPPED: entry["counts"].get(DROPPED, 0) + lost}
             digest = hashlib.sha256(content).hexdigest()
@@ -119,5 +120,12 @@ def rewritten_rows(
 def rows_left(folder: Path, context: int, hit: Bool[np.ndarray, " windows"]) -> int:
     """Rows of one site's shards outside of some windows."""
     index = json.loads((folder / INDEX).read_bytes())
-    places = (safetensors.torch.load_file(folder / entry["file"])["row_tokens"].numpy() for entry in index["shards"])
+    places = (_row_tokens(folder / entry["file"]).numpy() for entry in index["shards"])
     return sum(int((~hit[place // context]).sum()) for place in places)
+
+
+def _row_tokens(path: Path) -> Int64[Tensor, " rows"]:
+    """Where the rows of a shard come from, read without the rows."""
+    with safetensors.safe_open(path, framework="pt") as held:
+        places: Int64[Tensor, " rows"] = held.get_tensor("row_tokens")
+        return places

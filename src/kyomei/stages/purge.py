@@ -29,8 +29,8 @@ from kyomei.views.traces import Trace
 EXAMPLES, EVIDENCE = "examples.json", "evidence"
 """Text that features fire on, and the part of the documents that it is of."""
 REPORTS = ("report*.html", "report*.pdf")
-_SHOWN = (EXAMPLES, *REPORTS, "*.pdf", f"{EXPLORE}/*/*")
-"""Files that show text of the evidence documents, each made anew by its own verb; a PDF cannot be looked into."""
+_SHOWN = (EXAMPLES, *REPORTS, "*.pdf", f"{EXPLORE}/*/*", "watch/reference-*")
+"""Files that show text or figures of single evidence documents, each made anew by its verb; a PDF cannot be looked into."""
 _OWN = (
     MANIFEST, RECIPE, tombstones.FILE, exports.FILE, f"{EXPLORE}/{LABELS}", f"{EXPLORE}/{REDACTION}", f"*{CERTIFICATE}",
     f"*{EXPIRED}/*.json", "tokens/*", "activations/*", f"*{BESIDE}",

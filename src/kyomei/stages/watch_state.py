@@ -16,6 +16,7 @@ from kyomei.atomic import refusals_named, write_atomic
 from kyomei.errors import RunError
 from kyomei.evidence.documents import DocumentFigures
 from kyomei.runs import plain
+from kyomei.sealing import beside, vouched
 
 SCHEMA_VERSION = 1
 STATE, EVENTS, STATUS = "state.safetensors", "events.jsonl", "status.json"
@@ -151,8 +152,9 @@ class StateFolder:
 
     def clear(self) -> None:
         """Forget everything."""
-        for name in (STATE, EVENTS, STATUS):
-            (self.folder / name).unlink(missing_ok=True)
+        for path in (self.folder / name for name in (STATE, EVENTS, STATUS)):
+            path.unlink(missing_ok=True)
+            beside(path).unlink(missing_ok=True)
 
     def tell(self, event: dict[str, Any]) -> None:
         """Keep an event for the next `write`."""
@@ -162,21 +164,24 @@ class StateFolder:
         """Write events that wait, then the state that vouches for them."""
         if self._waiting:
             data = "".join(f"{line}\n" for line in self._waiting).encode()
-            with refusals_named(self.folder / EVENTS), open(self.folder / EVENTS, "ab") as file:
+            path = self.folder / EVENTS
+            with refusals_named(path), vouched(path), open(path, "ab") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             facts.events += len(data)
             self._waiting = []
         values = json.dumps({"schema_version": SCHEMA_VERSION, **plain(asdict(facts))}, ensure_ascii=False)
-        write_atomic(self.folder / STATE, safetensors.numpy.save(arrays, {_FACTS: values}))
+        with vouched(self.folder / STATE):
+            write_atomic(self.folder / STATE, safetensors.numpy.save(arrays, {_FACTS: values}))
 
     def write_status(self, status: dict[str, Any]) -> None:
         """Write what others may read of the watch."""
-        write_atomic(self.folder / STATUS, (json.dumps(plain(status), ensure_ascii=False, indent=1) + "\n").encode())
+        with vouched(self.folder / STATUS):
+            write_atomic(self.folder / STATUS, (json.dumps(plain(status), ensure_ascii=False, indent=1) + "\n").encode())
 
     def _take_back(self, size: int) -> None:
         path = self.folder / EVENTS
         if path.exists() and path.stat().st_size > size:
-            with refusals_named(path), open(path, "r+b") as file:
+            with refusals_named(path), vouched(path), open(path, "r+b") as file:
                 file.truncate(size)
