@@ -31,6 +31,7 @@ EXTRAS = {
     "datasets": Extra("text from data sets of the hub: `--text datasets:NAME`", ("datasets",), "save the text as .jsonl"),
     "gguf": Extra("language models in .gguf files", ("gguf", "accelerate")),
     "devices": Extra("a language model that is larger than one GPU: `source.devices=all`", ("accelerate",)),
+    "pdf": Extra("printing reports: `kyomei report --pdf`", ("playwright",), "print the page from a browser"),
     "tensorboard": Extra("events of a training in TensorBoard", ("tensorboard",)),
     "watch": Extra("figures for Prometheus: `kyomei watch --prometheus`", ("prometheus_client",), "leave --prometheus out"),
     "wandb": Extra("events of a training in Weights & Biases", ("wandb",)),

@@ -98,9 +98,7 @@ def written_since(
     return dict(sorted({**kept, **{name: digest_of(folder / name) for name in written}}.items()))
 
 
-def settled(
-    folder: Path, before: Mapping[str, Stat], after: Mapping[str, Stat], outputs: Mapping[str, str]
-) -> dict[str, str]:
+def settled(folder: Path, before: Mapping[str, Stat], after: Mapping[str, Stat], outputs: Mapping[str, str]) -> dict[str, str]:
     """The same where a process is stopped in its work: what it touched last, and has not recorded, has no digest for now."""
     return {
         name: digest

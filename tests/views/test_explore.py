@@ -31,7 +31,7 @@ def test_a_certified_run_says_why_and_beside_what_null(indexed: Run) -> None:
         assert overview["verdict"]["headline"] and overview["certificate"]["null"]["latents"] > 0
         row = client.get("/api/features", params={"sort": "status"}).json()["rows"][0]
         feature = client.get(f"/api/features/{row['latent']}").json()
-        assert feature["status"] == row["status"] and "asked:" in feature["why"] and feature["rule"]["encoder"] >= 0.7
+        assert feature["status"] == row["status"] and "Asked:" in feature["why"] and feature["rule"]["encoder"] >= 0.7
         other = client.get("/api/state", params={"dictionary": "replicas-1"}).json()
         assert "state.no_certificate" in [note["key"] for note in other["notes"]]
         assert client.get("/api/overview", params={"dictionary": "replicas-1"}).json()["verdict"] is None

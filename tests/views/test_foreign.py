@@ -159,14 +159,14 @@ def test_a_run_that_is_made_for_it_is_about_it(run: Run, tmp_path: Path) -> None
     mine, theirs = own_pair(run), imported_pairs(run)[0]
     page = report_run(run).read_text(encoding="utf-8")
     lead = f'<p class="lead"><b>{mine.title}.</b> {verdict_of(run, pair=mine).headline}'
-    assert lead in page and "<p>theirs, imported: " in page, "the run was not made for it"
+    assert lead in page and '<p class="about">theirs, imported: ' in page, "the run was not made for it"
     run.note(**made_for("theirs"))
     with run.lock():
         measure_run(run, Reporter())
         page = report_run(run).read_text(encoding="utf-8")
         index_run(run, Reporter(), ["imported-theirs-0"])
     assert f'<p class="lead"><b>theirs, imported.</b> {verdict_of(run, pair=theirs).headline}' in page
-    assert f"<p>{mine.title}: {verdict_of(run, pair=mine).headline}</p>" in page
+    assert f'<p class="about">{mine.title}: {verdict_of(run, pair=mine).headline}</p>' in page
     assert list(certificates_of(run)) == [theirs.name, mine.name]
     assert "the theirs, imported dictionary leaves" in page, "the first sentence of what was measured"
     certificate = Certificate.read(certificate_path(run, theirs))
@@ -203,7 +203,7 @@ def test_a_certificate_that_lies_beside_a_dictionary_is_shown(indexed: Run, tmp_
             assert {row["latent"]: row["status"] for row in rows} == statuses(certificate.to_dict())
             entry = next(feature for feature in certificate.features if feature["status"] != "dead")
             feature = client.get(f"/api/features/{entry['index']}").json()
-            assert feature["origin"] == entry["origin"]["kind"] and "asked:" in feature["why"]
+            assert feature["origin"] == entry["origin"]["kind"] and "Asked:" in feature["why"]
     said = verb("encode", ours, "def f(x):", "--json")
     assert said.exit_code == 0 and '"status": ' in said.stdout
     old = replace(certificate, constants={**certificate.constants, "version": 0.0})

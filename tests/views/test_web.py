@@ -14,12 +14,13 @@ from kyomei.views.strings import LANGUAGES, STRINGS, catalogue
 
 WEB = Path(__file__).parents[2] / "src" / "kyomei" / "views" / "web"
 LIBRARIES: list[dict[str, Any]] = json.loads((WEB / "vendor.json").read_text())["libraries"]
+REPORT_STAGE = WEB.parents[1] / "stages" / "report.py"
 MODULES = sorted([*WEB.glob("*.js"), *WEB.glob("pages/*.js")])
 FOREIGN = re.compile(r"""(?:https?:)?//[\w.-]+\.\w+""")
 # Keys that are put together from data, such as the names of statuses.
 MADE = re.compile(r"""\bt\(`([\w.]*)\$\{|\b(?:named\(|family=)"(\w+)\"""")
 SAID = re.compile(r"""\b(?:t|rich)\("([\w.]+)\"""")
-MADE_BY_VIEWS = re.compile(r"""\[f"([\w.]+\.)\{""")
+MADE_BY_VIEWS = re.compile(r"""\bf"([a-z_]+\.[a-z_.]*)\{|\bnamed\(\s*"([\w.]+)\"""")
 KEY_LIKE = re.compile(r'"([a-z_]+\.[a-z_.]+)"')
 
 
@@ -61,10 +62,17 @@ def test_pages_say_nothing_that_is_not_in_the_catalogue() -> None:
 
 
 def test_the_catalogue_says_nothing_that_no_page_says() -> None:
-    pages = "\n".join(module.read_text(encoding="utf-8") for module in (*MODULES, *WEB.parent.glob("*.py")))
-    made = {*beginnings_in(pages), *MADE_BY_VIEWS.findall(pages)}
-    for key in json.loads((WEB.parent / "strings.json").read_text(encoding="utf-8")):
+    views = WEB.parent
+    pages = "\n".join(module.read_text(encoding="utf-8") for module in (*MODULES, *views.glob("*.py"), REPORT_STAGE))
+    made = {*beginnings_in(pages), *(beginning or f"{family}." for beginning, family in MADE_BY_VIEWS.findall(pages))}
+    for key in json.loads((views / "strings.json").read_text(encoding="utf-8")):
         assert f'"{key}"' in pages or any(key.startswith(beginning) for beginning in made), key
+    templates = "\n".join(path.read_text(encoding="utf-8") for path in views.glob("templates/*.j2"))
+    made |= {*re.findall(r"""["']([a-z_]+\.)["'] ~""", templates)}
+    made |= {f"{family}." for family in re.findall(r"""\|named\("(\w+)"\)""", templates)}
+    for key in json.loads((views / "strings_report.json").read_text(encoding="utf-8")):
+        said = re.search(rf"""["']{re.escape(key)}["']""", pages + templates)
+        assert said or any(key.startswith(beginning) for beginning in made), key
 
 
 def test_pages_ask_nobody_else_and_never_read_text_as_markup() -> None:

@@ -277,18 +277,29 @@ def _certify_foreign(
 
 
 @app.command("report")
-def report_command(folder: RunFolder, as_json: AsJson = False) -> None:
-    """Write report.html from a run's evidence."""
+def report_command(
+    folder: RunFolder,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Also print both pages, as report.pdf and report.ja.pdf.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write report.html and report.ja.html from all that a run has: a page to read out first, then every figure."""
     with verb(None) as reporter:
         from kyomei.runs import Run
         from kyomei.stages.certify import verdict_of
         from kyomei.stages.compare import write_index
-        from kyomei.stages.report import report_run
+        from kyomei.stages.report import PAGES, print_report, report_run
+        from kyomei.views.printing import browser
+
+        if pdf:
+            browser()  # before any time is spent
 
         def report_it(run: Run) -> Shown:
             path = report_run(run)
+            pages = [path.with_name(page) for page in PAGES.values()]
+            files = [*(page for page in pages if page.exists()), *(print_report(run) if pdf else ())]
             answer = verdict_of(run).to_dict()
-            return Shown({"verdict": answer, "report": str(path)}, [], verdict_words(answer), [str(path)])
+            facts = {"verdict": answer, "report": str(path), "files": [str(file) for file in files]}
+            return Shown(facts, [], verdict_words(answer), [str(file) for file in files])
 
         run = Run.open(folder)
         do_with(run, report_it, reporter, as_json, together=lambda found: write_index(run, found))

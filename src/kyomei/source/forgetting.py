@@ -85,9 +85,7 @@ def without(tokens: Tokens, gone: Collection[Kept]) -> tuple[Tokens, Bool[np.nda
     return blanked, hit.any(dim=1).numpy()
 
 
-def rewritten_rows(
-    folder: Path, tokens: Tokens, hit: Bool[np.ndarray, " windows"]
-) -> Iterator[tuple[str, bytes]]:
+def rewritten_rows(folder: Path, tokens: Tokens, hit: Bool[np.ndarray, " windows"]) -> Iterator[tuple[str, bytes]]:
     """The files of one site's shards that change, by name, without the rows of some windows.
 
     All rows of a window go: a model that read the document has it in what it made of the tokens around, too.

@@ -26,7 +26,7 @@ from kyomei.stages.journal import Change, Journal
 from kyomei.stages.named import FOLDER as EXPLORE
 from kyomei.stages.progress import Reporter
 from kyomei.stages.purge import Purge, trace_of
-from kyomei.stages.report import report_run
+from kyomei.stages.report import PAGES, report_run
 from kyomei.stages.tombstones import Tombstones
 from kyomei.views.labels import FILE as LABELS
 from kyomei.views.labels import Labels
@@ -213,8 +213,8 @@ def _leave(run: Run, change: Change, begun: Journal) -> None:
 def _redrawn(run: Run, change: Change, reporter: Reporter) -> None:
     """Draw a run's report anew, from what is left."""
     try:
-        path = report_run(run)
-        change.new[path.relative_to(run.folder).as_posix()] = digest_of(path)
+        report_run(run)
+        change.new |= {name: digest_of(run.path(name)) for name in PAGES.values()}
     except KyomeiError as error:
         reporter.note(f"the report of {run.folder} was removed, and is not drawn anew: {error}")
 

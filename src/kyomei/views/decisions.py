@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kyomei.views.numbers import duration, percent
-from kyomei.views.strings import catalogue
+from kyomei.views.speech import Speech
 from kyomei.views.tables import Table
 from kyomei.views.words import dictionary_title
 
@@ -20,7 +20,7 @@ AS_NUMBERS = ("goal",)
 
 def level_words(level: str, language: str = "en") -> str:
     """The answer in a word or two."""
-    return catalogue(language)[f"decision.level.{_key(level)}"]
+    return Speech(language).named("decision.level", level)
 
 
 def headline(decision: Mapping[str, Any], language: str = "en") -> str:
@@ -30,10 +30,10 @@ def headline(decision: Mapping[str, Any], language: str = "en") -> str:
         decision: what verdict.json holds, or `Decision.to_dict`.
         language: "en" or "ja".
     """
-    words = catalogue(language)
-    titles = {ground["title"]: _title(ground, words) for ground in decision["grounds"]}
-    decided = words["list.comma"].join(titles[title] for title in decision["decided_by"])
-    return words[f"decision.headline.{_key(decision['level'])}"].format(decided=decided)
+    speech = Speech(language)
+    titles = {ground["title"]: _title(ground, speech) for ground in decision["grounds"]}
+    decided = speech.listed([titles[title] for title in decision["decided_by"]])
+    return speech.t(f"decision.headline.{decision['level'].replace('-', '_')}", decided=decided)
 
 
 def reasons(decision: Mapping[str, Any], language: str = "en") -> list[tuple[str, str, str]]:
@@ -43,39 +43,45 @@ def reasons(decision: Mapping[str, Any], language: str = "en") -> list[tuple[str
         decision: what verdict.json holds, or `Decision.to_dict`.
         language: "en" or "ja".
     """
-    words = catalogue(language)
-    return [(words[f"decision.stance.{g['stance']}"], _title(g, words), _sentences(g, words)) for g in decision["grounds"]]
+    speech = Speech(language)
+    return [
+        (speech.t(f"decision.stance.{ground['stance']}"), _title(ground, speech), _sentences(ground, speech))
+        for ground in decision["grounds"]
+    ]
+
+
+def stances(decision: Mapping[str, Any], speech: Speech) -> list[tuple[str, str, str, str]]:
+    """The same with the stance of each as files have it before: for its colour."""
+    told = reasons(decision, speech.language)
+    return [(str(g["stance"]), *own) for g, own in zip(decision["grounds"], told, strict=True)]
 
 
 def decision_words(decision: Mapping[str, Any], language: str = "en") -> str:
     """The headline, and a line for each of its reasons."""
-    line = catalogue(language)["decision.line"]
-    lines = [f"  {line.format(stance=s, title=title, text=text)}" for s, title, text in reasons(decision, language)]
+    speech = Speech(language)
+    told = reasons(decision, language)
+    lines = ["  " + speech.t("decision.line", stance=stance, title=title, text=text) for stance, title, text in told]
     return "\n".join([headline(decision, language), *lines])
 
 
-def _key(level: str) -> str:
-    return level.replace("-", "_")
+def _title(ground: Mapping[str, Any], speech: Speech) -> str:
+    facts = {key: dictionary_title(value, speech) if key == "baseline" else value for key, value in ground["facts"].items()}
+    return speech.t(f"ground.{ground['name']}", **facts)
 
 
-def _title(ground: Mapping[str, Any], words: Mapping[str, str]) -> str:
-    facts = {key: dictionary_title(value) if key == "baseline" else value for key, value in ground["facts"].items()}
-    return words[f"ground.{ground['name']}"].format(**facts)
-
-
-def _sentences(ground: Mapping[str, Any], words: Mapping[str, str]) -> str:
+def _sentences(ground: Mapping[str, Any], speech: Speech) -> str:
     """What was found, and what go and no-go ask for; where nobody has looked, what to run."""
-    name, between = ground["name"], "" if words["list.comma"] == "、" else " "
-    shown = percent if name not in AS_NUMBERS else "{:.3f}".format
-    facts = {key: percent(value) if isinstance(value, float) else value for key, value in ground["facts"].items()}
-    facts |= {"baseline": dictionary_title(facts["baseline"])} if "baseline" in facts else {}
+    name = ground["name"]
+    shown = speech.percent if name not in AS_NUMBERS else "{:.3f}".format
+    facts = {key: speech.percent(value) if isinstance(value, float) else value for key, value in ground["facts"].items()}
+    facts |= {"baseline": dictionary_title(facts["baseline"], speech)} if "baseline" in facts else {}
     low, high = ground["interval"] or (None, None)
     figures = {"estimate": ground["estimate"], "low": low, "high": high, "go": ground["go"], "no_go": ground["no_go"]}
-    facts |= {key: "–" if value is None else shown(value) for key, value in figures.items()}
-    told = words[f"ground.{name}.{'unknown' if ground['stance'] == 'unknown' else 'says'}"]
+    facts |= {key: "–" if value is None else shown(value).replace("-", "−") for key, value in figures.items()}
+    told = f"ground.{name}.{'unknown' if ground['stance'] == 'unknown' else 'says'}"
     both = name == "recovery" and ground["no_go"] is not None
-    asked = words["ground.recovery.asked_both"] if both else words[f"ground.{name}.asked"]
-    return between.join(part.format(**facts) for part in (told, asked))
+    asked = "ground.recovery.asked_both" if both else f"ground.{name}.asked"
+    return speech.joined([speech.t(key, **facts) for key in (told, asked)])
 
 
 def pilot_table(facts: Mapping[str, Any], title: str) -> Table:

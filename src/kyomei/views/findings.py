@@ -142,13 +142,19 @@ def _asked(rule: Facts) -> str:
 # ── Premises ──
 
 
-def premise_figures(premise: Facts, speech: Speech = ENGLISH) -> str:
+def premise_figures(premise: Facts) -> str:
     """Estimate in short, and where there is an interval what it is of."""
+    interval, estimate = premise_interval(premise), format_number(premise.get("estimate"))
+    return f"{estimate} ({interval})" if interval else estimate
+
+
+def premise_interval(premise: Facts, speech: Speech = ENGLISH) -> str:
+    """What the interval of an estimate is of, and its ends; empty where there is none."""
     interval, of = premise.get("interval"), premise.get("interval_of")
     if not interval or of not in ("truth", "features") or not all(map(finite, interval)):
-        return speech.number(premise.get("estimate"))
+        return ""
     bounds = speech.written("–".join(map(format_number, interval)))
-    return speech.t("interval.of", estimate=speech.number(premise["estimate"]), of=speech.t(f"interval.{of}"), interval=bounds)
+    return speech.t("interval.short", of=speech.t(f"interval.{of}"), interval=bounds)
 
 
 def expected_recovery(premises: Facts, speech: Speech = ENGLISH) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kyomei.views.account import goal_figure
 from kyomei.views.numbers import format_number
+from kyomei.views.speech import Speech
 from kyomei.views.tables import Table
 
 _LEGEND = {
@@ -64,6 +66,35 @@ def _features(goals: Mapping[str, Mapping[str, Any]]) -> Table:
     header = ("goal", "feature", "pooled", "weight", "origin", "strongest tokens")
     legend = (("pooled", "max: its largest activation in the document; mean: its average over the document's tokens"),)
     return Table("What fires", header, tuple(rows), legend, words=(0, 2, 4, 5))
+
+
+def goal_lines(goals: Mapping[str, Mapping[str, Any]], speech: Speech) -> list[dict[str, Any]]:
+    """Goals as a report shows them: of each its "name", "side" and "told", "figures" beside what else could, and "fires".
+
+    Args:
+        goals: by name, as goals.json has them.
+        speech: the language.
+    """
+    lines = []
+    for name, goal in goals.items():
+        measure, figure = goal_figure(goal)
+        key, features, t = "auc" if measure == "AUC" else "r2", goal["detector"]["features"], speech.t
+        rows = [_line(t("goal.set", measure=measure, count=len(features)), figure, speech)]
+        rows += [_line(t(f"goal.{k}"), goal["figures"][k], speech) for k in ("precision", "recall") if k in goal["figures"]]
+        for title, other in (("goal.probe", "probe"), ("goal.bag", "bag of tokens")):
+            rows.append(_line(t(title, measure=measure), goal["beside"][other][key], speech))
+        rows.append((t("goal.shuffled", measure=measure), speech.number(goal["shuffled"]["range"][1]), ""))
+        named = [t("goal.feature", latent=f["latent"], tokens=" ".join(map(str, f["tokens"]))) for f in features]
+        fires = t("goal.fires", documents=f"{goal['data']['documents']['report']:,}", features=speech.listed(named))
+        told = "told" if goal["told"] else "not_told"
+        side = "for" if goal["told"] else "against"
+        lines.append({"name": name, "side": side, "told": t(f"goal.{told}"), "figures": rows, "fires": fires})
+    return lines
+
+
+def _line(name: str, figure: Mapping[str, Any], speech: Speech) -> tuple[str, str, str]:
+    low, high = figure["interval"]
+    return name, speech.number(figure["value"]), speech.written(f"{format_number(low)}–{format_number(high)}")
 
 
 def with_interval(figure: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from kyomei.views.changes import Change
 from kyomei.views.charts import (
     BOTTOM,
     HEIGHT,
@@ -26,10 +27,15 @@ from kyomei.views.charts import (
     spectrum_chart,
     status_bars,
 )
-from kyomei.views.findings import EvidenceRow, certificate_lines, expected_recovery, premise_figures
-from kyomei.views.numbers import finite, format_number, percent, quantile
+from kyomei.views.decisions import headline, stances
+from kyomei.views.findings import EvidenceRow, certificate_lines, expected_recovery, premise_interval
+from kyomei.views.goals import goal_lines
+from kyomei.views.numbers import finite, quantile
+from kyomei.views.speech import Speech
+from kyomei.views.steps import rollout_steps
+from kyomei.views.summary import Summary, Tile
 from kyomei.views.tables import compare_table
-from kyomei.views.words import STATUSES, TERMS, dictionary_title
+from kyomei.views.words import STATUSES, dictionary_title
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,8 @@ class Provenance:
         model: language model.
         site: module path.
         text: the corpus.
+        weights: SHA-256 of the model's weights.
+        corpus: SHA-256 of the text.
     """
 
     seed: int | None = None
@@ -84,6 +92,8 @@ class Provenance:
     model: str = ""
     site: str = ""
     text: str = ""
+    weights: str = ""
+    corpus: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,16 @@ class ReportData:
         features: cards, best first.
         provenance: of the run.
         other_answers: sentences on the run's other dictionaries.
+        language: that all of it is said in; what the run's files say is translated as it is shown.
+        date: when the figures were first reported, as ISO 8601 writes it; empty: not said.
+        summary: the first page.
+        decision: what verdict.json holds.
+        changes: since the report before; empty: this is the first.
+        before: when that was.
+        goals: by name, as goals.json has them.
+        costs, planned: what, and how much of it.
+        rollout: lines of rollout.jsonl.
+        sampling, risks, untested: sentences.
     """
 
     title: str
@@ -128,6 +148,19 @@ class ReportData:
     features: Sequence[FeatureCard] = ()
     provenance: Provenance = Provenance()
     other_answers: Sequence[str] = ()
+    language: str = "en"
+    date: str = ""
+    summary: Summary | None = None
+    decision: Mapping[str, Any] | None = None
+    changes: Sequence[Change] = ()
+    before: str = ""
+    goals: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    costs: Sequence[tuple[str, str]] = ()
+    planned: Sequence[tuple[str, str]] = ()
+    rollout: Sequence[Mapping[str, Any]] = ()
+    sampling: Sequence[str] = ()
+    risks: Sequence[str] = ()
+    untested: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -143,6 +176,8 @@ class ReportData:
                 "frontier": [FrontierPoint(**point) for point in values.get("frontier", ())],
                 "features": [FeatureCard(**card) for card in values.get("features", ())],
                 "provenance": Provenance(**values.get("provenance", {})),
+                "summary": _summary_from(values.get("summary")),
+                "changes": [Change(**change) for change in values.get("changes", ())],
             }
         )
 
@@ -158,21 +193,31 @@ def render_report(data: ReportData) -> str:
     Returns:
         HTML that can be written as UTF-8; it loads nothing, and runs no script.
     """
+    speech = Speech(data.language)
+    decision = data.decision
+    decided = decision and {"headline": headline(decision, speech.language), "reasons": stances(decision, speech)}
     page = (
-        _environment()
+        _environment(data.language)
         .get_template("report.html.j2")
         .render(
             data=data,
-            groups=certificate_lines(data.certificates),
-            bars=status_bars(data.certificates),
-            frontier=frontier_chart(data.frontier),
-            spectrum=spectrum_chart(data.frequencies),
-            histogram=consistency_chart(data.mcs, data.null_mcs),
+            decision=decided,
+            goals=goal_lines(data.goals, speech),
+            rollout=rollout_steps(data.rollout, speech),
+            groups=certificate_lines(data.certificates, speech),
+            bars=status_bars(data.certificates, speech),
+            frontier=frontier_chart(data.frontier, speech),
+            spectrum=spectrum_chart(data.frequencies, speech),
+            histogram=consistency_chart(data.mcs, data.null_mcs, speech),
             null_99th=quantile(data.null_mcs, 0.99),
         )
     )
     # Text read with surrogateescape holds code points that UTF-8 cannot.
     return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def _summary_from(values: Mapping[str, Any] | None) -> Summary | None:
+    return None if values is None else Summary(**{**values, "tiles": [Tile(**tile) for tile in values["tiles"]]})
 
 
 def render_comparison(title: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str], links: Mapping[str, str]) -> str:
@@ -190,7 +235,7 @@ def render_comparison(title: str, rows: Sequence[Mapping[str, Any]], notes: Sequ
         (certified_chart(points), "Share of the latents that every other replica has too. Higher and further left is better."),
     ]
     figures = [(figure, meaning) for figure, meaning in drawn if figure is not None]
-    template = _environment().get_template("comparison.html.j2")
+    template = _environment("en").get_template("comparison.html.j2")
     page = template.render(title=table.title, table=table, rows=rows, notes=notes, links=links, figures=figures)
     return page.encode("utf-8", "replace").decode("utf-8")
 
@@ -219,8 +264,9 @@ def breakable(text: str) -> Markup:
 
 
 def prose(text: str) -> Markup:
-    """A sentence as escaped HTML; what stands between backticks is a command."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(visible(text))))
+    """A sentence as escaped HTML; what stands between backticks is a command, between pairs of asterisks what matters."""
+    marked = re.sub("`([^`]+)`", r"<code>\1</code>", str(visible(text)))
+    return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", marked))
 
 
 def highlighted(context: Iterable[tuple[str, float]], strongest: float) -> list[tuple[str, float | None, float, bool]]:
@@ -253,7 +299,8 @@ def css_name(words: str) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def _environment(language: str) -> Environment:
+    speech = Speech(language)
     environment = Environment(
         loader=PackageLoader("kyomei.views"),
         autoescape=True,
@@ -261,8 +308,12 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=format_number, percent=percent, visible=visible, prose=prose, highlighted=highlighted)
-    environment.filters.update(strongest=strongest_activation, dictionary=dictionary_title, css=css_name)
-    environment.filters.update(breakable=breakable, figures=premise_figures, expected=expected_recovery)
-    environment.globals.update(box=(WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM), statuses=STATUSES, terms=TERMS)
+    environment.filters.update(number=speech.number, percent=speech.percent, said=speech.said, visible=visible, prose=prose)
+    environment.filters.update(highlighted=highlighted, strongest=strongest_activation, css=css_name, breakable=breakable)
+    environment.filters["named"] = lambda name, family: speech.named(family, str(name))
+    environment.filters["dictionary"] = lambda name: dictionary_title(name, speech)
+    environment.filters["interval"] = lambda premise: premise_interval(premise, speech)
+    environment.filters["expected"] = lambda premises: expected_recovery(premises, speech)
+    environment.globals.update(box=(WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM), statuses=STATUSES, speech=speech)
+    environment.globals["t"] = lambda key, **values: prose(speech.t(key, **values))
     return environment

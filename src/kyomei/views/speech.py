@@ -43,7 +43,8 @@ class Speech:
         Raises:
             KeyError: the catalogue has no such key, or the string a place that no value fills.
         """
-        return STRINGS[key][LANGUAGES.index(self.language)].format(**values)
+        # After a full-width bracket Japanese leaves no space.
+        return STRINGS[key][LANGUAGES.index(self.language)].format(**values).replace("） ", "）")
 
     def named(self, family: str, name: str) -> str:
         """The name of something, or what it is called where the catalogue does not know it."""
@@ -68,6 +69,14 @@ class Speech:
         text = re.sub(r"(?<=\d)\u202f(?=\d{3})", ",", text)
         text = re.sub(r"(?<=\d) %", "%", text)
         return re.sub(r"(?<=[\d%])–(?=[−\d])", "〜", text)
+
+    def joined(self, sentences: Sequence[str]) -> str:
+        """Sentences one after the other."""
+        return (" " if self.is_english else "").join(sentences)
+
+    def listed(self, names: Sequence[str]) -> str:
+        """Names in a row."""
+        return self.t("list.comma").join(names)
 
     def number(self, value: Figure) -> str:
         """A number in three significant digits; words in this language, a dash for none."""

@@ -20,7 +20,7 @@ ORIGINS = {name: ENGLISH.named("origin", f"{name}.means") for name in ("token", 
 TERMS = {
     **{
         ENGLISH.t(f"term.{term}"): ENGLISH.t(f"term.{term}.means")
-        for term in ("fvu", "l0", "mcs", "whitened", "raw", "cross_entropy", "frequency", "max", "z")
+        for term in ("fvu", "l0", "mcs", "whitened", "raw", "cross_entropy", "frequency")
     },
     "latent": "one of the dictionary's units; a feature is what a latent stands for, where it stands for something",
     "replica": "the same training on other documents with another seed",
