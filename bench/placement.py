@@ -20,13 +20,14 @@ import torch
 from torch.nn.functional import normalize
 
 from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.learning import least_squares
 from kyomei.learning.anchoring import Cone
 from kyomei.learning.fit import refit
 from kyomei.learning.mesh import Mesh, processes
 from kyomei.learning.spaces import Whitening
 from kyomei.source.rows import TensorRows
 
-DIM, ROWS, L0 = 64, 8192, 64
+DIM, L0 = 64, 64
 
 
 def resident() -> int:
@@ -34,10 +35,10 @@ def resident() -> int:
         return int(statm.read().split()[1]) * 4096
 
 
-def made(width: int) -> tuple[SparseAutoencoder, TensorRows, Cone]:
+def made(width: int, num_rows: int) -> tuple[SparseAutoencoder, TensorRows, Cone]:
     generator = torch.Generator().manual_seed(0)
     encoder = normalize(torch.randn(width, DIM, generator=generator), dim=1)
-    x = torch.randn(ROWS, DIM, generator=generator)
+    x = torch.randn(num_rows, DIM, generator=generator)
     scores = (x[:512] @ encoder.T).flatten()
     threshold = float(scores.topk(512 * L0).values[-1])
     rows = TensorRows(x)
@@ -48,11 +49,14 @@ def made(width: int) -> tuple[SparseAutoencoder, TensorRows, Cone]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=8192)
+    parser.add_argument("--rows", type=int, default=8192)
+    parser.add_argument("--way", choices=("cheaper", "pairs", "codes"), default="cheaper")
     asked = parser.parse_args()
+    least_squares.GRAM_ADVANTAGE = {"pairs": 1e9, "codes": 0.0}.get(asked.way, least_squares.GRAM_ADVANTAGE)
     torch.set_num_threads(1)
     mesh = Mesh.join(processes(), 1)
-    sae, rows, cone = made(asked.width)
-    refit(*made(256), mesh)  # what libraries take when they are first used
+    sae, rows, cone = made(asked.width, asked.rows)
+    refit(*made(256, asked.rows), mesh)  # what libraries take when they are first used
     before, most, stop = resident(), [0], threading.Event()
 
     def watch() -> None:
@@ -69,7 +73,14 @@ def main() -> None:
     taken = max(mesh.tell(most[0] - before))
     digest = float(np.abs(fitted.decoder.numpy()).sum())
     if mesh.leads:
-        found = {"ranks": mesh.size, "width": asked.width, "bytes": taken, "seconds": round(seconds, 1), "decoder": digest}
+        found = {
+            "ranks": mesh.size,
+            "way": asked.way,
+            "width": asked.width,
+            "bytes": taken,
+            "seconds": round(seconds, 1),
+            "decoder": digest,
+        }
         print(json.dumps(found), flush=True)
     mesh.leave()
 

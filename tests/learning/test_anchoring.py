@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from kyomei.learning.anchoring import Cone, anchored_decoders, usual_scores
 from kyomei.learning.latents import Latents, random_start
-from kyomei.learning.least_squares import CodeMoments, SharedCodes
+from kyomei.learning.least_squares import CodeMoments, SharedCodes, least_squares
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.placement import _Anchoring
 from kyomei.learning.spaces import Whitening
@@ -85,8 +85,9 @@ def test_rows_beyond_the_directions_are_free() -> None:
     assert torch.allclose(found[4:], free, atol=5e-3)
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_ranks_that_share_the_latents_fit_what_one_process_does(size: int) -> None:
+@pytest.mark.parametrize("kind", [CodeMoments, SharedCodes])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_ranks_that_share_the_latents_fit_what_one_process_does(kind: Any, size: int) -> None:
     x, z = correlated_rows(8), codes(9)
     cone = cone_of(x, 0.9, found=5)
     start = torch.randn(WIDTH, DIM, generator=torch.Generator().manual_seed(2))
@@ -97,7 +98,7 @@ def test_ranks_that_share_the_latents_fit_what_one_process_does(size: int) -> No
     def own(rank: Rank) -> torch.Tensor:
         share = rank.share(WIDTH)
         columns = [(code.to_dense()[:, share].to_sparse_csr(), rows) for code, rows in blocks]
-        squares = SharedCodes.of(columns, rank)  # type: ignore[arg-type]
+        squares = kind.of(columns, rank)
         torch.testing.assert_close(squares.bounds, whole.bounds[share])
         torch.testing.assert_close(squares.descent(start[share]), whole.descent(start)[share])
         return anchored_decoders(squares, start[share], cone.part(share))
@@ -105,9 +106,21 @@ def test_ranks_that_share_the_latents_fit_what_one_process_does(size: int) -> No
     torch.testing.assert_close(torch.cat(together(size, own)), expected, rtol=0, atol=1e-5)
 
 
+def test_the_cheaper_way_is_taken() -> None:
+    """A latent's row of the Gram matrix, or its entries in the codes."""
+    x, z = correlated_rows(8), codes(9).to_sparse_csr()
+    assert isinstance(least_squares([(z, x)], ROWS, Mesh()), CodeMoments)
+    wide = torch.eye(ROWS)[:, :2000].to_sparse_csr()
+    assert isinstance(least_squares([(wide, x)], ROWS, Mesh()), SharedCodes)
+
+
+@pytest.mark.parametrize("advantage", [0.0, 20.0])
 @pytest.mark.parametrize(("size", "num_found", "num_free"), [(2, 9, 0), (4, 9, 7), (4, 3, 0), (3, 0, 8)])
-def test_ranks_place_the_latents_that_one_process_places(size: int, num_found: int, num_free: int) -> None:
-    """Also where a rank has free ones only, or none at all."""
+def test_ranks_place_the_latents_that_one_process_places(
+    size: int, num_found: int, num_free: int, advantage: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a rank has free ones only, or none at all; by codes and by their Gram matrix."""
+    monkeypatch.setattr("kyomei.learning.least_squares.GRAM_ADVANTAGE", advantage)
     rows = open_rows(correlated_rows(10) + 0.3)
     white = Whitening.fit(rows)
     cone = cone_of(correlated_rows(10), 0.9, found=num_found)

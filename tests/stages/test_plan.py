@@ -75,6 +75,20 @@ def test_what_is_out_of_proportion_is_said() -> None:
     assert not plan(even, "h100").advice
 
 
+def test_a_model_that_is_not_here_can_be_planned_for() -> None:
+    settings = {"source.num_tokens": 10**9, "dictionary.width": 2**20, "train.batch_rows": 8192, "train.steps": 20_000}
+    found = plan(Recipe().with_values(settings), "h100", gpus=64, model_size=(4096, 8e9))
+    assert found.mesh == "1x64" and 0 < found.memory_bytes < 80e9
+    assert 1e8 < found.traffic_bytes < 1e9
+    assert dict(plan_table(found.to_dict(), "h100", 3).rows)["traffic"].endswith("GB a step")
+    # Figures are made by one process: 64 GPUs are not paid for that long.
+    alone = sum(found.seconds[part] for part in ("certify", "measure"))
+    assert found.price == pytest.approx((64 * (found.total_seconds - alone) + alone) / 3600 * GPUS["h100"].price)
+    assert any("by one process: a smaller source.evidence_share" in line for line in found.advice)
+    with pytest.raises(RecipeError, match=r"a model to probe here. Found its size alone. Name a GPU"):
+        plan(SMALL, model_size=(4096, 8e9))
+
+
 def test_unknown_hardware_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"here or one of a100, h100.*'abacus'"):
         plan(SMALL, "abacus")

@@ -44,6 +44,12 @@ def plan_command(
     hardware: Annotated[str, typer.Option(help="'here' (probed), or a100, h100, h200, b200, l40s, rtx4090.")] = "here",
     gpus: Annotated[int, typer.Option(help="GPUs there are.")] = 1,
     price: Annotated[float | None, typer.Option(help="Dollars an hour of one.", show_default="of the table")] = None,
+    dim: Annotated[
+        int | None, typer.Option(help="With --parameters: width of a site; no model is loaded.", show_default="of the model")
+    ] = None,
+    parameters: Annotated[
+        float | None, typer.Option(help="Parameters of the language model, such as 7e9.", show_default="of the model")
+    ] = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -52,7 +58,10 @@ def plan_command(
         from kyomei.stages.plan import plan
 
         recipe = asked.recipe()
-        found = plan(recipe, hardware, price=price, gpus=gpus)
+        if (dim is None) != (parameters is None):
+            raise RecipeError("--dim and --parameters together", "one of them", "give both, or neither")
+        model_size = None if dim is None or parameters is None else (dim, parameters)
+        found = plan(recipe, hardware, price=price, gpus=gpus, model_size=model_size)
         title = (
             "measured on this machine" if hardware == "here" else f"{hardware}: reckoned from its maker's figures, not measured"
         )

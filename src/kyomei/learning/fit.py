@@ -265,7 +265,7 @@ def refit(sae: SparseAutoencoder, rows: Rows, cone: Cone, mesh: Mesh | None = No
             x = rows.read(part).float().cpu()
             yield own_codes(x, encoder, decoder, threshold, own.center, own.activation), x - own.center
 
-    fitted = mesh.joined(anchored_decoders(least_squares(blocks(), mesh), decoder, cone.part(share)))
+    fitted = mesh.joined(anchored_decoders(least_squares(blocks(), len(index), mesh), decoder, cone.part(share)))
     gain = fitted.norm(dim=1)
     # A latent that never fires has no decoder to fit.
     gain, fitted = torch.where(gain > 0, gain, 1.0), torch.where(gain[:, None] > 0, fitted, own.decoder)

@@ -1,15 +1,16 @@
 """Least squares of rows by sparse codes: what descent needs to know of them, on one process or on many.
 
-One process holds the Gram matrix of the codes, which is width × width. Of several each holds the codes of its own latents
-instead, and in every step all of them add up what their latents reconstruct: a rank holds its share of the codes and of the
-decoder, and no pair of latents. Both give the same gradients, up to rounding.
+Narrow dictionaries are fitted by the Gram matrix of their codes, which is width × width: of several ranks each has the rows of
+its own latents. Wide ones are fitted by the codes themselves: a rank has those of its own latents, in every step all of them
+add up what their latents reconstruct, and no pair of latents is held. Both give the same gradients, up to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +25,10 @@ from kyomei.learning.mesh import Mesh
 DENSE_GRAM = 0.05
 """Share of pairs of latents that are active together from which their Gram matrix is kept whole."""
 RIDGE = 1e-4
+GRAM_ADVANTAGE = 20.0
+"""A step by the Gram matrix costs a latent so many times less for each number than one by the codes does."""
+Blocks = Iterable[tuple[Tensor, Float[Tensor, "rows dim"]]]
+"""Sparse CSR codes [rows, own] of this rank's latents and centred rows [rows, dim]; all ranks have the same rows."""
 
 
 class LeastSquares(Protocol):
@@ -62,44 +67,54 @@ class CodeMoments:
     """Rows and codes as means over rows.
 
     Attributes:
-        gram: E[z zᵀ], sparse [width, width].
-        products: E[z xᵀ] [width, dim].
+        gram: E[z zᵀ], sparse [own, width].
+        products: E[z xᵀ] [own, dim].
+        first: which latent the first of this rank's is.
+        mesh: the ranks that hold the other latents.
     """
 
     gram: sparse.csr_array
-    products: Float[Tensor, "width dim"]
+    products: Float[Tensor, "own dim"]
+    first: int = 0
+    mesh: Mesh = field(default_factory=Mesh)
 
     @classmethod
-    def of(cls, blocks: Iterable[tuple[Tensor, Float[Tensor, "rows dim"]]]) -> CodeMoments:
-        """Moments of blocks of (sparse CSR codes [rows, width], centred rows [rows, dim])."""
-        gram, products, count = None, None, 0
+    def of(cls, blocks: Blocks, mesh: Mesh | None = None) -> CodeMoments:
+        """Moments of blocks; none: this process has all latents."""
+        mesh = mesh or Mesh()
+        gram, products, count, first, width = None, None, 0, 0, 0
         for code, x in blocks:
             z = to_scipy(code)
-            own, with_x = (z.T @ z).tocsr(), torch.from_numpy(z.T @ x.cpu().numpy())
+            if gram is None:
+                parts = mesh.tell(z.shape[1])
+                first, width = sum(parts[: mesh.rank]), sum(parts)
+            everybody = z if mesh.size == 1 else _everybodys(z, first, width, mesh)
+            own, with_x = (z.T @ everybody).tocsr(), torch.from_numpy(z.T @ x.cpu().numpy())
             gram, products = (own, with_x) if gram is None or products is None else (gram + own, products + with_x)
             count += len(x)
         if gram is None or products is None:
             raise ValueError("no rows")
-        return cls(gram / count, products / count)
+        return cls(gram / count, products / count, first, mesh)
 
     @cached_property
     def _ridged(self) -> sparse.csr_array:
-        ridge = sparse.diags_array(RIDGE * self.gram.diagonal(), format="csr")
+        diagonal, place = self.gram.diagonal(self.first)[: self.gram.shape[0]], self.first
+        ridge = sparse.diags_array([RIDGE * diagonal], offsets=[place], shape=self.gram.shape, format="csr")
         return (self.gram + ridge).astype(np.float32).tocsr()
 
     @cached_property
-    def _dense(self) -> Float[Tensor, "width width"] | None:
+    def _dense(self) -> Float[Tensor, "own width"] | None:
         # Frequent latents meet in most pairs: their Gram matrix is sparse no more.
         is_full = self._ridged.nnz > DENSE_GRAM * np.prod(self._ridged.shape)
         return torch.from_numpy(self._ridged.toarray()) if is_full else None
 
     @property
-    def bounds(self) -> Float[Tensor, " width"]:
+    def bounds(self) -> Float[Tensor, " own"]:
         return torch.from_numpy(np.asarray(abs(self._ridged).sum(axis=1)).ravel())
 
-    def descent(self, decoder: Float[Tensor, "width dim"]) -> Float[Tensor, "width dim"]:
-        dense = self._dense
-        product = torch.from_numpy(self._ridged @ decoder.numpy()) if dense is None else dense @ decoder
+    def descent(self, decoder: Float[Tensor, "own dim"]) -> Float[Tensor, "own dim"]:
+        dense, whole = self._dense, self.mesh.joined(decoder)
+        product = torch.from_numpy(self._ridged @ whole.numpy()) if dense is None else dense @ whole
         return self.products.to(decoder) - product
 
 
@@ -120,8 +135,8 @@ class SharedCodes:
     mesh: Mesh
 
     @classmethod
-    def of(cls, blocks: Iterable[tuple[Tensor, Float[Tensor, "rows dim"]]], mesh: Mesh) -> SharedCodes:
-        """The same of blocks of (sparse CSR codes [rows, own], centred rows [rows, dim]); all ranks have the same rows."""
+    def of(cls, blocks: Blocks, mesh: Mesh) -> SharedCodes:
+        """The codes of blocks."""
         codes, products, squares, count = [], None, None, 0
         for code, x in blocks:
             z = to_scipy(code)
@@ -155,6 +170,26 @@ class SharedCodes:
         return self.products.to(decoder) - explained / self._count - self.ridge[:, None] * decoder
 
 
-def least_squares(blocks: Iterable[tuple[Tensor, Float[Tensor, "rows dim"]]], mesh: Mesh) -> LeastSquares:
-    """What descent needs of blocks of (sparse CSR codes of this rank's latents, centred rows)."""
-    return CodeMoments.of(blocks) if mesh.size == 1 else SharedCodes.of(blocks, mesh)
+def least_squares(blocks: Blocks, num_rows: int, mesh: Mesh) -> LeastSquares:
+    """What descent needs, in the cheaper of both ways.
+
+    Args:
+        blocks: of this rank's latents.
+        num_rows: in all blocks.
+        mesh: the ranks that share the latents.
+    """
+    each: Iterator[tuple[Tensor, Tensor]] = iter(blocks)
+    code, x = next(each)
+    active, width = (int(count) for count in mesh.sum_over_all(torch.tensor([len(code.values()), code.shape[1]])))
+    entries = active / len(x) * num_rows / max(1, width)
+    kind = CodeMoments if width <= GRAM_ADVANTAGE * entries else SharedCodes
+    return kind.of(chain([(code, x)], each), mesh)
+
+
+def _everybodys(z: sparse.csr_array, first: int, width: int, mesh: Mesh) -> sparse.csr_array:
+    """The codes of all ranks, side by side."""
+    own = z.tocoo()
+    own_columns = torch.from_numpy(own.coords[1].astype(np.int64) + first)
+    rows = mesh.joined(torch.from_numpy(own.coords[0].astype(np.int64))).numpy()
+    columns, values = mesh.joined(own_columns).numpy(), mesh.joined(torch.from_numpy(own.data)).numpy()
+    return sparse.coo_array((values, (rows, columns)), shape=(z.shape[0], width)).tocsr()

@@ -239,7 +239,7 @@ class _Anchoring:
                 common = _free_threshold(x - centre, given, free, self.l0, mesh)
                 threshold = torch.cat([threshold, common.expand(free.width)])
             code = own_codes(seen, encoder, decoder, threshold, centre, self.activation)
-            fitted = anchored_decoders(least_squares([(code, seen - centre)], mesh), decoder, cone)
+            fitted = anchored_decoders(least_squares([(code, seen - centre)], len(seen), mesh), decoder, cone)
             frequency = torch.bincount(code.col_indices(), minlength=last.width) / len(seen)
             rest = seen - centre - mesh.sum_over_all(torch.from_numpy(to_scipy(code) @ fitted.numpy()))
             explained = 1 - float(rest.var(dim=0, correction=0).sum() / seen.var(dim=0, correction=0).sum())

@@ -20,6 +20,7 @@ from kyomei.evidence.check.structure import HALF_ROWS, NULL_NEURONS, QUICK
 from kyomei.evidence.reproduction import MAX_ROWS
 from kyomei.learning.fit import starts_from_resonance
 from kyomei.learning.latents import random_start
+from kyomei.learning.least_squares import GRAM_ADVANTAGE
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.narrowing import widths
 from kyomei.learning.placement import ANCHOR_ROWS, aimed_l0
@@ -32,6 +33,7 @@ from kyomei.source.shard_files import bytes_of_row
 from kyomei.source.shards import RELEASE_BYTES
 from kyomei.source.stream import KEPT_SHARE
 from kyomei.stages.harvest import load_model
+from kyomei.stages.traffic import Traffic
 from kyomei.views.numbers import duration
 
 PROBE_STEPS = 5
@@ -45,6 +47,8 @@ CHECK_SEARCHES = 9.0
 """The premise check as a multiple of its searches, measured once on the demo's rows: the rest looks at how codes behave."""
 CERTIFY_PASSES, MEASURE_PASSES = 12.0, 12.0
 """Scorings of the evidence rows that take about as long as a certificate and as all figures; not measured."""
+ALONE = ("certify", "measure")
+"""Parts of the work that one process does, however many GPUs there are."""
 MOST = 0.5
 """Share of the time, or of the rows, from which something is said about it."""
 TEXT_BYTES = 190e6
@@ -60,20 +64,24 @@ class Hardware:
         tflops: dense bfloat16 matrix products, 10¹² a second, as its maker states them.
         memory_gb: its memory.
         price: US dollars an hour, about what clouds ask in 2026; `--price` replaces it.
+        machine_gbs: what it sends to others in its machine, 10⁹ bytes a second, as its maker states it.
+        network_gbs: the same to another machine, by the network card that such machines have for each GPU.
     """
 
     tflops: float
     memory_gb: float
     price: float
+    machine_gbs: float
+    network_gbs: float
 
 
 GPUS = {
-    "a100": Hardware(312, 80, 1.8),
-    "h100": Hardware(989, 80, 3.0),
-    "h200": Hardware(989, 141, 3.5),
-    "b200": Hardware(2250, 180, 6.0),
-    "l40s": Hardware(362, 48, 1.2),
-    "rtx4090": Hardware(165, 24, 0.5),
+    "a100": Hardware(312, 80, 1.8, 300, 25),
+    "h100": Hardware(989, 80, 3.0, 450, 50),
+    "h200": Hardware(989, 141, 3.5, 450, 50),
+    "b200": Hardware(2250, 180, 6.0, 900, 50),
+    "l40s": Hardware(362, 48, 1.2, 32, 12.5),
+    "rtx4090": Hardware(165, 24, 0.5, 32, 1.25),
 }
 UTILISATION = 0.4
 """Share of a GPU's stated rate that large matrix products reach; not measured by us."""
@@ -99,6 +107,7 @@ class Plan:
         read_rows: that the steps of one replica read, a row that is read twice counted twice.
         rows: that one replica has.
         advice: what to change, in sentences, where something is out of proportion.
+        traffic_bytes: that a rank sends in one step of training; 0 for one rank.
     """
 
     hardware: str
@@ -111,6 +120,7 @@ class Plan:
     read_rows: int
     rows: int
     advice: tuple[str, ...] = ()
+    traffic_bytes: float = 0.0
 
     @property
     def total_seconds(self) -> float:
@@ -159,24 +169,43 @@ class Probe:
     rates: Rates
 
     @classmethod
-    def of(cls, recipe: Recipe, hardware: str = "here", *, price: float | None = None, gpus: int = 1) -> Probe:
+    def of(
+        cls,
+        recipe: Recipe,
+        hardware: str = "here",
+        *,
+        price: float | None = None,
+        gpus: int = 1,
+        model_size: tuple[int, float] | None = None,
+    ) -> Probe:
         """Measure this machine for about 20 seconds, or look a GPU up.
 
+        Args:
+            recipe, hardware, price, gpus, model_size: as `plan` takes them.
+
         Raises:
-            RecipeError: the hardware is not in the table.
+            RecipeError: the hardware is not in the table, or a model that is not there is to be run here.
         """
         if gpus < 1 or (gpus > 1 and hardware == "here"):
             found = f"{gpus} of '{hardware}'"
             raise RecipeError("one machine here, or GPUs of the table", found, "name the GPU with --hardware")
         if hardware != "here" and hardware not in GPUS:
             raise RecipeError(f"here or one of {', '.join(GPUS)}", f"'{hardware}'", "choose one of them")
+        rate = price if price is not None or hardware == "here" else GPUS[hardware].price
+        if model_size is not None:
+            if hardware == "here":
+                do = "name a GPU with --hardware, or leave --dim and --parameters out"
+                raise RecipeError("a model to probe here", "its size alone", do)
+            dim, parameters = model_size
+            return cls(hardware, gpus, rate, 0.0, dim, _reckoned(GPUS[hardware], parameters, _Size.of(recipe, dim), gpus))
         began = time.perf_counter()
         model = load_model(recipe)
         load_seconds = time.perf_counter() - began
         size = _Size.of(recipe, _dim(recipe, model))
-        rates = _probed(recipe, model, size) if hardware == "here" else _reckoned(GPUS[hardware], model, size, gpus)
-        rate = price if price is not None or hardware == "here" else GPUS[hardware].price
-        return cls(hardware, gpus, rate, load_seconds, size.dim, rates)
+        if hardware == "here":
+            return cls(hardware, gpus, rate, load_seconds, size.dim, _probed(recipe, model, size))
+        parameters = float(sum(parameter.numel() for parameter in model.model.parameters()))
+        return cls(hardware, gpus, rate, load_seconds, size.dim, _reckoned(GPUS[hardware], parameters, size, gpus))
 
     def widened(self, factor: float) -> Probe:
         """The same for a dictionary so many times as wide: a step takes as many times as long."""
@@ -187,21 +216,37 @@ class Probe:
         """What a recipe takes there."""
         size, rates, gpus = _Size.of(recipe, self.dim), self.rates, self.gpus
         here = self.hardware == "here"
+        features = 1 if here else _feature_parts(size, GPUS[self.hardware], gpus)
+        traffic, first = (size.traffic(gpus // features, features, width) for width in (size.width, size.widest))
+        if not here:
+            links = GPUS[self.hardware].machine_gbs, GPUS[self.hardware].network_gbs
+            # Sums wait for products, and products for sums.
+            step, warm = rates.step + traffic.seconds(*links), rates.warm_step + first.seconds(*links)
+            rates = replace(rates, step=step, warm_step=warm)
         seconds = {
             "harvest": self.load_seconds + size.tokens / rates.tokens_per_second,
             "check": _check_seconds(size, rates),
             **_training_seconds(recipe, size, rates),
-            **_evidence_seconds(size, rates),
+            **_evidence_seconds(size, replace(rates, neuron_rows=rates.neuron_rows / gpus)),
         }
-        features = 1 if here else _feature_parts(size, GPUS[self.hardware], gpus)
         memory = rates.base_bytes + size.working_bytes if here else size.gpu_bytes(gpus // features, features)
-        cost = None if self.price is None else self.price * gpus * sum(seconds.values()) / 3600
+        # Certificates and figures are made by one process.
+        hours = sum(taken * (1 if part in ALONE else gpus) for part, taken in seconds.items()) / 3600
+        cost = None if self.price is None else self.price * hours
         mesh, read = f"{gpus // features}x{features}", recipe.train.steps * recipe.train.batch_rows
         advice = tuple(_advice(recipe, seconds, read / size.rows))
-        return Plan(self.hardware, seconds, memory, size.disk_bytes, cost, mesh, size.tokens, read, size.rows, advice)
+        known = size.disk_bytes, cost, mesh, size.tokens, read, size.rows, advice, first.sent_bytes
+        return Plan(self.hardware, seconds, memory, *known)
 
 
-def plan(recipe: Recipe, hardware: str = "here", *, price: float | None = None, gpus: int = 1) -> Plan:
+def plan(
+    recipe: Recipe,
+    hardware: str = "here",
+    *,
+    price: float | None = None,
+    gpus: int = 1,
+    model_size: tuple[int, float] | None = None,
+) -> Plan:
     """Time, memory, disk and money of `kyomei harvest`, `check`, `train`, `certify` and `measure` with a recipe.
 
     Args:
@@ -209,11 +254,12 @@ def plan(recipe: Recipe, hardware: str = "here", *, price: float | None = None, 
         hardware: "here" measures for about 20 seconds; or a GPU of the table.
         price: US dollars an hour of one machine or GPU; none: the table's, or no sum.
         gpus: how many GPUs there are.
+        model_size: width of the site and parameters of a language model that is not loaded; none: the recipe's is.
 
     Raises:
-        RecipeError: the hardware is not in the table.
+        RecipeError: the hardware is not in the table, or a model that is not there is to be run here.
     """
-    return Probe.of(recipe, hardware, price=price, gpus=gpus).plan(recipe)
+    return Probe.of(recipe, hardware, price=price, gpus=gpus, model_size=model_size).plan(recipe)
 
 
 def _advice(recipe: Recipe, seconds: dict[str, float], read_share: float) -> Iterator[str]:
@@ -225,6 +271,12 @@ def _advice(recipe: Recipe, seconds: dict[str, float], read_share: float) -> Ite
             f"Resonance takes {duration(seconds['resonance'])} of {duration(total)}. Fewer resonance.neurons or "
             f"resonance.rounds make it shorter, and find fewer of the rare features.{width}"
         )
+    alone = sum(seconds.get(part, 0.0) for part in ALONE)
+    if alone > MOST * total:
+        yield (
+            f"Certificate and figures take {duration(alone)} of {duration(total)}, by one process: a smaller "
+            "source.evidence_share makes them shorter."
+        )
     if read_share < MOST and not recipe.source.streamed_tokens:
         yield (
             f"Training reads {read_share:.0%} of what is harvested for it: raise train.steps, or lower source.num_tokens if "
@@ -233,10 +285,10 @@ def _advice(recipe: Recipe, seconds: dict[str, float], read_share: float) -> Ite
 
 
 def _feature_parts(size: _Size, gpu: Hardware, gpus: int) -> int:
-    """The fewest parts of the latents that fit; all GPUs if none does."""
+    """The parts of the latents that fit and have least to send, the fewest of equals; all GPUs if none fits."""
     divisors = [parts for parts in range(1, gpus + 1) if gpus % parts == 0]
-    fits = (parts for parts in divisors if size.gpu_bytes(gpus // parts, parts) < 0.8e9 * gpu.memory_gb)
-    return next(fits, gpus)
+    fit = [parts for parts in divisors if size.gpu_bytes(gpus // parts, parts) < 0.8e9 * gpu.memory_gb]
+    return min(fit, key=lambda parts: size.traffic(gpus // parts, parts, size.widest).sent_bytes, default=gpus)
 
 
 @dataclass(frozen=True)
@@ -263,6 +315,16 @@ class _Size:
         return widths(self.width, placing.widest) if placing.first_share else [self.width]
 
     @property
+    def widest(self) -> int:
+        """The width that training begins with."""
+        return self.first_widths[0]
+
+    def traffic(self, data: int, features: int, width: int) -> Traffic:
+        """What a rank sends in a step at some width."""
+        streamed = self.recipe.source.streamed_tokens > 0
+        return Traffic.of(width, self.dim, self.recipe.train.batch_rows, data, features, streamed)
+
+    @property
     def weights_bytes(self) -> float:
         """Encoder and decoder, their gradients and two moments of each, at the largest width."""
         moment = 4 if self.recipe.train.moments == "float32" else 2
@@ -278,7 +340,9 @@ class _Size:
         stepping = self.weights_bytes + batch * self.first_widths[0] * 10.0
         codes = sample * l0 * 60.0
         placed = self.weights_bytes * self.width / self.first_widths[0]
-        placing = placed + sample * (self.dim * 4 * 4 + 256 * 4 * 1.5) + codes + self.width**2 * 24.0
+        # Pairs of latents are held where their Gram matrix is the cheaper way.
+        pairs = self.width**2 * 24.0 if self.width <= GRAM_ADVANTAGE * sample * l0 / self.width else 0.0
+        placing = placed + sample * (self.dim * 4 * 4 + 256 * 4 * 1.5) + codes + pairs
         finding = min(self.rows, CLARITY_ROWS) * (self.dim * 4 * 3 + 256 * 4 * 1.5)
         mapped = min(RELEASE_BYTES, self.rows * self.dim * 4)
         phases = (stepping, placing, finding) if starts_from_resonance(self.recipe) else (stepping,)
@@ -420,10 +484,9 @@ def _median(run: Any, times: int) -> float:
     return sorted(taken)[len(taken) // 2]
 
 
-def _reckoned(gpu: Hardware, model: LanguageModel, size: _Size, gpus: int) -> Rates:
+def _reckoned(gpu: Hardware, parameters: float, size: _Size, gpus: int) -> Rates:
     """Rates of a GPU from its maker's figures: none of them is measured."""
     flops = UTILISATION * gpu.tflops * 1e12 * gpus
-    parameters = sum(parameter.numel() for parameter in model.model.parameters())
     encode = 2.0 * size.recipe.train.batch_rows * size.width * size.dim / flops
     step = max(GPU_ENCODES * encode, LAUNCH_SECONDS)
     return Rates(flops / (2 * parameters), step, step, flops / (4.0 * size.dim), 0.0)

@@ -193,6 +193,8 @@ def plan_table(facts: Facts, title: str, replicas: int) -> Table:
     if facts["price"] is not None:
         rows.append(("money", f"{facts['price']:.2f} dollars"))
     rows.append(("mesh", facts["mesh"]))
+    if facts.get("traffic_bytes"):
+        rows.append(("traffic", f"{facts['traffic_bytes'] / 1e9:.3f} GB a step"))
     rows.append(("what", f"{replicas + 1} parts of the documents, {replicas} replicas and {NULL_REPLICAS} of the null"))
     parts = tuple((f"time, {part}", PARTS[part]) for part in facts["seconds"])
     named = _legend(*(name for name, _ in rows if not name.startswith("time, ")), "replica", "null")

@@ -58,6 +58,7 @@ TERMS = {
     "tokens harvested": "tokens whose activations are stored, all parts of the documents together",
     "rows trained on": "rows that the steps of one replica read, of those it has; the search for directions reads more",
     "mesh": "parts of the rows times parts of the latents, for torchrun",
+    "traffic": "what each GPU sends to others in a training step, at the width that training begins with",
 }
 """Legends, by the word that stands in a table."""
 
