@@ -4,7 +4,7 @@
     torchrun --standalone --nproc-per-node 4 bench/placement.py --width 8192   one of four
 
 Latents and rows are random, 64 latents are active in a row. The figure is the largest resident memory of the fit beyond what
-was resident before it, so that latents and rows are left out; seconds are those of the processor, on one rank.
+was resident before it, so that latents and rows are left out; seconds are those of one rank's processor.
 """
 
 from __future__ import annotations
