@@ -45,7 +45,7 @@ from kyomei.stages.progress import Reporter
 SETS, WORDS, PUT = 5, 3, 3
 PLANTED_DOCUMENTS, PLANTED_CHARACTERS = 320, 350
 FREQUENT = 100
-KIND_DOCUMENTS, PIECE_CHARACTERS, PIECES = 160, 700, 4
+KIND_DOCUMENTS, PIECE_CHARACTERS, PIECES = 320, 500, 4
 LABELLINGS = 100
 MANUALS = Path("/usr/share/man")
 _MARKUP = re.compile(r"\\f\(?..|\\f.|\\\((..)|\\.")
@@ -184,9 +184,10 @@ def line(name: str, goal: dict[str, Any]) -> str:
     same = sum(r["same"] for r in goal["replicas"]) / len(goal["replicas"])
     cells = [
         name, str(len(goal["features"])), goal["pooling"], *(shown(figures[key]) for key in ("auc", "precision", "recall")),
-        shown(beside["probe"]["auc"]), shown(beside["probe"]["less"]), f"{beside['bag of tokens']['auc']['value']:.3f}",
+        f"{beside['all features']['auc']['value']:.3f}", shown(beside["probe"]["auc"]), shown(beside["probe"]["less"]),
+        f"{beside['bag of tokens']['auc']['value']:.3f}",
         f"{goal['shuffled']['median']:.2f} ({goal['shuffled']['range'][0]:.2f}–{goal['shuffled']['range'][1]:.2f})",
-        f"{same:.1f}",
+        f"{same:.1f} of {len(goal['features'])}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

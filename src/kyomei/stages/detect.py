@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from kyomei.dictionary.figures import usual_bound
 from kyomei.dictionary.formats import load
 from kyomei.errors import RunError
 from kyomei.evidence.goals.detector import Detector, explained, read_goals
@@ -80,7 +80,8 @@ class TextDetector:
             raise RunError("the dictionary that the goal was found with", found, "find the goal again with `kyomei goals`")
         model = load_model(run.recipe)
         self._sae = load(run.path(place["path"])).to(model.device)
-        self._passages = Passages(model, place["site"], run.recipe.source, usual_bound(self._sae))
+        bound = math.inf if place["largest norm"] is None else float(place["largest norm"])
+        self._passages = Passages(model, place["site"], run.recipe.source, bound)
 
     def __call__(self, texts: Iterable[str], batch: int = BATCH) -> Iterator[Detection]:
         """What the detector says of every text, in their order; of a stream, no more is read than is answered.

@@ -15,7 +15,7 @@ from kyomei.evidence.goals.detector import FILE, file_of, read_goals
 from kyomei.evidence.goals.targets import PARTS, Target, targets, three_parts
 from kyomei.evidence.goals.telling import Search, tell
 from kyomei.extras import require
-from kyomei.runs import Run
+from kyomei.runs import Run, plain
 from kyomei.source.labelled import LabelledFile, Labels
 from kyomei.source.parts import unit_hash
 from kyomei.source.text import Packer
@@ -83,7 +83,8 @@ def goals_run(run: Run, asked: Asked, reporter: Reporter, *, dictionary: str | N
     searches = [
         _search(target, groups, run.recipe.seed) for name, said in labels.goals.items() for target in targets(name, said)
     ]
-    reporter.note(f"{file.path}: {len(labels.texts):,} documents, {len(set(groups)):,} groups, {len(searches)} goals")
+    names = ", ".join(search.target.name for search in searches)
+    reporter.note(f"{file.path}: {len(labels.texts):,} documents in {len(set(groups)):,} groups; goals: {names}")
     pools = pools_of(subject, file, labels, model, reporter)
     data = {"file": file.path.name, "sha256": file.sha256()}
     found = {}
@@ -92,12 +93,14 @@ def goals_run(run: Run, asked: Asked, reporter: Reporter, *, dictionary: str | N
             tick(number, len(searches))
             own = pools.of(search.target.documents)
             detector, facts = tell(search, own, subject.latents, subject.digests[subject.pair.places[0]])
-            found[search.target.name] = {
-                "detector": _with_status(detector.to_dict(), subject),
-                **facts,
-                "data": {**data, **_data(search)},
-                "dictionary": _place(subject, model.name),
-            }
+            found[search.target.name] = plain(
+                {
+                    "detector": _with_status(detector.to_dict(), subject),
+                    **facts,
+                    "data": {**data, **_data(search)},
+                    "dictionary": _place(subject, model.name),
+                }
+            )
         tick(len(searches), len(searches))
     run.write_json(FILE, file_of({**read_goals(run.folder), **found}))
     run.record(FILE)
@@ -144,5 +147,5 @@ def _with_status(values: dict[str, Any], subject: Subject) -> dict[str, Any]:
 
 def _place(subject: Subject, model: str) -> dict[str, Any]:
     run, pair = subject.run, subject.pair
-    place = {"model": model, "site": site_of(run), "side": run.recipe.source.side}
+    place = {"model": model, "site": site_of(run), "side": run.recipe.source.side, "largest norm": subject.bound}
     return {"path": pair.places[0], "title": pair.title, **place, "sha256": subject.digests}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from scipy.sparse import csc_matrix, csr_matrix, vstack
 
 from kyomei.atomic import write_atomic
-from kyomei.config import SourceRecipe
+from kyomei.dictionary.formats import load
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, RunError
 from kyomei.evidence.goals.pooling import POOLINGS, Pool, Pooling
@@ -28,7 +29,7 @@ from kyomei.source.text import Document
 from kyomei.stages.arms import Pair, trained_pairs
 from kyomei.stages.certify import standing
 from kyomei.stages.encode import code_of
-from kyomei.stages.harvested import site_of
+from kyomei.stages.harvested import activations, site_of
 from kyomei.stages.progress import Reporter
 
 FOLDER = "goals"
@@ -89,6 +90,12 @@ class Subject:
         found = self.run.digests(f"{place}/sae.safetensors" for place in self.pair.places)
         return {name.removesuffix("/sae.safetensors"): value for name, value in found.items()}
 
+    @property
+    def bound(self) -> float:
+        """Norm above which the run's harvest dropped a row."""
+        median = activations(self.run, "replica-0", verify=False).meta.get("median_norm")
+        return math.inf if median is None else self.run.recipe.source.norm_bound * float(median)
+
     def columns(self) -> dict[str, list[int]]:
         """By folder of a dictionary its latents that are the certified features, in their order."""
         own, *others = self.pair.places
@@ -105,9 +112,8 @@ def pools_of(subject: Subject, file: LabelledFile, labels: Labels, model: Langua
     folder = subject.run.path(f"{FOLDER}/{_key(subject, labels, model)}")
     source, count = subject.run.recipe.source, len(labels.texts)
     columns = subject.columns()
-    saes = dict(zip(columns, subject.pair.dictionaries(subject.run), strict=True))
-    saes = {name: sae.to(model.device) for name, sae in saes.items()}
-    passages = Passages(model, site_of(subject.run), source, _bound(saes, source))
+    saes = {place: load(subject.run.path(place)).to(model.device) for place in columns}
+    passages = Passages(model, site_of(subject.run), source, subject.bound)
     write_atomic(folder / _INDEX, json.dumps({"file": file.path.name, **subject.digests}, indent=1).encode())
     stream, shards = _distinct(file), []
     with reporter.progress("encoding labelled text") as tick:
@@ -125,16 +131,11 @@ def pools_of(subject: Subject, file: LabelledFile, labels: Labels, model: Langua
     return _joined(shards, list(columns))
 
 
-def _bound(saes: Mapping[str, SparseAutoencoder], source: SourceRecipe) -> float:
-    """Norm above which the harvest drops a row: the first median norm that a dictionary of the run knows."""
-    medians = ((sae.provenance.get("sample") or {}).get("median_norm") for sae in saes.values())
-    return next((source.norm_bound * float(median) for median in medians if median is not None), float("inf"))
-
-
 def _key(subject: Subject, labels: Labels, model: LanguageModel) -> str:
     """What the encoded texts are known by: everything that they depend on."""
     source = subject.run.recipe.source.model_dump(mode="json", include={"side", "context", "force_bos", "drop_special"})
-    rests = [_VERSION, labels.texts, subject.digests, subject.columns(), site_of(subject.run), model.fingerprint(), source]
+    place = [site_of(subject.run), model.fingerprint(), source, subject.bound]
+    rests = [_VERSION, labels.texts, subject.digests, subject.columns(), place]
     return hashlib.sha256(json.dumps(rests, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -11,12 +11,13 @@ from kyomei.views.speech import Speech
 from kyomei.views.tables import Table
 
 _LEGEND = {
+    "set": "the features below, on documents that neither fitted nor chose",
     "AUC": "the chance that a document with the label has a higher score than one without; 0.5 is chance",
     "R²": "the share of the score's variance that is told; 0 is as good as the mean",
     "told": "whether the interval stays above chance, and the search does not do as well on shuffled labels",
     "[ ]": "95 % intervals, by drawing whole groups of documents again",
-    "probe": "a linear probe on activations; bag: regression on the tokens alone; shuffled: the best of the whole search "
-    "on shuffled labels",
+    "all": "regression on all certified features; probe: on the site's activations; bag: on the tokens alone",
+    "shuffled": "the best of twenty whole searches with shuffled labels",
     "same": "how many of the set's features another replica's search finds as well, in the mean",
 }
 
@@ -24,7 +25,7 @@ _LEGEND = {
 def goal_tables(goals: Mapping[str, Mapping[str, Any]], title: str) -> list[Table]:
     """All goals in a row each, and the features of each detector."""
     figures = [_summary(name, goal) for name, goal in goals.items()]
-    header = ("goal", "told", "documents", "set", "precision", "recall", "probe", "bag", "shuffled", "same")
+    header = ("goal", "told", "documents", "set", "precision", "recall", "all", "probe", "bag", "shuffled", "same")
     names = {"R²" if goal["detector"]["kind"] == "score" else "AUC" for goal in goals.values()}
     legend = tuple((key, words) for key, words in _LEGEND.items() if key in names or key not in ("AUC", "R²"))
     return [Table(title, header, tuple(figures), legend), _features(goals)]
@@ -42,8 +43,7 @@ def _summary(name: str, goal: Mapping[str, Any]) -> tuple[str, ...]:
         f"{words} {with_interval(figures[key])}",
         with_interval(figures["precision"]) if is_label else "–",
         with_interval(figures["recall"]) if is_label else "–",
-        format_number(goal["beside"]["probe"][key]["value"]),
-        format_number(goal["beside"]["bag of tokens"][key]["value"]),
+        *(format_number(goal["beside"][other][key]["value"]) for other in ("all features", "probe", "bag of tokens")),
         format_number(goal["shuffled"]["range"][1]),
         f"{format_number(sum(same) / len(same))} of {size}" if same else "–",
     )

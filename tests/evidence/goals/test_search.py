@@ -68,7 +68,8 @@ def test_what_is_planted_is_found_alone_and_together_with_its_weights() -> None:
     assert facts["alone"]["best"][0]["auc"]["value"] > 0.7 and facts["alone"]["tested"] == FEATURES
     assert facts["shuffled"]["median"] < 0.65 and facts["shuffled"]["p"] < 0.05
     assert [one["replica"] for one in facts["replicas"]] == ["replicas/1"] and facts["replicas"][0]["jaccard"] == 1
-    assert set(facts["beside"]) == {"probe", "bag of tokens"} and facts["beside"]["probe"]["less"]["value"] < 0
+    assert set(facts["beside"]) == {"probe", "all features", "bag of tokens"}
+    assert facts["beside"]["all features"]["auc"]["value"] > 0.9 and facts["beside"]["probe"]["less"]["value"] < 0
     assert Detector.of(detector.to_dict()) == detector
     assert tell(search(label), pools(x), [100 + i for i in range(FEATURES)], "ab")[1] == facts, "the same again"
 

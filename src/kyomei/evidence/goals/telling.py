@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 from scipy.sparse import csc_matrix, csr_matrix
 
-from kyomei.evidence.goals.baselines import bag_of_tokens, probe
+from kyomei.evidence.goals.baselines import all_features, bag_of_tokens, probe
 from kyomei.evidence.goals.detector import Detector
 from kyomei.evidence.goals.figures import Draws, auc_of, figure, r2_of, rank_correlation_of, share_of
 from kyomei.evidence.goals.pooling import Pooling
@@ -127,7 +127,11 @@ def tell(search: Search, pools: Pools, latents: Sequence[int], dictionary: str) 
     sets = search.sets(pools.features)
     chosen = smallest_as_good(sets)
     detector = _detector(search, chosen, pools, latents, dictionary)
-    beside = {"probe": probe(pools.rows, sides), "bag of tokens": bag_of_tokens(pools.tokens, sides)}
+    beside = {
+        "probe": probe(pools.rows, sides),
+        "all features": all_features(pools.features, sides),
+        "bag of tokens": bag_of_tokens(pools.tokens, sides),
+    }
     own = chosen.values(pools.features)
     shuffled = _shuffled(search, pools.features)
     figures = _figures(search, detector, own)
