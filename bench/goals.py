@@ -43,9 +43,9 @@ from kyomei.stages.pools import Subject, pools_of
 from kyomei.stages.progress import Reporter
 
 SETS, WORDS, PUT = 5, 3, 3
-PLANTED_DOCUMENTS, PLANTED_CHARACTERS = 320, 350
+PLANTED_DOCUMENTS, PLANTED_CHARACTERS = 240, 350
 FREQUENT = 100
-KIND_DOCUMENTS, PIECE_CHARACTERS, PIECES = 320, 500, 4
+KIND_DOCUMENTS, PIECE_CHARACTERS, PIECES = 240, 500, 4
 LABELLINGS = 100
 MANUALS = Path("/usr/share/man")
 _MARKUP = re.compile(r"\\f\(?..|\\f.|\\\((..)|\\.")

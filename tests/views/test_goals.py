@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.views.live_samples import dictionary, embedded
 from typer.testing import CliRunner, Result
 
 import kyomei
@@ -17,8 +18,9 @@ from kyomei.evidence.goals.detector import FILE, detectors
 from kyomei.runs import Run
 from kyomei.source.model import LanguageModel
 from kyomei.source.stdlib import stdlib_documents
-from kyomei.stages.certify import certify
+from kyomei.stages.certify import certify, certify_run
 from kyomei.stages.detect import TextDetector
+from kyomei.stages.progress import Reporter
 
 DOCUMENTS = 160
 
@@ -41,9 +43,12 @@ def records() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def folder(indexed: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the run, and labelled text beside it."""
+    """A copy of the run whose replicas have all learnt the same, so that all is certified, and labelled text beside it."""
     folder = tmp_path_factory.mktemp("goals") / "run"
-    shutil.copytree(indexed.folder, folder)
+    shutil.copytree(indexed.folder, folder, ignore=shutil.ignore_patterns("explore"))
+    for replica in ("1", "2"):
+        shutil.copytree(folder / "replicas" / "0", folder / "replicas" / replica, dirs_exist_ok=True)
+    certify_run(Run.open(folder), Reporter())
     (folder.parent / "self.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records()))
     return folder
 
@@ -108,7 +113,7 @@ def test_the_verb_reads_words_files_and_lines(folder: Path, found: dict[str, Any
     words = verb("detect", folder, "self", "self.x = self.y", "import os", "--json")
     assert words.exit_code == 0, words.stderr
     said = [json.loads(line) for line in words.stdout.splitlines()]
-    assert [one["text"] for one in said] == ["self.x = self.y", "import os"] and said[0]["score"] > said[1]["score"]
+    assert [one["text"] for one in said] == ["self.x = self.y", "import os"] and said[0]["features"] != said[1]["features"]
     (tmp_path / "t.jsonl").write_text('{"text": "self.x = self.y"}\n{"text": "import os"}\n')
     of_file = [
         json.loads(line)
@@ -170,7 +175,7 @@ def test_what_cannot_be_done_is_one_line(more: list[str], words: str, folder: Pa
 def test_another_dictionary_is_refused(folder: Path, found: dict[str, Any], tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(folder, copy)
-    shutil.copy(copy / "replicas/1/sae.safetensors", copy / "replicas/0/sae.safetensors")
+    dictionary(embedded()).save(copy / "replicas/0")
     done = verb("detect", copy, "self", "x")
     assert done.exit_code == 2 and "the dictionary that the goal was found with" in done.stderr
     (copy / "certificate.json").unlink()
