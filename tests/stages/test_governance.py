@@ -379,6 +379,23 @@ def test_a_run_in_one_go_forgets_within_its_own_folder(place: Path) -> None:
     assert not any((place / "H").rglob("forgotten.json"))
 
 
+def test_without_text_a_document_is_told_by_its_name_in_all_parts_and_a_file_stands_for_its_records(tmp_path: Path) -> None:
+    library = sorted(Path(json.__file__).parents[1].glob("*.py"))[:60]
+    texts = [path.read_text(errors="ignore")[:2000] for path in library]
+    for name, part in (("a", texts[::2]), ("b", texts[1::2])):
+        (tmp_path / "text").mkdir(exist_ok=True)
+        (tmp_path / f"text/{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in part))
+    more = {"source.text": tmp_path / "text", "source.keep_text": "false", "source.streamed_tokens": 6000}
+    done("harvest", tmp_path / "H", *options(SOURCE, more))
+    kept = documents_of(Run.open(tmp_path / "H"))
+    twice = next(d for d in kept if d.part == "stream-0" and any(o.name == d.name and o.part == LEARNT for o in kept))
+    facts = forget(tmp_path / "H", [twice.id], Reporter())
+    assert {part for document in facts["documents"] for part in document["parts"]} == {LEARNT, "stream-0"}
+    forget(tmp_path / "H", ["a.jsonl"], Reporter())
+    assert {d.name.partition(":")[0] for d in documents_of(Run.open(tmp_path / "H"))} == {"b.jsonl"}
+    assert audit(tmp_path / "H", Reporter())["whole"]
+
+
 def test_an_unfinished_training_begins_anew_on_what_is_left(place: Path) -> None:
     run, kept = Run.open(place / "R"), document_of(place / "H", LEARNT)
     stages = {name: when for name, when in run.manifest["stages"].items() if not name.startswith("train")}

@@ -221,6 +221,7 @@ class _Chain:
 
     def __init__(self, own: _Folder, host: _Folder) -> None:
         self.own, self.host = own, host
+        self._ids: dict[str, str | None] = {}
         self.tombstones = Tombstones.read(own.path).with_those_of(Tombstones.read(host.path))
 
     def links(self) -> list[Link]:
@@ -306,10 +307,13 @@ class _Chain:
         return [f"{name} is another" for name, digest in digests.items() if self.own.digests.get(f"{folder}/{name}") != digest]
 
     def _digest_of_ids(self, part: str) -> str | None:
-        try:
-            return Tokens.load(self.own.path / "tokens" / part).sha256()
-        except (KyomeiError, OSError, ValueError):
-            return None  # what is wrong with them, their own link says
+        """Of a part's token ids; none where they cannot be read, which their own link says."""
+        if part not in self._ids:
+            try:
+                self._ids[part] = Tokens.load(self.own.path / "tokens" / part).sha256()
+            except (KyomeiError, OSError, ValueError):
+                self._ids[part] = None
+        return self._ids[part]
 
     def _told(self, name: str, file: str, wrong: Sequence[str]) -> Link:
         state: State = "broken" if wrong else "whole"

@@ -302,11 +302,13 @@ def _matching(host: Run, wanted: Sequence[str]) -> list[Kept]:
                 continue
         found = found or [d.sha256 for d in kept if d.name.rpartition(":")[0] == asked and d.name.rpartition(":")[2].isdigit()]
         if not found:
-            near = difflib.get_close_matches(asked, [d.name for d in kept], n=3)
+            near = difflib.get_close_matches(asked, {d.name for d in kept}, n=3)
             do = f"did you mean {' or '.join(map(repr, near))}" if near else "see what there is with --list"
             raise RunError(f"a document of {host.folder}", f"none called {asked!r}", do)
         digests |= set(found)
-    return [d for d in kept if d.sha256 in digests]
+    # Without text a digest is of the tokens that a part has of a document: its name tells it in other parts.
+    names = set() if host.recipe.source.keep_text else {d.name for d in kept if d.sha256 in digests}
+    return [d for d in kept if d.sha256 in digests or d.name in names]
 
 
 def _is_late(run: Run) -> bool:
