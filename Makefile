@@ -64,10 +64,10 @@ lowest: setup
 	.lowest/bin/python -m pip install -q --no-deps -e .
 	.lowest/bin/python -m pytest -q -m "not slow and not sweep and not real" $(LOWEST_TESTS)
 
-# Would it install and start on every supported Python?
+# Would it install and start on every supported Python? With PYTHONS=--tests, a part of the tests runs on each that is there.
 pythons: setup
 	rm -rf build/wheel && $(BIN)/python -m build --wheel --no-isolation --outdir build/wheel .
-	$(BIN)/python tools/pythons.py build/wheel/*.whl
+	$(BIN)/python tools/pythons.py build/wheel/*.whl $(PYTHONS)
 
 # Other libraries, in an environment of their own. The last ones' pins do not fit this torch and are left out.
 peers: $(PEERS)/.installed

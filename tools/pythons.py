@@ -1,9 +1,10 @@
 """Would Kyomei install and start on every supported Python? A resolver's dry run for each; where an interpreter is there, more.
 
-    python tools/pythons.py WHEEL [VERSION ...]
+    python tools/pythons.py WHEEL [--tests] [VERSION ...]
 
 The resolver takes wheels only, of this kind of machine. An interpreter that is found compiles every source, and shows help and the
-recipe from an environment that holds what these need and no torch: the whole suite runs on the Python of `make test`.
+recipe from an environment that holds what these need and no torch: the whole suite runs on the Python of `make test`. With --tests
+it gets everything, torch included (on Linux gigabytes for each version), and runs a part of the tests on the installed wheel.
 """
 
 from __future__ import annotations
@@ -20,6 +21,16 @@ from pathlib import Path
 VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 WITHOUT_TORCH = ("pydantic", "PyYAML", "typer", "rich")
 """What `kyomei --help` and `kyomei recipe` import."""
+WITH_TORCH = ("explore", "gguf", "figures")
+TESTS = (
+    *("tests/test_*.py", "tests/dictionary", "tests/source/test_rows.py", "tests/source/test_model.py"),
+    *("tests/evidence/test_certificate.py", "tests/views/test_report.py", "tests/views/test_server.py"),
+)
+"""These meet every room of the package; `make lowest` runs more."""
+FOR_TESTS = (
+    *("pytest", "hypothesis", "psutil", "packaging", "hatchling", "build", "httpx"),
+    *("tomli ; python_version < '3.11'", "httpx2 ; python_version >= '3.11'"),
+)
 
 
 def resolved(wheel: Path, version: str) -> int:
@@ -58,6 +69,10 @@ def interpreter(version: str) -> str | None:
 def starts(python: str, wheel: Path) -> None:
     """Compile every source with an interpreter, and show help and the recipe without torch.
 
+    Args:
+        python: path of the interpreter.
+        wheel: Kyomei's.
+
     Raises:
         CalledProcessError: it does not.
     """
@@ -74,14 +89,44 @@ def starts(python: str, wheel: Path) -> None:
             subprocess.run([own, "-m", "kyomei", *verb], check=True, stdout=subprocess.DEVNULL, cwd=folder)
 
 
+def tested(python: str, wheel: Path) -> str:
+    """Run a part of the tests, of the checkout that this is called in, with an interpreter on the installed wheel.
+
+    Args:
+        python: path of the interpreter.
+        wheel: Kyomei's.
+
+    Returns:
+        pytest's last line.
+
+    Raises:
+        SystemExit: a test fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([python, "-m", "venv", folder], check=True)
+        own = str(Path(folder) / "bin" / "python")
+        whole = f"kyomei[{','.join(WITH_TORCH)}] @ {wheel.resolve().as_uri()}"
+        subprocess.run([own, "-m", "pip", "--disable-pip-version-check", "install", "-q", whole, *FOR_TESTS], check=True)
+        tests = [path for pattern in TESTS for path in sorted(glob.glob(pattern))]
+        chosen = ["-m", "not slow and not sweep and not real and not peers", "-p", "no:cacheprovider", *tests]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run([own, "-m", "pytest", "-q", *chosen], env=environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise SystemExit(f"{python}: {done.stdout[-3000:]}{done.stderr[-1000:]}")
+        return done.stdout.strip().splitlines()[-1]
+
+
 def main() -> None:
     """Try every version, and print a line for each."""
-    wheel, versions = Path(sys.argv[1]), sys.argv[2:] or VERSIONS
+    given = [word for word in sys.argv[1:] if word != "--tests"]
+    wheel, versions = Path(given[0]), given[1:] or VERSIONS
     for version in versions:
-        python = interpreter(version)
+        python, state = interpreter(version), "not there"
         if python is not None:
             starts(python, wheel)
-        state = "not there" if python is None else "compiles and starts"
+            state = "compiles and starts"
+            if "--tests" in sys.argv:
+                state += f"; {tested(python, wheel)}"
         print(f"Python {version}: {state}; {resolved(wheel, version)} packages with every extra", flush=True)
 
 

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -208,14 +208,14 @@ def recipe_options(*left_out: str) -> Callable[[Callable[..., None]], Callable[.
             options = {OPTIONS[name]: values[name] for name in names if values[name] not in (None, [])}
             verb(asked=Asked(values["recipe"], values["settings"] or [], options), **given)
 
-        hints = get_type_hints(verb, include_extras=True)
         parameters: list[inspect.Parameter] = []
-        for parameter in inspect.signature(verb).parameters.values():
+        # Not get_type_hints: Python 3.10's wraps what defaults to None in an Optional, where nobody looks for the option.
+        for parameter in inspect.signature(verb, eval_str=True).parameters.values():
             if parameter.name == "asked":
                 kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
                 parameters += [inspect.Parameter(name, kind, default=None, annotation=hint) for name, hint in added.items()]
             else:
-                parameters.append(parameter.replace(annotation=hints[parameter.name]))
+                parameters.append(parameter)
         del called.__wrapped__
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": None}
