@@ -178,9 +178,7 @@ def test_a_manifest_that_was_changed_by_others_says_so_for_good(place: Path) -> 
 def test_a_file_that_vouches_for_itself() -> None:
     content = sealed({"a": "é", "b": [1]})
     assert json.loads(content)["b"] == [1] and seal_of(content) == "whole"
-    assert all(
-        seal_of(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]) != "whole" for at in range(len(content))
-    )
+    assert all(seal_of(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]) != "whole" for at in range(len(content)))
     assert seal_of(b'{\n "a": 1\n}\n') == "none"
 
 
@@ -247,9 +245,7 @@ class Peculiar:
 
     def found_in(self, folder: Path) -> list[str]:
         """Files that hold one, in whatever form."""
-        return sorted(
-            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and self._is_in(path)
-        )
+        return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and self._is_in(path))
 
     def _is_in(self, path: Path) -> bool:
         content = path.read_bytes()
@@ -450,12 +446,16 @@ def contents(place: Path) -> dict[str, bytes]:
     return {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()}
 
 
+TIMED = ("manifest.json", "forgotten.json", "certificate.json", "report.html", "report.ja.html", "reports.jsonl")
+"""Files that say when they were made."""
+
+
 def timeless(place: Path) -> dict[str, Any]:
     """The files of the runs, without times: those that hold some are there or not."""
     found: dict[str, Any] = {}
     for name in ("H", "R"):
         for file in files_of(place / name, "nothing"):
-            says_time = Path(file).name in ("manifest.json", "forgotten.json", "certificate.json", "report.html")
+            says_time = Path(file).name in TIMED
             found[f"{name}/{file}"] = None if says_time else (place / name / file).read_bytes()
     return found
 

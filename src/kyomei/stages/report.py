@@ -18,7 +18,7 @@ from kyomei.atomic import refusals_named, write_atomic
 from kyomei.evidence.certificate import Certificate
 from kyomei.evidence.goals.detector import read_goals
 from kyomei.provenance import now
-from kyomei.runs import Run
+from kyomei.runs import MANIFEST, Run
 from kyomei.stages.arms import Pair, imported_pairs, main_pair, own_pair
 from kyomei.stages.certify import RANDOM, certificates_of, origin_difference, verdict_of
 from kyomei.stages.check import FILE as PREMISES
@@ -26,6 +26,7 @@ from kyomei.stages.deciding import standing_verdict
 from kyomei.stages.expiry import REPORT, drawn_from, expired_words
 from kyomei.stages.harvested import harvest_of, site_of
 from kyomei.stages.measure import measured
+from kyomei.stages.named import names_of
 from kyomei.views import caveats, costs
 from kyomei.views.account import Account
 from kyomei.views.changes import changed, figures_of
@@ -135,14 +136,23 @@ def _source(run: Run) -> dict[str, Any]:
     source = run.recipe.source
     names = ("num_tokens", "replicas", "evidence_share", "context", "drop_special", "norm_bound", "dtype")
     documents = (harvest_of(run).manifest.get("corpus") or {}).get("documents")
-    return {**{name: getattr(source, name) for name in names}, "training_dtype": run.recipe.dtype, "documents": documents}
+    named = names_of(run)
+    return {
+        **{name: getattr(source, name) for name in names},
+        "training_dtype": run.recipe.dtype,
+        "documents": documents,
+        "model_licence": named["model"]["licence"],
+        "text_licence": named["data"]["licence"],
+    }
 
 
 def _cost(run: Run, certificates: Mapping[str, Certificate]) -> dict[str, Any]:
     """Time of every stage and command, disk, and the machine that began the run."""
     manifest, pages = run.manifest, {name for page in PAGES.values() for name in (page, Path(page).with_suffix(".pdf").name)}
-    results = [*manifest.get("stages", {}).values(), *(certificate.created for certificate in certificates.values())]
-    files = [path for path in run.folder.rglob("*") if path.is_file() and path.name not in (*pages, FIGURES)]
+    # What a report itself adds is not counted: it would be another one each time.
+    ended = [when for stage, when in manifest.get("stages", {}).items() if stage != REPORT]
+    results = [*ended, *(certificate.created for certificate in certificates.values())]
+    files = [path for path in run.folder.rglob("*") if path.is_file() and path.name not in (*pages, FIGURES, MANIFEST)]
     hardware = manifest.get("hardware") or {}
     return {
         "seconds": manifest.get("seconds", {}),
@@ -228,6 +238,7 @@ def _data(run: Run, gathered: _Gathered, speech: Speech, before: dict[str, Any] 
 
 def _provenance(run: Run, speech: Speech) -> Provenance:
     source, manifest, harvest = run.recipe.source, run.manifest, harvest_of(run).manifest
+    names = names_of(run)
     text = source.address if source.keep_text else speech.t("provenance.not_kept", address=source.address)
     return Provenance(
         seed=run.recipe.seed,
@@ -238,6 +249,8 @@ def _provenance(run: Run, speech: Speech) -> Provenance:
         text=text,
         weights=(harvest.get("model") or {}).get("weights") or "",
         corpus=(harvest.get("corpus") or {}).get("sha256") or "",
+        model_licence=speech.said(names["model"]["licence"]),
+        text_licence=speech.said(names["data"]["licence"]),
     )
 
 

@@ -20,7 +20,7 @@ class Account:
         model: language model.
         site: module path.
         source: of the recipe "num_tokens", "replicas", "evidence_share", "context", "drop_special", "norm_bound", "dtype" and
-            "training_dtype"; and "documents", how many there were.
+            "training_dtype"; and "documents", how many there were, "model_licence" and "text_licence", as they were stated.
         verdict: as `Verdict.to_dict` gives it.
         own: the dictionary's certificate, as `Certificate.to_dict` gives it, with or without its features.
         control: the certificate of the model with random weights.

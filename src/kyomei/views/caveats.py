@@ -5,6 +5,8 @@ from __future__ import annotations
 from kyomei.views.account import Account
 from kyomei.views.speech import Speech
 
+NOT_STATED = "not stated"
+"""What a licence is called that nobody has stated."""
 WORTH_SAYING = 0.05
 """Share from which a risk is named."""
 
@@ -99,6 +101,7 @@ def untested(account: Account, speech: Speech) -> list[str]:
         "baseline": not account.baselines,
         "pilot": account.pilot is None,
         "goals": not account.goals,
+        **{name: account.source.get(name) == NOT_STATED for name in ("model_licence", "text_licence")},
     }
     lines = [speech.t(f"untested.{name}") for name, missing in absent.items() if missing]
     for premise in (account.premises or {}).get("premises", ()):

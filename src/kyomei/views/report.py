@@ -84,6 +84,7 @@ class Provenance:
         text: the corpus.
         weights: SHA-256 of the model's weights.
         corpus: SHA-256 of the text.
+        model_licence, text_licence: as they were stated.
     """
 
     seed: int | None = None
@@ -94,6 +95,8 @@ class Provenance:
     text: str = ""
     weights: str = ""
     corpus: str = ""
+    model_licence: str = ""
+    text_licence: str = ""
 
 
 @dataclass(frozen=True)
