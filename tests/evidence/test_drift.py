@@ -9,7 +9,18 @@ import torch
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError
 from kyomei.evidence.documents import DocumentFigures, DocumentSums, DocumentTable
-from kyomei.evidence.drift import FEATURES, GOALS, RATE, RECONSTRUCTION, TEXT, Distance, Monitor, least_share
+from kyomei.evidence.drift import (
+    FEATURES,
+    GOALS,
+    RATE,
+    RECONSTRUCTION,
+    TEXT,
+    TEXT_STATISTICS,
+    Axes,
+    Distance,
+    Monitor,
+    least_share,
+)
 from kyomei.evidence.goals.detector import Detector
 
 WIDTH = 40
@@ -47,8 +58,10 @@ def monitor(**more: object) -> Monitor:
 
 def test_the_rate_is_shared_out_whole() -> None:
     found = monitor()
+    sizes = {TEXT: len(TEXT_STATISTICS), FEATURES: WIDTH}
     assert found.kinds == [TEXT, RECONSTRUCTION, FEATURES, GOALS]
-    assert sum(found.level(kind) * {FEATURES: WIDTH}.get(kind, 1) for kind in found.kinds) == pytest.approx(RATE)
+    assert [each.name for each in found.statistics()] == [*TEXT_STATISTICS, RECONSTRUCTION, FEATURES, "apples"]
+    assert sum(found.level(kind) * sizes.get(kind, 1) for kind in found.kinds) == pytest.approx(RATE)
 
 
 def test_the_distance_is_its_formula() -> None:
@@ -61,6 +74,21 @@ def test_the_distance_is_its_formula() -> None:
     wanted = ((root - root.mean(axis=0)) ** 2 / (variance + variance.mean())).mean(axis=1)
     distance = Distance.of(table)
     assert [distance.to(each) for each in table] == pytest.approx(wanted.tolist(), rel=1e-9)
+
+
+def test_axes_are_the_principal_ones() -> None:
+    table = DocumentTable.of(documents(0, 50), WIDTH)
+    dense = np.zeros((50, WIDTH))
+    for row, each in zip(dense, table, strict=True):
+        row[each.latents] = np.log1p(each.fired / each.num_rows / 1e-3)
+    variance = dense.var(axis=0)
+    whitened = (dense - dense.mean(axis=0)) / np.sqrt(variance + variance.mean())
+    _, vectors = np.linalg.eigh(whitened.T @ whitened)
+    wanted = whitened @ vectors[:, [-1, -2]]
+    found = np.stack([Axes.of(table).to(each) for each in table])
+    for mine, own in zip(found.T, wanted.T, strict=True):
+        assert np.abs(mine) == pytest.approx(np.abs(own), abs=1e-6)
+    assert Axes.of(DocumentTable.of(documents(0, 1), WIDTH)).to(table[0]).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
 
 
 def test_a_quiet_stream_stays_quiet_and_each_kind_of_turn_is_seen() -> None:
@@ -106,7 +134,7 @@ def test_so_small_a_turn_cannot_be_told_from_so_few_documents() -> None:
     shares = [least_share(count) for count in (30, 100, 300, 500)]
     assert all(share is not None for share in shares)
     assert shares == sorted(shares, reverse=True)  # type: ignore[type-var]
-    assert shares[2] < 0.05 < shares[1] < 0.12  # type: ignore[operator]
+    assert shares[2] < 0.05 < shares[1] < 0.13  # type: ignore[operator]
     assert least_share(0) is None and least_share(1) is None
 
 

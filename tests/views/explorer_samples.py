@@ -80,7 +80,11 @@ def watched_stream(**more: Any) -> dict[str, Any]:
 
     def evidence(step: int) -> list[dict[str, Any]]:
         goal = one("goals", HOSTILE, 0.1 * step, False)
-        return [one("text", "text", 0.7 * step, step > 2), one("reconstruction", "reconstruction", -0.2 * step, False), goal]
+        return [
+            one("text", "distance", 0.7 * step, step > 2),
+            one("reconstruction", "reconstruction", -0.2 * step, False),
+            goal,
+        ]
 
     feature = {"latent": 3, "status": "certified", "rate": 0.2, "reference_rate": 0.01, **one("features", "3", 5.0, True)}
     status = {

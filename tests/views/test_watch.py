@@ -237,7 +237,7 @@ def test_figures_are_served_to_prometheus_and_the_server_ends(run: Run, tmp_path
     finally:
         metrics.close()
     assert "kyomei_watch_documents_total 3.0" in said
-    assert 'kyomei_watch_alarm{kind="text",name="text"} 0.0' in said
+    assert 'kyomei_watch_alarm{kind="text",name="distance"} 0.0' in said
     assert "kyomei_watch_certificate_valid 1.0" in said
 
 

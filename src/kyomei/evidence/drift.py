@@ -22,6 +22,11 @@ from kyomei.evidence.documents import DocumentFigures, DocumentTable
 RATE = 0.05
 """Familywise rate of false alarms, over all statistics and all times."""
 TEXT, RECONSTRUCTION, FEATURES, GOALS = "text", "reconstruction", "features", "goals"
+TEXT_STATISTICS = ("distance", "activity", "energy", "axis 1", "axis 2")
+"""Of a document as a whole: how far its firing rates lie from the usual ones, active latents a row, mean square of its rows,
+and where it lies on the axes along which the reference's own documents differ most."""
+SMALL_RATE = 1e-3
+"""ε of log(1 + r / ε), by which rates are seen on axes: rare features count there, too."""
 WINDOW_DOCUMENTS, WINDOW_TOKENS = 50, 10_000
 """A window ends when it has both."""
 FEATURE_EDGES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -82,13 +87,46 @@ class Distance:
         return float((self.mean**2 @ self.weight + own @ self.weight[at]) / len(self.mean))
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Axes:
+    """The first principal axes of log(1 + r_j / ε) over the scale's documents, each feature over its spread.
+
+    Attributes:
+        directions: of the axes, spreads included [axes, width].
+        center: where the mean document lies on them [axes].
+    """
+
+    directions: Float64[np.ndarray, "axes width"]
+    center: Float64[np.ndarray, " axes"]
+
+    @classmethod
+    def of(cls, scale: DocumentTable, count: int = 2) -> Axes:
+        """Of the documents that lay down the scale; axes that they do not span are 0."""
+        seen = np.zeros((len(scale), scale.width))
+        for row, each in zip(seen, scale, strict=True):
+            row[each.latents] = np.log1p(each.rates / SMALL_RATE)
+        mean, variance = seen.mean(axis=0), seen.var(axis=0)
+        weight = 1 / np.sqrt(variance + variance.mean() + 1e-12)
+        _, _, right = np.linalg.svd((seen - mean) * weight, full_matrices=False)
+        directions = np.zeros((count, scale.width))
+        directions[: len(right[:count])] = right[:count] * weight
+        return cls(directions, directions @ mean)
+
+    def to(self, document: DocumentFigures) -> Float64[np.ndarray, " axes"]:
+        """Where a document lies on them."""
+        seen = np.log1p(document.rates / SMALL_RATE)
+        found: np.ndarray = self.directions[:, document.latents] @ seen - self.center
+        return found
+
+
 @dataclass(frozen=True)
 class Statistic:
     """One thing that is watched.
 
     Attributes:
         kind: "text", "reconstruction", "features" or "goals".
-        name: of a goal; the number of a feature; otherwise that of the kind.
+        name: of a figure of the text or of a goal; the number of a feature; otherwise that of the kind.
         level: its share of the rate.
         evidence: E now.
         highest: the largest E so far; an alarm where it has reached 1 / level.
@@ -139,7 +177,7 @@ class Monitor:
         rate: float = RATE,
     ) -> None:
         self.width, self.detectors, self._seed, self.rate = scale.width, list(detectors), seed, rate
-        self._distance = Distance.of(scale)
+        self._distance, self._axes = Distance.of(scale), Axes.of(scale)
         self.scalars = Bets(np.stack([_edges(column) for column in np.stack([self.scores(d) for d in scale]).T]))
         self.features = Bets(_feature_edges(scale))
         for document in ranked:
@@ -154,13 +192,23 @@ class Monitor:
 
     def level(self, kind: str) -> float:
         """The share of the rate of one statistic of a kind."""
-        size = {FEATURES: self.width, GOALS: len(self.detectors)}.get(kind, 1)
+        size = {TEXT: len(TEXT_STATISTICS), FEATURES: self.width, GOALS: len(self.detectors)}.get(kind, 1)
         return self.rate / len(self.kinds) / size
 
     def scores(self, document: DocumentFigures) -> Float64[np.ndarray, " scalars"]:
-        """The figures of a document that are few: its distance, what is left of its squares, each goal's score."""
-        goals = [float(d.scores(document.pooled(np.array(d.latents), d.pooling)[None])[0]) for d in self.detectors]
-        return np.array([self._distance.to(document), document.unexplained, *goals])
+        """The figures of a document that are few: those of the text, what is left of its squares, each goal's score."""
+        rows = document.num_rows
+        text = (
+            self._distance.to(document),
+            float(document.fired.sum()) / rows,
+            document.squares / rows,
+            *self._axes.to(document),
+        )
+        return np.array([*text, document.unexplained, *self.goals_of(document)])
+
+    def goals_of(self, document: DocumentFigures) -> list[float]:
+        """Each goal's score of a document."""
+        return [float(d.scores(document.pooled(np.array(d.latents), d.pooling)[None])[0]) for d in self.detectors]
 
     def add(self, document: DocumentFigures) -> None:
         """Bet on a document of the stream, then count it in."""
@@ -175,12 +223,14 @@ class Monitor:
 
     def statistics(self) -> list[Statistic]:
         """Everything that is few, and of the features the one with the most evidence so far, by the name of its kind."""
-        names = [TEXT, RECONSTRUCTION, *(each.goal for each in self.detectors)]
-        kinds = [TEXT, RECONSTRUCTION, *[GOALS] * len(self.detectors)]
+        names = [*TEXT_STATISTICS, RECONSTRUCTION, *(each.goal for each in self.detectors)]
+        kinds = [*[TEXT] * len(TEXT_STATISTICS), RECONSTRUCTION, *[GOALS] * len(self.detectors)]
         values = zip(kinds, names, self.scalars.values, self.scalars.highest, strict=True)
         few = [Statistic(kind, name, self.level(kind), float(e), float(top)) for kind, name, e, top in values]
         (first,) = self.leading(1)
-        return [*few[:2], Statistic(FEATURES, FEATURES, first.level, first.evidence, first.highest), *few[2:]]
+        one = Statistic(FEATURES, FEATURES, first.level, first.evidence, first.highest)
+        at = len(TEXT_STATISTICS) + 1
+        return [*few[:at], one, *few[at:]]
 
     def leading(self, count: int) -> list[Statistic]:
         """The features with the most evidence so far, those that raised an alarm first."""
@@ -225,7 +275,7 @@ def least_share(num_ranked: int, rate: float = RATE, *, documents: int = 5 * WIN
 
     Args:
         num_ranked: n, documents of the reference.
-        rate: familywise; a kind has a quarter.
+        rate: familywise; a kind has a quarter, and of that a figure of the text a fifth.
         documents: t, of the stream.
 
     Returns:
@@ -233,7 +283,7 @@ def least_share(num_ranked: int, rate: float = RATE, *, documents: int = 5 * WIN
     """
     if not num_ranked:
         return None
-    nats = math.log(4 / rate) + math.log(2 * 2 * len(POWERS))
+    nats = math.log(4 * len(TEXT_STATISTICS) / rate) + math.log(2 * 2 * len(POWERS))
     share = nats / (documents * math.log1p(num_ranked / documents))
     return share if share <= 1 else None
 

@@ -186,7 +186,7 @@ class Watch:
             facts.skipped += 1
         else:
             self.monitor.add(figures)
-            goals = dict(zip((each.goal for each in self._detectors), self.monitor.scores(figures)[2:].tolist(), strict=True))
+            goals = dict(zip((each.goal for each in self._detectors), self.monitor.goals_of(figures), strict=True))
             facts.all.add(figures, goals)
             facts.window.add(figures, goals)
             for fired in self._fired.values():
@@ -299,7 +299,7 @@ def _usable(run: Run, dictionary: str) -> list[Detector]:
 def _usual(reference: Reference, monitor: Monitor, goals: Sequence[Detector]) -> dict[str, Any]:
     """What the reference's documents are like, taken together."""
     ranked = reference.ranked
-    scores = np.stack([monitor.scores(document) for document in ranked])[:, 2:].mean(axis=0)
+    scores = np.mean([monitor.goals_of(document) for document in ranked], axis=0)
     return {
         "documents": len(ranked),
         "tokens": int(ranked.num_rows.sum()),

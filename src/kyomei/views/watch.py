@@ -21,6 +21,13 @@ _KINDS = {
     "features": "features",
     "goals": "goals",
 }
+_TEXT = {
+    "distance": "distance of its firing rates",
+    "activity": "active latents a row",
+    "energy": "mean square of its rows",
+    "axis 1": "first axis of its firing rates",
+    "axis 2": "second axis of its firing rates",
+}
 _REASONS = {
     "files": "dictionary, replicas, rows or rule are others than those that were certified",
     "model": "the language model has other weights",
@@ -108,8 +115,9 @@ def _row(name: str, each: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _name(each: Mapping[str, Any]) -> str:
-    name = _KINDS[each["kind"]]
-    return name if each["kind"] == each["name"] else f"goal {each['name']}"
+    if each["kind"] == each["name"]:
+        return _KINDS[each["kind"]]
+    return f"text: {_TEXT[each['name']]}" if each["kind"] == "text" else f"goal {each['name']}"
 
 
 def _evidence(log10: float) -> str:

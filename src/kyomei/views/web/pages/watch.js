@@ -11,7 +11,7 @@ const TONES = { text: "--certified", reconstruction: "--merged", features: "--sp
 const day = (moment) => (moment ? moment.slice(0, 10) : "–");
 const minute = (moment) => (moment ? moment.slice(0, 16).replace("T", " ") : "–");
 const ten = (log) => (is(log) ? (Math.abs(log) < 3 ? short(10 ** log) : html`10<sup>${fixed(log, 1)}</sup>`) : "–");
-const kindName = (each) => (each.kind === "goals" && each.name !== "goals" ? html`${named("watched", "goals")}: <bdi>${each.name}</bdi>` : named("watched", each.kind));
+const kindName = (each) => (each.kind === each.name ? named("watched", each.kind) : html`${named("watched", each.kind)}: <bdi>${each.kind === "text" ? named("watched_text", each.name) : each.name}</bdi>`);
 
 function State({ alarm }) {
   return html`<span class=${alarm ? "fails" : "passes"}>${t(alarm ? "watch.alarm" : "watch.quiet")}</span>`;
