@@ -113,7 +113,7 @@ class Recipe(Section):
     @property
     def sha256(self) -> str:
         """Digest of every setting that a dictionary depends on, in hexadecimal: equal for equal recipes."""
-        learnt = self.model_dump(mode="json", exclude={"verdict"})
+        learnt = self.model_dump(mode="json", exclude={"verdict": True, "source": {"text_licence", "model_licence"}})
         return hashlib.sha256(json.dumps(learnt, sort_keys=True).encode()).hexdigest()
 
     @classmethod
@@ -190,7 +190,7 @@ def _described() -> str:
         section, _, name = setting.key.rpartition(".")
         by_section.setdefault(section, []).append(name)
     lines = [
-        textwrap.fill(f"{section}: {', '.join(names)}" if section else ", ".join(names), 100, subsequent_indent="    ")
+        textwrap.fill(f"{section}: {', '.join(names)}" if section else ", ".join(names), 112, subsequent_indent="    ")
         for section, names in by_section.items()
     ]
     return inspect.cleandoc(Recipe.__doc__ or "") + "\n\nSettings:\n" + textwrap.indent("\n".join(lines), "    ")
