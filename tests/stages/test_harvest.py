@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from kyomei.cli import app
 from kyomei.config import Recipe
 from kyomei.runs import Run
+from kyomei.stages.harvest import _kept_model, _which_model
 
 SMALL = ["--tokens", "4000", "--set", "source.context=64", "--set", "source.spread=1", "--set", "source.replicas=2"]
 SITES = ("model.layers.0.mlp", "model.layers.1.mlp")
@@ -125,3 +126,10 @@ def test_a_run_whose_harvest_has_not_ended_is_named(tmp_path: Path, verb: str) -
     done = kyomei(verb, tmp_path / "run")
     assert done.exit_code == 2 and isinstance(done.exception, SystemExit)
     assert "Expected a" in done.stderr and "--resume" in done.stderr
+
+
+def test_replicas_that_stream_share_the_loaded_model() -> None:
+    recipe = Recipe()
+    kept = _kept_model(**_which_model(recipe))
+    assert _kept_model(**_which_model(recipe.with_values({"seed": 5, "source.streamed_tokens": 1000}))) is kept
+    assert _kept_model(**_which_model(recipe.with_values({"source.random_weights_seed": 1}))) is not kept
