@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pydoc
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -254,5 +255,7 @@ def test_what_is_no_recipe_is_explained() -> None:
 
 def test_help_fits_a_screen_and_names_every_setting() -> None:
     shown = pydoc.plain(pydoc.render_doc(Recipe))
-    assert len(shown.splitlines()) <= 70 and max(map(len, shown.splitlines())) <= 130
+    # From 3.13 on pydoc gives every argument of a long signature a line of its own.
+    lines = len(shown.splitlines()) - (len(Recipe.model_fields) + 2 if sys.version_info >= (3, 13) else 0)
+    assert lines <= 70 and max(map(len, shown.splitlines())) <= 130
     assert all(setting.key.rsplit(".", 1)[-1] in shown for setting in settings_of(Recipe))

@@ -144,6 +144,7 @@ def _takes_signals(pid: int) -> bool:
 
 
 def test_a_library_takes_no_signals() -> None:
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # A shell leaves SIGINT ignored in what it starts in the background.
+    assert signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_IGN)
     with signals.saving():
         assert not signals.asked()
