@@ -8,7 +8,7 @@
 
 Every result is a line of bench/data/pilot.jsonl. What is there is not done again; --seconds N begins nothing after N seconds.
 Families and thresholds were written down before the first of these pilots was made. After eleven planted sets of up to
-40 dimensions, which are not among the results, all were made smaller, as they took too long.
+40 dimensions, "planted, larger" among the results, the others were made smaller, as those took too long.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kyomei.config import Recipe
+from kyomei.config import Recipe, TrainRecipe
 from kyomei.errors import RecipeError
 from kyomei.stages.plan import Plan, Probe
 
@@ -16,9 +16,13 @@ CONTROL, MEASURE, BASELINE = "random weights", "measure", "baseline "
 """Parts of a pilot that a small budget does without, and what the name of one that trains a baseline begins with."""
 SPARE = 0.9
 """Share of a budget that is planned: the rest is for what a plan does not see."""
-LEAST_ROWS_PER_DIM = 60
-"""Rows of a replica, for each dimension, below which no pilot is made: a smaller one would say no-go of anything."""
-LEAST_ROWS, LEAST_STEPS = 6000, 300
+LEAST_ROWS_PER_DIM = 120
+"""Rows of a replica, for each dimension, below which no budget makes a pilot: a much smaller one says no-go of anything.
+
+So it was with 60 rows a dimension and 300 steps of 512 rows, on a layer in which 500 steps of 1,024 rows find much
+(docs/results.md).
+"""
+LEAST_ROWS, LEAST_STEPS = 6000, 500
 LADDER = 1.1
 """Sizes between which a budget chooses differ by this factor."""
 SEARCHES: tuple[dict[str, Any], ...] = (
@@ -66,6 +70,13 @@ def part_seconds(plan: Plan, wanted: Sequence[str], *, harvested: bool = False) 
         MEASURE: own["measure"] * (1 + len(baselines)),
     }
     return {name: known[name] for name in known if name in REQUIRED or name in wanted}
+
+
+def too_small(recipe: Recipe, dim: int) -> bool:
+    """Whether a pilot whose size was asked for in so many words is smaller than any that a budget makes."""
+    source, train = recipe.source, recipe.train
+    rows = source.num_tokens * (1 - source.evidence_share) / source.replicas
+    return rows < LEAST_ROWS_PER_DIM * dim or train.steps * train.batch_rows < LEAST_STEPS * TrainRecipe().batch_rows
 
 
 def afforded(

@@ -35,7 +35,7 @@ from kyomei.errors import RecipeError, RunError
 from kyomei.evidence.reproduction import MIN_REPLICAS
 from kyomei.runs import MANIFEST, Run, finish_birth, refuse_other_recipe
 from kyomei.stages.arms import own_pair
-from kyomei.stages.budget import BASELINE, CONTROL, MEASURE, REQUIRED, Affordable, afforded, part_seconds
+from kyomei.stages.budget import BASELINE, CONTROL, MEASURE, REQUIRED, Affordable, afforded, part_seconds, too_small
 from kyomei.stages.certify import FILE as CERTIFICATE
 from kyomei.stages.certify import certificates_of, certify_pair, certify_random_weights, standing
 from kyomei.stages.check import FILE as PREMISES
@@ -219,6 +219,8 @@ def _planned(request: Request, reporter: Reporter, *, harvested: bool) -> tuple[
     if request.minutes is None:
         seconds = part_seconds(probe.plan(recipe), request.wanted, harvested=harvested)
         bought = Affordable(recipe, seconds, {})
+        if too_small(recipe, probe.dim):
+            reporter.note("so small a pilot that its no-go would say little: give --minutes, or more tokens and steps")
     else:
         left = 60 * request.minutes - spent
         bought = afforded(recipe, probe, left, request.wanted, request.given, harvested=harvested)
