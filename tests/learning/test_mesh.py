@@ -98,8 +98,8 @@ def test_resonance_and_merging_on_a_mesh_are_those_of_one_rank(mesh: str, tmp_pa
     assert_close(run(tmp_path / "mesh.safetensors", *MESHES[mesh], "resonance", "float32", 0), expected, 1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mesh", [pytest.param("feature-4", marks=pytest.mark.sweep), "2x2"])
+@pytest.mark.sweep
+@pytest.mark.parametrize("mesh", ["feature-4", "2x2"])
 def test_a_whole_fit_on_a_mesh_is_that_of_one_rank(mesh: str, tmp_path: Path, alone: dict) -> None:  # type: ignore[type-arg]
     expected = by_one_rank(alone, tmp_path, "default", "float32", 0)
     assert_close(run(tmp_path / "mesh.safetensors", *MESHES[mesh], "default", "float32", 0), expected, 1e-4)
