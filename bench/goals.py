@@ -3,14 +3,16 @@
     kyomei demo                                       # a certified run
     python bench/goals.py --run runs/demo --out bench/data/goals.json
 
-planted   A set of three words is drawn from the frequent words of the run's text; nothing looks at features. Into half of some
-          documents without these words three of them are put, at random places. The label is that they are there.
+named     A set of three words is drawn from those that the certificate names: the strongest token of a certified feature that
+          the token explains. Into half of some documents without these words eight of them are put, at random places. The label
+          is that they are there.
+drawn     The same with three words drawn from the frequent words of the run's text, whether or not any feature stands for them.
 random    On the documents of `real`, labels drawn at random, 100 times by document and 100 times by group: how often does the
           interval of the AUC cover 0.5?
 real      Kinds of documents, a goal each: modules of the standard library that the model never saw, its tests, Debian's manual
           pages in English and in German, and its copyright files. A group is a file, of which at most four pieces are taken.
 
-The search, its baselines and its nulls are those of `kyomei goals`, which is called for `planted` and `real`.
+The search, its baselines and its nulls are those of `kyomei goals`, which is called for all but `random`.
 """
 
 from __future__ import annotations
@@ -42,9 +44,10 @@ from kyomei.stages.harvested import tokens_of
 from kyomei.stages.pools import Subject, pools_of
 from kyomei.stages.progress import Reporter
 
-SETS, WORDS, PUT = 5, 3, 3
-PLANTED_DOCUMENTS, PLANTED_CHARACTERS = 240, 350
+SETS, WORDS, PUT = 4, 3, 8
+PLANTED_DOCUMENTS, PLANTED_CHARACTERS = 320, 350
 FREQUENT = 100
+TOKEN_R2 = 0.4
 KIND_DOCUMENTS, PIECE_CHARACTERS, PIECES = 240, 500, 4
 LABELLINGS = 100
 MANUALS = Path("/usr/share/man")
@@ -63,20 +66,36 @@ def pieces(text: str, length: int, rng: random.Random, count: int) -> list[str]:
     return [piece for piece in found if len(piece.strip()) > length / 2]
 
 
-def planted_file(path: Path, run: Run, seed: int) -> list[str]:
+def named_words(run: Run) -> list[str]:
+    """Words that explain a certified feature, as its certificate says."""
+    by_token = [feature for feature in Subject.of(run).features if feature["origin"]["kind"] == "token" and feature["tokens"]]
+    explained = {f["tokens"][0][0] for f in by_token if f["origin"]["r2"]["token"] >= TOKEN_R2}
+    return sorted(filter(is_word, explained))
+
+
+def frequent_words(run: Run) -> list[str]:
+    """Words of the text that the run's first replica learnt from."""
+    counts = Counter(tokens_of(run, "replica-0").ids.flatten().tolist())
+    texts = load_model(run.recipe).vocabulary()
+    return sorted(text for i, text in enumerate(texts) if counts[i] >= FREQUENT and is_word(text))
+
+
+def is_word(token: str) -> bool:
+    """Whether a token is a blank and a word."""
+    return token[:1] == " " and token[1:].isalpha() and len(token) > 3
+
+
+def planted_file(path: Path, known: list[str], seed: int) -> list[str]:
     """Write documents of one planted set; returns its words."""
     rng = random.Random(f"planted {seed}")
-    model = load_model(run.recipe)
-    counts = Counter(tokens_of(run, "replica-0").ids.flatten().tolist())
-    texts = model.vocabulary()
-    frequent = [t for i, t in enumerate(texts) if counts[i] >= FREQUENT and t[:1] == " " and t[1:].isalpha() and len(t) > 4]
-    words = rng.sample(sorted(frequent), WORDS)
+    words = rng.sample(known, WORDS)
+    there = re.compile("|".join(rf"\b{word.strip()}\b" for word in words))
     records: list[dict[str, Any]] = []
     documents = [d for d in stdlib_documents() if d.held_out]
     rng.shuffle(documents)
     for document in documents:
         for piece in pieces(document.text, PLANTED_CHARACTERS, rng, 6):
-            if len(records) < PLANTED_DOCUMENTS and not any(word.strip() in piece for word in words):
+            if len(records) < PLANTED_DOCUMENTS and not there.search(piece):
                 label = len(records) % 2
                 records.append({"text": put(piece, words, rng) if label else piece, "label": label, "group": document.name})
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -196,20 +215,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--parts", nargs="*", default=["planted", "real", "random"])
+    parser.add_argument("--parts", nargs="*", default=["named", "drawn", "real", "random"])
     asked = parser.parse_args()
     run, work = Run.open(asked.run), asked.run / "goals"
     work.mkdir(exist_ok=True)
     results: dict[str, Any] = json.loads(asked.out.read_text()) if asked.out.exists() else {}
     for part in asked.parts:
         began = time.monotonic()
-        if part == "planted":
+        if part in ("named", "drawn"):
+            known = named_words(run) if part == "named" else frequent_words(run)
             results[part] = {}
             for seed in range(SETS):
-                path = work / f"planted-{seed}.jsonl"
-                words = planted_file(path, run, seed)
+                path = work / f"{part}-{seed}.jsonl"
+                words = planted_file(path, known, seed)
                 (goal,) = find(run, path).values()
-                results[part][f"planted {seed}"] = {"words": words, **brief(goal)}
+                results[part][" ".join(words)] = {"words": words, "known": len(known), **brief(goal)}
         elif part == "real":
             print(kinds_file(work / "kind.jsonl"))
             results[part] = {name: brief(goal) for name, goal in find(run, work / "kind.jsonl").items()}
@@ -223,6 +243,7 @@ def main() -> None:
 
 
 def find(run: Run, path: Path) -> dict[str, Any]:
+    """What `kyomei goals` finds."""
     with run.lock():
         return goals_run(run, Asked(path, (), "text", "group"), Reporter())
 

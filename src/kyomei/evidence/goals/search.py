@@ -22,7 +22,7 @@ MOST_FEATURES = 5
 CANDIDATES = 256
 """Features, those that tell most alone, among which sets are looked for."""
 AS_GOOD = 0.005
-"""A smaller set is taken where it is behind the best by no more than this, in AUC or R²."""
+"""A smaller set is taken that is behind the best by no more than this, in AUC or R², and by a tenth of what the best lacks."""
 _COLUMNS = 256
 _PENALTY = 1.0
 """C of scikit-learn's logistic regression, and alpha of its ridge, on features of unit variance."""
@@ -144,7 +144,7 @@ def best_sets(pooled: Pooled, sides: Sides, p: Mapping[Pooling, Float64[np.ndarr
 def smallest_as_good(sets: Sequence[FeatureSet]) -> FeatureSet:
     """The smallest set that is about as good as the best."""
     best = max(each.chosen for each in sets)
-    return next(each for each in sets if each.chosen >= best - AS_GOOD)
+    return next(each for each in sets if each.chosen >= best - min(AS_GOOD, (1 - best) / 10))
 
 
 def _sets(pooled: Pooled, pooling: Pooling, sides: Sides, p: Float64[np.ndarray, " features"]) -> list[FeatureSet]:
