@@ -37,7 +37,8 @@ SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
 LEAST, MOST = 400, 60_000
 """Characters of a document: shorter ones are left out, of longer ones the beginning is taken."""
 IN_TIME = 5 * WINDOW_DOCUMENTS
-SHARE = 0.1
+SHARES = (0.1, 0.2)
+"""Of the text that turns."""
 
 
 def interval(count: int, of: int, level: float = 0.95) -> tuple[float, float]:
@@ -104,12 +105,13 @@ NAMES = {
 }
 
 
-def pools(run: Run, cache: Path) -> dict[str, DocumentTable]:
-    """The figures of every pool's documents, read once."""
+def pools(run: Run, cache: Path, names: Sequence[str]) -> dict[str, DocumentTable]:
+    """The figures of some pools' documents, read once."""
     sae = load(run.path("replicas/0"))
     reader: TextReader | None = None
     found = {}
-    for name, documents in POOLS.items():
+    for name in names:
+        documents = POOLS[name]
         path = cache / f"{name}.safetensors"
         if not path.exists():
             reader = reader or TextReader(load_model(run.recipe), sae, run)
@@ -208,9 +210,10 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
     parser.add_argument("--cache", type=Path, default=Path("runs/watch-pools"))
     parser.add_argument("--out", type=Path, default=Path("bench/data/watch.json"))
-    parser.add_argument("--streams", type=int, default=240, help="for false alarms")
-    parser.add_argument("--turns", type=int, default=100, help="streams of each kind of turn")
+    parser.add_argument("--streams", type=int, default=200, help="for false alarms")
+    parser.add_argument("--turns", type=int, default=60, help="streams of each kind of turn")
     parser.add_argument("--part", choices=PARTS, action="append", help="all, if none is named")
+    parser.add_argument("--base", choices=("stdlib", "python"), action="append", help="both, if none is named")
     asked = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -221,24 +224,24 @@ def main() -> None:
 
     parts = asked.part or PARTS
     if "known" in parts:
-        for ranked in (300, 60):
-            keep(f"known law, {ranked} ranked", simulated(asked.streams, 600, ranked))
+        keep("known law", simulated(asked.streams, 600, 300))
         keep("least share", {str(n): least_share(n) for n in (60, 100, 250, 300, 500)})
     if set(parts) <= {"known"}:
         return
-    table = pools(Run.open(asked.run), asked.cache)
+    table = pools(Run.open(asked.run), asked.cache, [*(asked.base or ("stdlib", "python")), "cpp", "prose", "tests"])
     keep(
         "pools", {name: {"what": NAMES[name], "documents": len(t), "rows": int(t.num_rows.sum())} for name, t in table.items()}
     )
-    shape = {"stdlib": (100, 250, 0), "python": (100, 300, 100)}
+    shape = {"stdlib": (60, 240, 0), "python": (60, 430, 30)}
     for base, (scale, ranked, quiet) in shape.items():
+        if base not in (asked.base or shape):
+            continue
         if "held-out" in parts:
             keep(f"held out, {base}", held_out(table[base], asked.streams, scale, ranked))
         for name in ("cpp", "prose", "tests") if "turns" in parts else ():
-            keep(f"turn of 0.1, {base} to {name}", turned(table[base], table[name], asked.turns, scale, ranked, quiet, SHARE))
-    if "turns" in parts:
-        half = turned(table["python"], table["cpp"], asked.turns, *shape["python"], SHARE / 2)
-        keep("turn of 0.05, python to cpp", half)
+            for share in SHARES:
+                found = turned(table[base], table[name], asked.turns, scale, ranked, quiet, share)
+                keep(f"turn of {share:g}, {base} to {name}", found)
 
 
 if __name__ == "__main__":
