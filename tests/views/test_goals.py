@@ -20,6 +20,7 @@ from kyomei.source.model import LanguageModel
 from kyomei.source.stdlib import stdlib_documents
 from kyomei.stages.certify import certify, certify_run
 from kyomei.stages.detect import TextDetector
+from kyomei.stages.foreign import Foreign, import_into
 from kyomei.stages.progress import Reporter
 
 DOCUMENTS = 160
@@ -48,7 +49,9 @@ def folder(indexed: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(indexed.folder, folder, ignore=shutil.ignore_patterns("explore"))
     for replica in ("1", "2"):
         shutil.copytree(folder / "replicas" / "0", folder / "replicas" / replica, dirs_exist_ok=True)
-    certify_run(Run.open(folder), Reporter())
+    run = Run.open(folder)
+    import_into(run, Foreign.read(str(folder / "replicas" / "0")))
+    certify_run(run, Reporter())
     (folder.parent / "self.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records()))
     return folder
 
@@ -74,6 +77,19 @@ def test_the_file_names_features_figures_data_and_dictionary(folder: Path, found
         f"replicas/{i}": run.digests([f"replicas/{i}/sae.safetensors"]).popitem()[1] for i in range(3)
     }
     assert sum(goal["data"]["documents"].values()) == DOCUMENTS and run.recorded(FILE) and run.done("goals")
+
+
+def test_a_dictionary_from_elsewhere_is_asked_like_the_own(folder: Path, found: dict[str, Any], tmp_path: Path) -> None:
+    copy, labels = tmp_path / "run", folder.parent / "self.jsonl"
+    shutil.copytree(folder, copy)
+    done = verb("goals", copy, "--labels", labels, "--dictionary", "imported-0-0", "--json")
+    assert done.exit_code == 0, done.stderr
+    (goal,) = json.loads(done.stdout).values()
+    own = found["self"]
+    assert goal["dictionary"]["path"] == "imported/0/0" and goal["figures"] == own["figures"] and goal["sets"] == own["sets"]
+    assert [replica["replica"] for replica in goal["replicas"]] == ["replicas/0", "replicas/1", "replicas/2"]
+    here, there = (next(kyomei.detect(place, "self", ["self.x"])).score for place in (copy, folder))
+    assert here == there
 
 
 def test_a_detector_says_of_a_text_what_its_features_come_to_there(folder: Path, found: dict[str, Any]) -> None:
