@@ -37,7 +37,7 @@ from kyomei.learning.fit import fit, starts_from_resonance
 from kyomei.learning.resonance import resonate
 from kyomei.provenance import Act
 from kyomei.runs import Run
-from kyomei.source.rows import Rows
+from kyomei.source.rows import Rows, TensorRows
 from kyomei.stages.harvest import harvested_run, load_model
 from kyomei.stages.harvested import activations, site_of, tokens_of
 from kyomei.stages.measure import kept_rows
@@ -105,9 +105,10 @@ def harvested(name: str, runs: Path) -> Run:
 class Trial:
     """A method at a number of steps in a cell: trains what is missing, measures what is not measured."""
 
-    def __init__(self, run: Run, cell: Cell, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, run: Run, cell: Cell, recipe: Recipe, folder: Path, most_rows: int | None = None) -> None:
         self.run, self.cell, self.recipe, self.folder = run, cell, recipe, folder
-        self.rows: list[Rows] = [activations(run, f"replica-{i}") for i in range(REPLICAS)]
+        parts: list[Rows] = [activations(run, f"replica-{i}") for i in range(REPLICAS)]
+        self.rows = parts if most_rows is None else [TensorRows(part.read(np.arange(most_rows))) for part in parts]
         self.evidence = activations(run, "evidence")
         own = [*self.rows[:2], self.evidence]
         self.null_rows = [GAUSSIAN.rows(part, NULL_SEED + i) for i, part in enumerate(own)]
