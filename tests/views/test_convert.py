@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import kyomei
 from kyomei.cli import app
 from kyomei.runs import Run
+from kyomei.stages.harvested import tokens_of
 
 FILES = Path(__file__).parents[1] / "dictionary" / "formats" / "files"
 
@@ -37,8 +38,9 @@ def test_a_run_goes_out_and_comes_back_with_its_certificate(indexed: Run, tmp_pa
     x = 3 * torch.randn(200, own.dim, generator=torch.Generator().manual_seed(0)) + own.center
     for other in (theirs, ours):
         torch.testing.assert_close(other.encode(x), own.encode(x), rtol=1e-5, atol=1e-4)
-        source = indexed.recipe.source
-        assert other.provenance == {**own.provenance, "context": source.context, "dataset": Path(source.address).name}
+        source, first = indexed.recipe.source, tokens_of(indexed, "evidence").ids[:, 0]
+        known = {"context": source.context, "dataset": Path(source.address).name}
+        assert other.provenance == {**own.provenance, **known, "prepend_bos": bool((first == first[0]).all())}
     assert out["certificate"] == own.provenance["certificate"] and back["folded"] == out["folded"] * (format != "saelens")
     for name in ("theirs", "ours"):
         kept = json.loads((tmp_path / name / "certificate.json").read_text())

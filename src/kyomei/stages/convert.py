@@ -17,7 +17,7 @@ from kyomei.stages.certify import FILE as CERTIFICATE
 from kyomei.stages.certify import certificate_beside
 from kyomei.stages.exports import note_export
 from kyomei.stages.family import refuse_family
-from kyomei.stages.harvested import site_of
+from kyomei.stages.harvested import site_of, tokens_of
 from kyomei.stages.index import opened
 
 
@@ -102,8 +102,14 @@ def said_by(run: Run, sae: SparseAutoencoder) -> SparseAutoencoder:
     source = run.recipe.source
     text = shown_model(source.address)
     place = {"model": source.model, "site": site_of(run), "side": source.side}
-    sae.provenance = {**place, **sae.provenance, "context": source.context, "dataset": text}
+    windows = {"context": source.context, "prepend_bos": _begins_with_bos(run), "dataset": text}
+    sae.provenance = {**place, **sae.provenance, **windows}
     return sae
+
+
+def _begins_with_bos(run: Run) -> bool:
+    """Whether every window began with a token that stands for no text. SAELens' stores refuse one that does not say."""
+    return bool((tokens_of(run, "evidence").document[:, 0] < 0).all())
 
 
 def _require_free(folder: Path, name: str, overwrite: bool) -> None:
