@@ -14,7 +14,7 @@ set -euo pipefail
 RUN=${1:?the folder of the run, on a disk that all machines see}
 GPUS=${SLURM_GPUS_ON_NODE:-1}
 export OMP_NUM_THREADS=8 HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-0}
-HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+read -r HEAD < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 
 # One torchrun a machine starts a process for each of its GPUs.
 together() {
