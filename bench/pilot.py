@@ -66,7 +66,7 @@ SMALL = Recipe().with_values(
 """A training of a few seconds, for the layer."""
 QUICK = SMALL.with_values({"resonance.neurons": 256, "resonance.batch_rows": 4096, "train.steps": 200, "train.batch_rows": 256})
 """One of a second, for planted sets."""
-SOURCE = {"source.num_tokens": 62_000, "source.context": 128, "source.spread": 8}
+SOURCE = {"source.num_tokens": 123_000, "source.context": 128, "source.spread": 8}
 SITE = "model.layers.2.mlp"
 
 
@@ -209,7 +209,7 @@ def gaussian_harvest(folder: Path, host: Run) -> Run:
 
 def small_pilot(folder: Path, host: Run, seed: int, without: tuple[str, ...]) -> dict[str, Any]:
     """A pilot of a few minutes of one thread on a harvest."""
-    recipe = SMALL.with_values({"dictionary.width": 128, "seed": seed})
+    recipe = SMALL.with_values({"dictionary.width": 256, "train.steps": 500, "train.batch_rows": 1024, "seed": seed})
     request = Request(source_from(host, recipe, set()), without=without)
     began = time.monotonic()
     run = begin(folder, request, Reporter(), harvest=host)
@@ -245,13 +245,13 @@ def jobs(part: str, work: Path, count: int, threads: int) -> Iterator[tuple[str,
             yield f"planted {index}", lambda index=index: planted_set(index)  # type: ignore[misc]
     elif part == "layer":
         yield "layer", lambda: layer_pilot(work / "layer", threads)
-    elif part in ("repeat", "nothing"):
-        yield "repeat 0", lambda: small_pilot(work / "seed-0", harvest(work / "H"), 0, every)
-        yield "gaussian", lambda: small_pilot(work / "gaussian", gaussian_harvest(work / "G", harvest(work / "H")), 0, every)
-        yield "random weights", lambda: small_pilot(work / "random", harvest(work / "R", 5), 0, every)
-        for seed in range(1, min(count, 20)):
+    elif part == "repeat":
+        for seed in range(1, min(count, 21)):
             make = lambda seed=seed: small_pilot(work / f"seed-{seed}", harvest(work / "H"), seed, every)  # noqa: E731
             yield f"repeat {seed}", make
+    elif part == "nothing":
+        yield "gaussian", lambda: small_pilot(work / "gaussian", gaussian_harvest(work / "G", harvest(work / "H")), 0, every)
+        yield "random weights", lambda: small_pilot(work / "random", harvest(work / "R", 5), 0, every)
 
 
 def read() -> dict[str, dict[str, Any]]:
@@ -328,6 +328,7 @@ def pilot_table(lines: list[dict[str, Any]]) -> None:
 
 
 def table() -> None:
+    """All of it."""
     lines = read().values()
     planted_tables([line for line in lines if line["name"].startswith("planted")])
     print()
