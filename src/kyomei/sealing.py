@@ -138,6 +138,14 @@ def vouched(path: Path) -> Iterator[None]:
             write_atomic(beside(path), digest_line(path))
 
 
+def write_vouched(path: Path, data: bytes) -> None:
+    """Write a file, one process at a time, once its digest is beside it: where the file is, all is done."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(path.parent):
+        write_atomic(beside(path), f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode())
+        write_atomic(path, data)
+
+
 def append_vouched(path: Path, line: str) -> None:
     """Add a line to a file of lines, with its digest beside it."""
     with vouched(path), open(path, "ab") as file:

@@ -89,7 +89,18 @@ class Watch:
         self._unsaved = 0
 
     def begin(self) -> None:
-        """Say that the watch begins, or goes on."""
+        """Say that the watch begins, or goes on.
+
+        Raises:
+            Interrupted: a signal came; the state is saved.
+        """
+        try:
+            with saving(patient=False):
+                self._begin()
+        except Stop as stop:
+            raise self._interrupted() from stop
+
+    def _begin(self) -> None:
         ranked, scale = len(self._reference.ranked), len(self._reference.scale)
         reference = {"documents": ranked, "scale_documents": scale, "way": self._reference.way}
         self._tell("resume" if self.resumed else "start", reference=reference, least_share=least_share(ranked))

@@ -12,11 +12,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from kyomei.atomic import refusals_named, write_atomic
+from kyomei.atomic import refusals_named
 from kyomei.errors import RunError
 from kyomei.evidence.documents import DocumentFigures
 from kyomei.runs import plain
-from kyomei.sealing import beside, vouched
+from kyomei.sealing import beside, vouched, write_vouched
 
 SCHEMA_VERSION = 1
 STATE, EVENTS, STATUS = "state.safetensors", "events.jsonl", "status.json"
@@ -172,13 +172,11 @@ class StateFolder:
             facts.events += len(data)
             self._waiting = []
         values = json.dumps({"schema_version": SCHEMA_VERSION, **plain(asdict(facts))}, ensure_ascii=False)
-        with vouched(self.folder / STATE):
-            write_atomic(self.folder / STATE, safetensors.numpy.save(arrays, {_FACTS: values}))
+        write_vouched(self.folder / STATE, safetensors.numpy.save(arrays, {_FACTS: values}))
 
     def write_status(self, status: dict[str, Any]) -> None:
         """Write what others may read of the watch."""
-        with vouched(self.folder / STATUS):
-            write_atomic(self.folder / STATUS, (json.dumps(plain(status), ensure_ascii=False, indent=1) + "\n").encode())
+        write_vouched(self.folder / STATUS, (json.dumps(plain(status), ensure_ascii=False, indent=1) + "\n").encode())
 
     def _take_back(self, size: int) -> None:
         path = self.folder / EVENTS
