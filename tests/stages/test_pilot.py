@@ -25,7 +25,7 @@ from kyomei.config import Recipe
 from kyomei.errors import Interrupted, RecipeError
 from kyomei.evidence.goals.detector import Detector, file_of
 from kyomei.runs import Run
-from kyomei.stages import budget, pilot, rollout
+from kyomei.stages import budget, goals, pilot, rollout
 from kyomei.stages.budget import CONTROL, MEASURE, afforded, part_seconds
 from kyomei.stages.deciding import decide_run, standing_verdict
 from kyomei.stages.plan import Probe, Rates
@@ -76,7 +76,7 @@ def test_a_budget_is_filled_and_not_passed(minutes: int) -> None:
     found = afforded(recipe, probe, 60 * minutes, WANTED, ())
     planned = sum(found.parts.values())
     assert planned <= 60 * minutes
-    assert sum(part_seconds(probe.plan(found.recipe), list(found.parts)).values()) == pytest.approx(planned)
+    assert sum(part_seconds(probe.plan(found.recipe), found.recipe, list(found.parts)).values()) == pytest.approx(planned)
     if not found.left_out:
         assert planned > 0.7 * 60 * minutes
 
@@ -326,21 +326,56 @@ def test_each_step_has_its_gate_and_leaves_a_line_that_cannot_be_changed(folder:
     assert done("rollout", folder)["stage"] == "pilot"
 
 
+def told(dictionary: str) -> dict[str, Any]:
+    detector = Detector("kind", "label", "max", (3,), (1.0,), 0.0, 0.5, dictionary).to_dict()
+    return {"detector": detector, "figures": {"auc": {"value": 0.9, "interval": [0.8, 0.95]}}}
+
+
+def written(run: Run) -> None:
+    """Goals of a run's own dictionary, and of another."""
+    own, other = told(sha256_of(run.path("replicas/0/sae.safetensors"))), told("0" * 64)
+    run.write_json("goals.json", file_of({"kind": own, "of another": other}))
+    run.record("goals.json")
+
+
 @pytest.mark.slow
 def test_goals_of_the_runs_own_dictionary_are_weighed(folder: Path) -> None:
     run = Run.open(folder)
-
-    def told(dictionary: str) -> dict[str, Any]:
-        detector = Detector("kind", "label", "max", (3,), (1.0,), 0.0, 0.5, dictionary).to_dict()
-        return {"detector": detector, "figures": {"auc": {"value": 0.9, "interval": [0.8, 0.95]}}}
-
-    own, other = told(sha256_of(folder / "replicas/0/sae.safetensors")), told("0" * 64)
-    run.write_json("goals.json", file_of({"kind": own, "of another": other}))
+    written(run)
     assert standing_verdict(run) is None
     decided = decide_run(run)
     (goal,) = (ground for ground in decided["grounds"] if ground["name"] == "goal")
     assert goal["title"] == "goal kind" and goal["stance"] == "for" and goal["interval"] == [0.8, 0.95]
     assert standing_verdict(run) == decided == decide_run(run)
+
+
+def test_goals_that_the_recipe_names_are_a_part_of_the_pilot(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text("x" * 4000)
+    recipe = Recipe().with_values({"dictionary.width": 512, "goals.labels": str(labels)})
+    assert pilot.wanted_parts(recipe, ["topk"]) == [CONTROL, "goals", MEASURE, "baseline topk"]
+    plan = FAST.plan(recipe)
+    seconds = part_seconds(plan, recipe, ["goals"])["goals"]
+    assert seconds == pytest.approx(plan.seconds["harvest"] * 1000 / recipe.source.num_tokens)
+    gone = refused("pilot", tmp_path / "p", "--set", f"goals.labels={tmp_path / 'none.jsonl'}", "--minutes", 10)
+    assert "Expected a file of labelled text" in gone and not (tmp_path / "p").exists()
+
+
+@pytest.mark.slow
+def test_a_pilot_tells_the_goals_of_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = {"a": "import os and sys, then return the path of a file", "b": "the quick brown fox jumps over the lazy dog"}
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text("\n".join(json.dumps({"text": text, "label": kind == "a"}) for kind, text in words.items()))
+    said = []
+    monkeypatch.setattr(pilot, "nothing_certified", lambda run: False)
+    monkeypatch.setattr(goals, "nothing_certified", lambda run: False)
+    monkeypatch.setattr(goals, "goals_run", lambda run, asked, reporter: said.append(asked) or written(run))
+    monkeypatch.setattr(pilot, "report_run", lambda run: run.path("report.html"))
+    with tiny_pilots():
+        settings = [*FIXED, "--set", f"goals.labels={labels}", "--set", "goals.names=[label]"]
+        done("pilot", tmp_path / "p", *settings, "--tokens", 12_000, "--without", CONTROL, "--without", MEASURE, "--threads", 1)
+    assert states(tmp_path / "p")["goals"] == "done" and said[0].file == labels and said[0].goals == ("label",)
+    assert stances(tmp_path / "p")["goal"] == "for"
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ Baselines = Annotated[
 ]
 Without = Annotated[
     list[str] | None,
-    typer.Option("--without", help="Leave out: 'random weights', 'baseline topk', measure; repeatable.", show_default=False),
+    typer.Option("--without", help="Leave out: 'random weights', goals, measure, 'baseline topk'.", show_default=False),
 ]
 Hardware = Annotated[str, typer.Option(help="Of the full run's plan: 'here', or a GPU as `kyomei plan` has it.")]
 Gpus = Annotated[int, typer.Option(help="GPUs of the full run's plan.")]
@@ -88,9 +88,9 @@ def pilot_command(
         given, baselines = asked.given(), tuple(baseline or ("topk",))
         if before is None and minutes is None and asked.file is None:
             minutes = usual_minutes(given)
-        unknown = set(without or ()) - set(wanted_parts(baselines))
-        if unknown:
-            raise RecipeError(f"--without one of {', '.join(wanted_parts(baselines))}", min(unknown), "choose among these")
+        parts = wanted_parts(recipe, baselines)
+        if unknown := set(without or ()) - set(parts):
+            raise RecipeError(f"--without one of {', '.join(parts)}", min(unknown), "choose among these")
         wanted = (full_tokens, baselines, tuple(without or ()), hardware, gpus, price)
         request = Request(recipe, tuple(given), minutes, *wanted)
         run = begin(folder, request, reporter, harvest=host, overwrite=overwrite, command=command_line())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kyomei.config import Recipe, TrainRecipe
@@ -12,8 +13,10 @@ from kyomei.errors import RecipeError
 from kyomei.stages.plan import Plan, Probe
 
 REQUIRED = ("harvest", "check", "train", "certify")
-CONTROL, MEASURE, BASELINE = "random weights", "measure", "baseline "
+CONTROL, GOALS, MEASURE, BASELINE = "random weights", "goals", "measure", "baseline "
 """Parts of a pilot that a small budget does without, and what the name of one that trains a baseline begins with."""
+BYTES_PER_TOKEN = 4
+"""Of labelled text, about: how long a model takes to read it is reckoned from the file's size."""
 SPARE = 0.9
 """Share of a budget that is planned: the rest is for what a plan does not see."""
 LEAST_ROWS_PER_DIM = 120
@@ -47,11 +50,12 @@ class Affordable:
     left_out: dict[str, float]
 
 
-def part_seconds(plan: Plan, wanted: Sequence[str], *, harvested: bool = False) -> dict[str, float]:
+def part_seconds(plan: Plan, recipe: Recipe, wanted: Sequence[str], *, harvested: bool = False) -> dict[str, float]:
     """Seconds of each part of a pilot, in the order of doing.
 
     Args:
         plan: of its recipe.
+        recipe: that recipe.
         wanted: parts beside those that are always done.
         harvested: whether its rows are there already.
     """
@@ -65,11 +69,18 @@ def part_seconds(plan: Plan, wanted: Sequence[str], *, harvested: bool = False) 
         "train": train,
         "certify": own["certify"],
         CONTROL: own["harvest"] + train + own["certify"],
+        GOALS: own["harvest"] * labelled_tokens(recipe) / recipe.source.num_tokens,
         # Baselines start at random: their steps are those of the dictionary, and nothing is searched for.
         **dict.fromkeys(baselines, steps + own["certify"]),
         MEASURE: own["measure"] * (1 + len(baselines)),
     }
     return {name: known[name] for name in known if name in REQUIRED or name in wanted}
+
+
+def labelled_tokens(recipe: Recipe) -> float:
+    """About how many tokens the labelled text of a recipe's goals has; 0 where it names none."""
+    labels = recipe.goals.labels
+    return 0.0 if labels is None or not Path(labels).exists() else Path(labels).stat().st_size / BYTES_PER_TOKEN
 
 
 def too_small(recipe: Recipe, dim: int) -> bool:
@@ -156,4 +167,4 @@ def two_digits(value: float) -> int:
 
 
 def _seconds(recipe: Recipe, probe: Probe, parts: Sequence[str], harvested: bool) -> dict[str, float]:
-    return part_seconds(probe.plan(recipe), parts, harvested=harvested)
+    return part_seconds(probe.plan(recipe), recipe, parts, harvested=harvested)

@@ -52,7 +52,7 @@ def decide_run(run: Run) -> dict[str, Any]:
         premises=run.read_json(PREMISES) if run.path(PREMISES).exists() else None,
         control=certificates.get(RANDOM),
         baselines={name.removeprefix(BASELINE): c for name, c in certificates.items() if name.startswith(BASELINE)},
-        goals=_goals(run),
+        goals=own_goals(run),
     )
     source, recipe = run.recipe.source, run.recipe
     facts = {
@@ -87,7 +87,7 @@ def _made_from(run: Run) -> dict[str, str]:
     return run.digests([CERTIFICATE, PREMISES, GOALS, f"controls/{RANDOM_WEIGHTS.name}/{CERTIFICATE}", *baselines])
 
 
-def _goals(run: Run) -> dict[str, dict[str, Any]]:
+def own_goals(run: Run) -> dict[str, dict[str, Any]]:
     """Of every goal of the run's own dictionary, by name, what it is measured by, the figure and its interval.
 
     Goals that an earlier dictionary told, or one from elsewhere, are left out, and so are those without a finite figure.

@@ -19,6 +19,8 @@ from kyomei.runs import Run, plain
 from kyomei.source.labelled import LabelledFile, Labels
 from kyomei.source.parts import unit_hash
 from kyomei.source.text import Packer
+from kyomei.stages.arms import own_pair
+from kyomei.stages.certify import standing
 from kyomei.stages.family import refuse_family
 from kyomei.stages.harvest import load_model
 from kyomei.stages.harvested import site_of
@@ -106,6 +108,27 @@ def goals_run(run: Run, asked: Asked, reporter: Reporter, *, dictionary: str | N
     run.record(FILE)
     run.finish("goals")
     return found
+
+
+def require_goals(recipe: Recipe) -> None:
+    """Refuse, before anything is computed, what the goals of a recipe are going to lack."""
+    require("goals", RecipeError)
+    if not Path(str(recipe.goals.labels)).exists():
+        raise RecipeError("a file of labelled text", f"goals.labels = {recipe.goals.labels}", "correct the path")
+
+
+def tell_goals(run: Run, reporter: Reporter) -> None:
+    """Find what tells the goals that a run's recipe names, if anything is certified that could."""
+    if nothing_certified(run):
+        reporter.note("no feature is certified that could tell a goal")
+        return
+    goals_run(run, Asked.of(run.recipe, None, (), None, None), reporter)
+
+
+def nothing_certified(run: Run) -> bool:
+    """Whether the run's own certificate stands and certifies no feature."""
+    own = standing(run, own_pair(run))
+    return own is not None and not own.certified
 
 
 def _search(target: Target, groups: list[str], seed: int) -> Search:

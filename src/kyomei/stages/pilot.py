@@ -35,14 +35,15 @@ from kyomei.errors import RecipeError, RunError
 from kyomei.evidence.reproduction import MIN_REPLICAS
 from kyomei.runs import MANIFEST, Run, finish_birth, refuse_other_recipe
 from kyomei.stages.arms import own_pair
-from kyomei.stages.budget import BASELINE, CONTROL, MEASURE, REQUIRED, Affordable, afforded, part_seconds, too_small
+from kyomei.stages.budget import BASELINE, CONTROL, GOALS, MEASURE, REQUIRED, Affordable, afforded, part_seconds, too_small
 from kyomei.stages.certify import FILE as CERTIFICATE
 from kyomei.stages.certify import certificates_of, certify_pair, certify_random_weights, standing
 from kyomei.stages.check import FILE as PREMISES
 from kyomei.stages.check import adopt_premises, check_run, checked
 from kyomei.stages.deciding import FILE as VERDICT
-from kyomei.stages.deciding import decide_run, standing_verdict
+from kyomei.stages.deciding import decide_run, own_goals, standing_verdict
 from kyomei.stages.full import full_plan, full_recipe, with_plan
+from kyomei.stages.goals import nothing_certified, require_goals, tell_goals
 from kyomei.stages.harvest import harvest_run, harvested_run
 from kyomei.stages.harvested import STAGE as HARVEST
 from kyomei.stages.harvested import harvest_of, naming
@@ -96,7 +97,7 @@ class Request:
     @property
     def wanted(self) -> list[str]:
         """Parts beside those that are always done, those first that are given up last."""
-        return [part for part in wanted_parts(self.baselines) if part not in self.without]
+        return [part for part in wanted_parts(self.recipe, self.baselines) if part not in self.without]
 
 
 def usual_minutes(given: Sequence[str]) -> float | None:
@@ -104,9 +105,10 @@ def usual_minutes(given: Sequence[str]) -> float | None:
     return None if {"source.num_tokens", "train.steps"} & set(given) else USUAL_MINUTES
 
 
-def wanted_parts(baselines: Sequence[str]) -> list[str]:
+def wanted_parts(recipe: Recipe, baselines: Sequence[str]) -> list[str]:
     """Parts that a pilot has beside those that are always done, those first that are given up last."""
-    return [CONTROL, MEASURE, *(f"{BASELINE}{name}" for name in baselines)]
+    goals = [] if recipe.goals.labels is None else [GOALS]
+    return [CONTROL, *goals, MEASURE, *(f"{BASELINE}{name}" for name in baselines)]
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,8 @@ def begin(
     if request.recipe.source.replicas < MIN_REPLICAS:
         found = f"source.replicas = {request.recipe.source.replicas}"
         raise RecipeError(f"at least {MIN_REPLICAS} replicas, which a certificate asks for", found, "raise source.replicas")
+    if GOALS in request.wanted:
+        require_goals(request.recipe)
     recipe, begun = _planned(request, reporter, harvested=harvest is not None)
     facts = {STAGE: asdict(begun)}
     if harvest is None:
@@ -217,7 +221,7 @@ def _planned(request: Request, reporter: Reporter, *, harvested: bool) -> tuple[
             probe = probe.widened(USUAL_WIDTH / 4)
     spent = time.monotonic() - began
     if request.minutes is None:
-        seconds = part_seconds(probe.plan(recipe), request.wanted, harvested=harvested)
+        seconds = part_seconds(probe.plan(recipe), recipe, request.wanted, harvested=harvested)
         bought = Affordable(recipe, seconds, {})
         if too_small(recipe, probe.dim):
             reporter.note("so small a pilot that its no-go would say little: give --minutes, or more tokens and steps")
@@ -359,6 +363,7 @@ def _work(name: str) -> Callable[[Run, Reporter], Any]:
         "train": train_run,
         "certify": lambda run, reporter: certify_pair(run, own_pair(run), reporter),
         CONTROL: certify_random_weights,
+        GOALS: tell_goals,
         MEASURE: measure_run,
     }
     return parts[name]
@@ -374,6 +379,8 @@ def _is_done(run: Run, name: str) -> bool:
         return trained(run)
     if name == "certify":
         return standing(run, own_pair(run)) is not None and run.recorded(CERTIFICATE)
+    if name == GOALS:
+        return bool(own_goals(run)) or nothing_certified(run)
     return measured(run) if name == MEASURE else name in certificates_of(run)
 
 
