@@ -31,9 +31,9 @@ from kyomei.evidence.fidelity import cross_entropy_recovered
 from kyomei.evidence.origin import origin
 from kyomei.evidence.reproduction import Verdicts, certify_latents, rows_used
 from kyomei.evidence.survey import survey
-from kyomei.learning.anchoring import to_scipy
 from kyomei.learning.directions import Directions
 from kyomei.learning.fit import fit, starts_from_resonance
+from kyomei.learning.least_squares import to_scipy
 from kyomei.learning.resonance import resonate
 from kyomei.provenance import Act
 from kyomei.runs import Run

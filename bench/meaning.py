@@ -37,9 +37,9 @@ from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.evidence.controls import GAUSSIAN, control_named
 from kyomei.evidence.origin import origin
 from kyomei.evidence.reproduction import DENSE_FREQUENCY, certify_latents
-from kyomei.learning.anchoring import to_scipy
 from kyomei.learning.directions import Directions
 from kyomei.learning.fit import fit
+from kyomei.learning.least_squares import to_scipy
 from kyomei.stages.harvested import activations, tokens_of
 
 LONGEST, SHRINK_ROWS, SEEN = 3, 2.0, 2
