@@ -172,6 +172,9 @@ def _timeless(path: Path) -> bytes:
     if path.name == "events.jsonl":
         events = [json.loads(line) for line in path.read_text().splitlines()]
         return json.dumps([{k: v for k, v in event.items() if k != "rows_per_second"} for event in events]).encode()
+    if path.name == "reports.jsonl":
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return json.dumps([{k: v for k, v in line["figures"].items() if k != "seconds"} for line in lines]).encode()
     if path.name == "state.json":
         # The process's generators draw nothing, and begin anywhere.
         return json.dumps({**json.loads(path.read_bytes()), "generators": ""}).encode()
@@ -194,7 +197,7 @@ def _timeless(path: Path) -> bytes:
 
 def _tells_time(name: str) -> bool:
     """Whether a file has a time in it, the name of its run, or the state of its process."""
-    return name.endswith(("events.jsonl", "certificate.json", "config.json", "state.json"))
+    return name.endswith(("events.jsonl", "reports.jsonl", "certificate.json", "config.json", "state.json"))
 
 
 def differences(found: dict[str, str], expected: dict[str, str]) -> str:
