@@ -6,7 +6,8 @@
 
 A cell is a site with a width and an L0. Each of its replicas learns from documents of its own; the null is the same mechanism
 on Gaussian rows. Every replica is once the dictionary and twice a witness: the spread is over these. Dictionaries and figures
-are kept, so that a stopped run goes on; figures are in bench/data/default. A mechanism is at its plateau where twice the steps
+are kept, so that a stopped run goes on; figures are in bench/data/default. Seconds are the processor's, of one thread, so that
+work beside it counts little. A mechanism is at its plateau where twice the steps
 change FVU by less than 1 % and the certified share by less than 0.01.
 """
 
@@ -114,20 +115,20 @@ class Trial:
         self.null_rows = [GAUSSIAN.rows(part, NULL_SEED + i) for i, part in enumerate(own)]
 
     def train(self) -> list[float]:
-        """Seconds of each replica, then of the null's, resonance included."""
+        """Seconds of the processor for each replica, then for the null's, and how many of them went into resonance."""
         times = []
         as_many: Directions | None = None
         for i, (label, part, seed) in enumerate(self._parts()):
             folder = self.folder / label
             if not (folder / "seconds.json").exists():
-                began = time.perf_counter()
+                began = time.process_time()
                 recipe = self.recipe if label.startswith("real") else GAUSSIAN.recipe(self.recipe)
                 directions = self._directions(part, recipe, seed, folder)
                 if directions is not None and label.startswith("null") and as_many is not None:
                     directions = directions.no_more_than(as_many)
                 fit(part, recipe, seed=seed, directions=directions).save(folder)
                 resonance = json.loads((folder / "resonance.json").read_text()) if directions is not None else 0.0
-                (folder / "seconds.json").write_text(json.dumps([time.perf_counter() - began, resonance]))
+                (folder / "seconds.json").write_text(json.dumps([time.process_time() - began, resonance]))
             if i == 0 and (folder / "directions.safetensors").exists():
                 as_many = Directions.load(folder / "directions.safetensors")
             times.append(json.loads((folder / "seconds.json").read_text()))
@@ -146,9 +147,9 @@ class Trial:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "directions.safetensors"
         if not path.exists():
-            began = time.perf_counter()
+            began = time.process_time()
             resonate(rows, seed=seed, recipe=recipe.search).save(path)
-            (folder / "resonance.json").write_text(json.dumps(time.perf_counter() - began))
+            (folder / "resonance.json").write_text(json.dumps(time.process_time() - began))
         return Directions.load(path)
 
     def figures(self) -> dict[str, Any]:

@@ -325,6 +325,8 @@ def test_a_run_is_harvested_checked_and_keeps_premises_json(tmp_path: Path) -> N
     done = CliRunner().invoke(app, ["check", str(run), "--model", "embedded", "--tokens", "12000", "--json", *settings])
     assert done.exit_code == 0, done.output
     first = json.loads((run / "premises.json").read_text())
+    names = first.pop("names")
+    assert names["site"] == "model.layers.2.mlp"
     assert first == json.loads(done.stdout)
     assert "premises.json" in json.loads((run / "manifest.json").read_text())["outputs"]
     again = CliRunner().invoke(app, ["check", str(run), "--json"])
