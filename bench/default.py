@@ -23,19 +23,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from kyomei.config import Recipe
 from kyomei.dictionary.formats import load
 from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.evidence.codes import encode_rows
 from kyomei.evidence.controls import GAUSSIAN
 from kyomei.evidence.fidelity import cross_entropy_recovered
 from kyomei.evidence.origin import origin
-from kyomei.evidence.reproduction import Verdicts, certify_latents, rows_used
+from kyomei.evidence.reproduction import NullMatches, Verdicts, compare_coded, rows_used
 from kyomei.evidence.survey import survey
 from kyomei.learning.directions import Directions
 from kyomei.learning.fit import fit, starts_from_resonance
-from kyomei.learning.least_squares import to_scipy
 from kyomei.learning.resonance import resonate
+from kyomei.learning.spaces import Whitening
 from kyomei.provenance import Act
 from kyomei.runs import Run
 from kyomei.source.rows import Rows, TensorRows
@@ -157,7 +160,13 @@ class Trial:
         null = (load(self.folder / "null/0"), load(self.folder / "null/1"))
         kept = survey(saes, self.evidence, num_explained=REPLICAS)
         null_fidelity = survey(null, self.null_rows[2])[0].fidelity
-        verdicts = [certify_latents(saes[i:] + saes[:i], self.evidence, null, self.null_rows[2]) for i in range(REPLICAS)]
+        index, space = rows_used(self.evidence.num_rows), Whitening.fit(self.evidence)
+        codes, null_matches = (
+            [encode_rows(sae, self.evidence, index) for sae in saes],
+            NullMatches.measure(null, self.null_rows[2]),
+        )
+        turned = [(saes[i:] + saes[:i], codes[i:] + codes[:i]) for i in range(REPLICAS)]
+        verdicts = [compare_coded(*both, null_matches, space) for both in turned]
         turns = [self._turn(verdicts[i], kept[i].explained) for i in range(REPLICAS)]
         return {
             "fvu": [one.fidelity.fvu for one in kept],
@@ -168,7 +177,7 @@ class Trial:
             "null_l0": null_fidelity.l0_mean,
             "null_alive": 1 - null_fidelity.dead_share,
             "cross_entropy": self._cross_entropy(saes),
-            "origin": self._origins(saes[0], verdicts[0]),
+            "origin": self._origins(codes[0], index, verdicts[0]),
         }
 
     def _turn(self, verdicts: Verdicts, explained: Any) -> dict[str, float]:
@@ -183,15 +192,13 @@ class Trial:
             "null_latents": verdicts.num_null,
         }
 
-    def _origins(self, sae: SparseAutoencoder, verdicts: Verdicts) -> dict[str, float]:
+    def _origins(self, code: csr_array, index: NDArray[np.int64], verdicts: Verdicts) -> dict[str, float]:
         """Where the certified latents of the first replica come from, as shares of the width."""
-        index, tokens = rows_used(self.evidence.num_rows), tokens_of(self.run, "evidence")
-        place = self.evidence.row_tokens()[index]
-        code = to_scipy(sae.encode(self.evidence.read(index).float(), sparse=True))
+        tokens, place = tokens_of(self.run, "evidence"), self.evidence.row_tokens()[index]
         document = tokens.document.flatten().numpy()[place]
         source = origin(code, tokens.ids.flatten().numpy()[place], place % tokens.context, document)
         kinds = [source.kind(int(latent)) for latent in np.flatnonzero(verdicts.mask("certified"))]
-        return {kind: kinds.count(kind) / sae.width for kind in sorted(set(kinds))}
+        return {kind: kinds.count(kind) / code.shape[1] for kind in sorted(set(kinds))}
 
     def _cross_entropy(self, saes: list[SparseAutoencoder]) -> list[list[float | None]] | None:
         """What each replica recovers on unseen text, and its standard error; none for a model that predicts no tokens."""

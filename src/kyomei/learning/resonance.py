@@ -41,10 +41,12 @@ MIN_ROWS = 10
 """Fewer rows cannot be divided into two halves to find in and some to count on."""
 CHUNK_ROWS = 2048
 """Rows scored at a time: the score matrix stays in cache, and memory does not grow with the batch."""
-THRESHOLD_ROWS = 8192
-"""Rows of a batch from which thresholds are taken: the quantile costs more than the products it gates."""
-BATCH_ROWS_ABOVE = 10
-"""An iteration takes more rows than the recipe says where fewer than this would clear a threshold: one row is no mean."""
+THRESHOLD_ROWS, LEAST_THRESHOLD_ROWS, THRESHOLD_ROWS_ABOVE = 8192, 2048, 40
+"""Rows of a batch from which thresholds are taken: the quantile costs more than the products it gates. At high frequencies
+fewer do, of which so many are above."""
+BATCH_ROWS_ABOVE, ENOUGH_ROWS_ABOVE, LEAST_BATCH_ROWS = 10, 100, 4096
+"""An iteration takes more rows than the recipe says where fewer than the first would clear a threshold, as one row is no mean,
+and fewer where more than the second would: more do not sharpen the mean of a start that is still on its way."""
 UNSEEN_SHARE = 0.05
 """Another round of starts follows while the chance that a further start finds something new is above this."""
 ROUND_STABILITY, STABLE_ROUND = 0.7, 0.1
@@ -52,8 +54,9 @@ ROUND_STABILITY, STABLE_ROUND = 0.7, 0.1
 COVERED_SHARE = 0.8
 """A direction covers the rows from this share of its threshold on; later rounds start at rows that none covers."""
 POOL_ROWS = 65_536
-MET_COSINE = 0.95
-"""Neurons above this cosine halfway will end in the same direction."""
+MET_COSINE, FIRST_MEETING, MEET_EVERY = 0.95, 3, 2
+"""Neurons above this cosine on their way will end in the same direction. They are looked for after so many steps, and again
+after so many more."""
 PUSH_COSINE = 0.8
 """How far a direction is pushed, to opposite sides, before each half of the rows refines it: unpulled, they agree by 0.28."""
 RARE_SHARE = 0.1
@@ -182,6 +185,12 @@ def default_frequencies(num_rows: int) -> tuple[float, ...]:
     """The part of the frequency ladder that `num_rows` rows can resolve; never empty."""
     resolved = tuple(p for p in FREQUENCY_LADDER if p * num_rows >= ROWS_ABOVE_THRESHOLD)
     return resolved or FREQUENCY_LADDER[-1:]
+
+
+def rows_of_step(recipe: ResonanceRecipe, p: float) -> int:
+    """Rows of one iteration at a frequency."""
+    most = min(recipe.batch_rows, max(LEAST_BATCH_ROWS, math.ceil(ENOUGH_ROWS_ABOVE / p)))
+    return max(most, math.ceil(BATCH_ROWS_ABOVE / p))
 
 
 def frequency_threshold(scores: Float[Tensor, "rows neurons"], p: float) -> Float[Tensor, "neurons"]:
@@ -368,10 +377,10 @@ def _round(
 ) -> _Found:
     """Where starts end, other than at known directions: resonate, merge early, push away, refine on each half."""
     counts = torch.ones(len(w), dtype=torch.long, device=data.device)
-    batch_rows = max(recipe.batch_rows, math.ceil(BATCH_ROWS_ABOVE / p))
+    batch_rows = rows_of_step(recipe, p)
     for step in range(recipe.steps):
         w, sharpness = _step(data, data.batch(rng, batch_rows), w, p)
-        if step == recipe.steps // 2 and step < recipe.steps - 1:
+        if step >= FIRST_MEETING and (step - FIRST_MEETING) % MEET_EVERY == 0 and step < recipe.steps - 1:
             # Neurons that have met follow one path from here on; carrying one of them saves most of the products.
             met = max(MET_COSINE, recipe.merge_cosine)
             w, counts = _unlike(*merge(w, sharpness, met, counts, data.mesh), known, met, data.mesh)
@@ -463,7 +472,8 @@ def neuron_rows_per_second(rows: Float[Tensor, "rows dim"], neurons: int) -> flo
 
 def _thresholds(data: _Halves, index: np.ndarray, w: Tensor, p: float) -> Tensor:
     """The threshold of each neuron on some of the rows."""
-    head = torch.cat(list(data.read(index[:: max(1, len(index) // THRESHOLD_ROWS)])))
+    rows = min(THRESHOLD_ROWS, max(LEAST_THRESHOLD_ROWS, math.ceil(THRESHOLD_ROWS_ABOVE / p)))
+    head = torch.cat(list(data.read(index[:: max(1, len(index) // rows)])))
     # Neurons in rows, seen from the side: the largest of contiguous numbers are found many times faster.
     return torch.cat([frequency_threshold((part @ head.T).T, p) for part in torch.split(w, 512)])
 

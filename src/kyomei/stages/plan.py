@@ -24,7 +24,7 @@ from kyomei.learning.least_squares import GRAM_ADVANTAGE
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.narrowing import widths
 from kyomei.learning.placement import ANCHOR_ROWS, aimed_l0
-from kyomei.learning.resonance import CLARITY_ROWS, POLISH_ROWS, default_frequencies, neuron_rows_per_second
+from kyomei.learning.resonance import CLARITY_ROWS, POLISH_ROWS, default_frequencies, neuron_rows_per_second, rows_of_step
 from kyomei.learning.spaces import Normalisation
 from kyomei.learning.step import Training
 from kyomei.source.model import LanguageModel
@@ -40,8 +40,8 @@ PROBE_STEPS = 5
 PROBE_ROWS = 8192
 USUAL_ROUNDS = 2.0
 """Rounds of resonance on activations, where they often end early."""
-LEFT_AFTER_MERGING = 0.5
-"""Share of the neurons that is carried on once those that met are one."""
+ALL_STEPS, LEFT_AFTER_MERGING = 0.27, 0.4
+"""Share of an iteration's steps that all neurons take, and share of them that is carried on once those that met are one."""
 NUM_NULLS = 2
 CHECK_SEARCHES = 9.0
 """The premise check as a multiple of its searches, measured once on the demo's rows: the rest looks at how codes behave."""
@@ -392,9 +392,9 @@ def _search_work(recipe: ResonanceRecipe, rows: int) -> float:
     """Neurons times rows that one round of starts scores, over all frequencies."""
     work = 0.0
     for p in recipe.frequencies or default_frequencies(int(0.9 * rows)):
-        batch = min(max(recipe.batch_rows, round(10 / p)), rows)
+        batch = min(rows_of_step(recipe, p), rows)
         polished = 2 * 3 * min(POLISH_ROWS, rows // 2)
-        alive = recipe.neurons * (0.5 + 0.5 * LEFT_AFTER_MERGING)
+        alive = recipe.neurons * (ALL_STEPS + (1 - ALL_STEPS) * LEFT_AFTER_MERGING)
         work += recipe.steps * batch * alive + polished * LEFT_AFTER_MERGING * recipe.neurons
     return work
 
