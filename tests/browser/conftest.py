@@ -11,13 +11,13 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
-from tests.views.explorer_samples import NAME, make_explorer, watched_stream
+from tests.views.explorer_samples import NAME, found_goals, make_explorer, watched_stream
 
 from kyomei.views.server import Explorer, Options, app_for
 
@@ -111,7 +111,8 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def explorer(tmp_path_factory: pytest.TempPathFactory) -> Explorer:
     shown = {"verdict": VERDICT, "facts": FACTS, "watched": lambda: [watched_stream()]}
-    return make_explorer(tmp_path_factory.mktemp("run"), names=(NAME, OTHER), **shown)
+    made = make_explorer(tmp_path_factory.mktemp("run"), names=(NAME, OTHER), **shown)
+    return replace(made, goals=lambda: found_goals(made.dictionaries[NAME].digest))
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,7 @@ VIEWS = {
     "feature": "?view=feature&latent=3",
     "try": f"?view=try&text={TEXT}",
     "compare": f"?view=compare&a={NAME}&b={OTHER}",
+    "goals": "?view=goals",
     "watch": "?view=watch",
     "labels": "?view=labels",
 }
@@ -116,6 +117,27 @@ def test_what_is_watched_is_told_and_leads_to_its_features(served: Browsing, exp
     assert seen.said == []
     for empty in serving(replace(explorer, watched=list), served.browser):
         assert words["watch.none"] in empty.look().open("?view=watch").inner_text(".empty")
+
+
+def test_goals_and_their_features_lead_to_each_other(served: Browsing, explorer: Explorer) -> None:
+    seen = served.look()
+    page, words = seen.open("?view=overview"), catalogue("en")
+    page.wait_for_selector("#goals")
+    page.click("section[aria-labelledby=goals] a >> nth=0")
+    page.wait_for_selector("section.goal")
+    assert page.locator("section.goal").count() == 2 and HOSTILE in page.inner_text("section.goal >> nth=0")
+    assert "0.930" in page.inner_text(".by-set >> nth=0") and page.locator(".interval .point").count() == 10
+    assert "2026-02-01" in page.inner_text("section.goal >> nth=1") and "foreign" in page.inner_text("main")
+    page.click("section.goal >> nth=0 >> text='5'")
+    page.wait_for_url("**view=feature*latent=5")
+    page.wait_for_selector(".goals-of")
+    assert "−1.25" in page.inner_text(".goals-of li >> nth=0") and "0.80" in page.inner_text(".goals-of li >> nth=0")
+    assert words["goals.expired_short"] in page.inner_text(".goals-of li >> nth=1")
+    page.click(".goals-of a >> nth=0")
+    page.wait_for_url("**view=goals**")
+    assert seen.said == []
+    page = seen.open(f"?view=goals&dictionary={OTHER}")
+    assert words["goals.none"] in page.inner_text(".empty") and HOSTILE in page.inner_text("main")
 
 
 def test_the_list_is_found_filtered_and_sent_on(served: Browsing, explorer: Explorer) -> None:

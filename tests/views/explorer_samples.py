@@ -109,3 +109,28 @@ def watched_stream(**more: Any) -> dict[str, Any]:
     status["certificate"] |= {"reasons": ["drift"], "changed": [], "unchecked": []}  # type: ignore[operator]
     windows = [{"event": "window", "window": step, "evidence": evidence(step)} for step in range(1, 6)]
     return {"name": "stream", "status": {**status, **more}, "windows": windows}
+
+
+def found_goals(digest: str) -> dict[str, Any]:
+    """Goals as goals.json has them: one is told, one has expired, one is of another dictionary; a name tries to be markup."""
+
+    def figure(value: float) -> dict[str, Any]:
+        return {"value": value, "interval": [value - 0.1, min(1.0, value + 0.05)]}
+
+    def goal(name: str, dictionary: str = digest, **more: Any) -> dict[str, Any]:
+        features = [{"latent": 3, "weight": 2.5, "tokens": [HOSTILE]}, {"latent": 5, "weight": -1.25, "tokens": []}]
+        detector = {"goal": name, "kind": "label", "pooling": "max", "intercept": -1.0, "threshold": 0.4, "features": features}
+        figures = {key: figure(at) for key, at in (("auc", 0.93), ("precision", 0.9), ("recall", 0.8), ("prevalence", 0.2))}
+        others = {"probe": 0.95, "all features": 0.97, "bag of tokens": 0.99}
+        return {
+            "detector": {**detector, "dictionary": dictionary},
+            "told": True,
+            "figures": figures,
+            "beside": {key: {"auc": figure(at), "less": figure(0.02)} for key, at in others.items()},
+            "shuffled": {"median": 0.5, "range": [0.41, 0.6], "p": 0.05},
+            "data": {"documents": {"fit": 400, "choose": 200, "report": 1200}, "groups": 900},
+            **more,
+        }
+
+    expired = {"expired": {"on": "2026-02-01T00:00:00+00:00", "why": "forgotten"}}
+    return {HOSTILE: goal(HOSTILE), "old": goal("old", **expired), "foreign": goal("foreign", "of another")}

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from tests.views.explorer_samples import NAME, client_of, kept_tokens, make_explorer, with_own_labels
+from tests.views.explorer_samples import NAME, client_of, found_goals, kept_tokens, make_explorer, with_own_labels
 from tests.views.live_samples import SITE, TEXT, WIDTH, talking
 from tests.views.samples import HOSTILE
 
-from kyomei.errors import ModelError, RunError
+from kyomei.errors import DataError, ModelError, RunError
 from kyomei.views.live import Live
 from kyomei.views.queries import Index
 from kyomei.views.server import Explorer
@@ -364,6 +364,38 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
             assert client.post("/api/labels", json={"latent": 1, "label": "x"}).status_code == 409
     finally:
         (tmp_path / "run" / "explore").chmod(0o700)
+
+
+def test_goals_lead_to_their_features_and_features_to_their_goals(explorer: Explorer, tmp_path: Path) -> None:
+    known = found_goals(explorer.dictionaries[NAME].digest)
+    with_goals = replace(explorer, goals=lambda: known)
+    for client in client_of(with_goals, read_only=True):
+        found = client.get("/api/goals").json()
+        assert [goal["name"] for goal in found["goals"]] == [HOSTILE, "old"] and found["others"] == ["foreign"]
+        told, old = found["goals"]
+        assert told["set"] == known[HOSTILE]["figures"]["auc"] and told["all"]["value"] == 0.97 and told["expired"] is None
+        assert [(each["latent"], each["weight"]) for each in told["features"]] == [(3, 2.5), (5, -1.25)]
+        row = client.get("/api/features", params={"q": "3"}).json()["rows"]
+        assert told["features"][0]["top_tokens"] == next(each for each in row if each["latent"] == 3)["top_tokens"]
+        assert old["expired"].startswith("2026-02-01")
+        goals = client.get("/api/features/5").json()["goals"]
+        assert [(goal["name"], goal["weight"], goal["recall"]["value"]) for goal in goals] == [
+            (HOSTILE, -1.25, 0.8),
+            ("old", -1.25, 0.8),
+        ]
+        assert client.get("/api/features/4").json()["goals"] == []
+        other = client.get("/api/goals", params={"dictionary": "replicas-1"}).json()
+        assert other == {"goals": [], "others": [HOSTILE, "old", "foreign"]}
+
+    def damaged() -> Any:
+        raise DataError("goals", "damage", "find them again with `kyomei goals`")
+
+    for client in client_of(replace(explorer, goals=damaged), read_only=True):
+        assert client.get("/api/goals").json()["do"] == "find them again with `kyomei goals`"
+        assert client.get("/api/features/5").json()["goals"] == []
+    export_to(with_goals, tmp_path / "site", "en")
+    held = json.loads((tmp_path / "site/data" / NAME / "goals.json").read_text(encoding="utf-8"))
+    assert [goal["name"] for goal in held["goals"]] == [HOSTILE, "old"]
 
 
 # ── An export ──

@@ -10,6 +10,7 @@ from typing import Any
 from kyomei.atomic import sha256_of
 from kyomei.dictionary.formats import load
 from kyomei.errors import KyomeiError, RunError
+from kyomei.evidence.goals.detector import read_goals
 from kyomei.evidence.verdict import verdict
 from kyomei.locks import refuse_if_locked
 from kyomei.runs import MANIFEST, Run, plain
@@ -85,6 +86,7 @@ def explorer_of(run: Run) -> Explorer:
         revision=source.revision,
         redaction=None if (masked := redaction_of(run)) is None else masked.sha256,
         watched=lambda: streams(run.path(WATCHES)),
+        goals=lambda: read_goals(run.folder),
     )
 
 

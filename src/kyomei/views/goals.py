@@ -92,6 +92,36 @@ def goal_lines(goals: Mapping[str, Mapping[str, Any]], speech: Speech) -> list[d
     return lines
 
 
+def shown_goals(goals: Mapping[str, Mapping[str, Any]], digest: str) -> list[dict[str, Any]]:
+    """The goals of one dictionary as pages show them, in the order of the file: plain values, and no text but their names.
+
+    Args:
+        goals: by name, as goals.json has them.
+        digest: SHA-256 of the dictionary's file.
+
+    Returns:
+        Of each goal "name", "kind", "told", "expired" (when, or none), "pooling", "threshold", "features" ("latent", "weight"),
+        "measure" (AUC or R²), "set", "precision", "recall" and "prevalence" (figures, those of a label only where it is one),
+        "probe", "all" and "bag" (figures of what else could), "shuffled" ("median" and "range"), "documents" by part, "groups".
+    """
+    shown = []
+    for name, goal in goals.items():
+        detector, figures, beside = goal["detector"], goal["figures"], goal["beside"]
+        if detector["dictionary"] != digest:
+            continue
+        measure, figure = goal_figure(goal)
+        key = "auc" if measure == "AUC" else "r2"
+        others = {"probe": "probe", "all": "all features", "bag": "bag of tokens"}
+        one = {"name": name, "told": goal["told"], "expired": (goal.get("expired") or {}).get("on"), "measure": measure}
+        one |= {name: detector[name] for name in ("kind", "pooling", "threshold")}
+        one["features"] = [{"latent": each["latent"], "weight": each["weight"]} for each in detector["features"]]
+        one |= {"set": figure, **{name: figures[name] for name in ("precision", "recall", "prevalence") if name in figures}}
+        one |= {short: beside[long][key] for short, long in others.items()}
+        one["shuffled"] = {name: goal["shuffled"][name] for name in ("median", "range")}
+        shown.append({**one, "documents": goal["data"]["documents"], "groups": goal["data"]["groups"]})
+    return shown
+
+
 def _line(name: str, figure: Mapping[str, Any], speech: Speech) -> tuple[str, str, str]:
     low, high = figure["interval"]
     return name, speech.number(figure["value"]), speech.written(f"{format_number(low)}–{format_number(high)}")

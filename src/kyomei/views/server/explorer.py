@@ -57,6 +57,7 @@ class Explorer:
         force_bos, max_norm: as `Live` takes them.
         revision: of the language model.
         watched: what is known of every stream that is watched with this run's dictionary, see `views.watch.streams`.
+        goals: what the run knows of its goals, by name, as goals.json has them.
         redaction: digest of what is to be masked in every text; an index made otherwise is not shown. None: nothing is.
     """
 
@@ -76,6 +77,7 @@ class Explorer:
     revision: str | None = None
     redaction: str | None = None
     watched: Callable[[], list[dict[str, Any]]] = list
+    goals: Callable[[], Mapping[str, Mapping[str, Any]]] = dict
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ def _add_dictionary(reading: Reading, name: str, writer: _Writer, progress: Call
     index, folder = reading.shelf.index(name), f"data/{name}"
     writer.add(f"{folder}/overview.json", reading.overview(name))
     writer.add(f"{folder}/map.json", index.map())
+    writer.add(f"{folder}/goals.json", reading.goals(name))
     writer.add(f"{folder}/list.json", _whole_list(reading, name))
     for latent, examples in index.examples_of_all():
         writer.add(f"{folder}/features/{latent}.json", {**reading.feature(name, latent), "examples": examples})

@@ -10,6 +10,7 @@ from fastapi.responses import PlainTextResponse, Response
 from kyomei import __version__
 from kyomei.errors import KyomeiError, RunError
 from kyomei.views import strings
+from kyomei.views.goals import shown_goals
 from kyomei.views.labels import Label, Labels
 from kyomei.views.queries import MOST_ROWS
 from kyomei.views.server.answers import Missing, plain_numbers
@@ -81,8 +82,28 @@ class Reading:
         found: dict[str, Any] = plain_numbers({"streams": self.explorer.watched()})
         return found
 
+    def goals(self, dictionary: str | None) -> dict[str, Any]:
+        """The "goals" of a dictionary, their features with what a list says of them; "others" are of another dictionary."""
+        chosen, known = self.shelf.dictionary(dictionary), self.explorer.goals()
+        shown: list[dict[str, Any]] = plain_numbers(shown_goals(known, chosen.digest))
+        briefly = self._briefly(chosen.name, [each["latent"] for goal in shown for each in goal["features"]])
+        rows = {row["latent"]: row for row in labelled(list(briefly.values()), self.labels_of(chosen))}
+        for goal in shown:
+            goal["features"] = [{**rows.get(each["latent"], {}), **each} for each in goal["features"]]
+        own = {goal["name"] for goal in shown}
+        return {"goals": shown, "others": [name for name in known if name not in own]}
+
+    def _goals_with(self, dictionary: Explored, latent: int) -> list[dict[str, Any]]:
+        """The goals whose detector reads a latent, with its "weight"; none where they cannot be read, as their page says."""
+        try:
+            shown: list[dict[str, Any]] = plain_numbers(shown_goals(self.explorer.goals(), dictionary.digest))
+        except KyomeiError:
+            return []
+        weights = {goal["name"]: {each["latent"]: each["weight"] for each in goal["features"]} for goal in shown}
+        return [{**goal, "weight": weights[goal["name"]][latent]} for goal in shown if latent in weights[goal["name"]]]
+
     def feature(self, dictionary: str | None, latent: int) -> dict[str, Any]:
-        """Everything known of a latent, "why" it has its status and "origin_words" in sentences, and its "labels"."""
+        """Everything known of a latent, "why" it has its status and "origin_words" in sentences, its "labels" and "goals"."""
         chosen, index = self.shelf.dictionary(dictionary), self.shelf.index(dictionary)
         found = index.feature(latent)
         if found is None:
@@ -93,7 +114,7 @@ class Reading:
             words = {"why": why(entry, rule), "origin_words": origin_words(entry)}
         null = (index.facts.get("certificate") or {}).get("null")
         labels = [entry.to_dict() for entry in self.labels.of(chosen.name, chosen.digest, latent)]
-        return {**found, **words, "rule": rule, "null": null, "labels": labels}
+        return {**found, **words, "rule": rule, "null": null, "labels": labels, "goals": self._goals_with(chosen, latent)}
 
     def features(self, dictionary: str | None, **asked: Any) -> dict[str, Any]:
         """A page of the list, with the label of each latent that has one."""
@@ -195,6 +216,10 @@ def _add_whole(router: APIRouter, reading: Reading) -> None:
     @router.get("/watch")
     def watched() -> dict[str, Any]:
         return reading.watched()
+
+    @router.get("/goals")
+    def goals(dictionary: Dictionary = None) -> dict[str, Any]:
+        return reading.goals(dictionary)
 
     @router.get("/map")
     def places(dictionary: Dictionary = None) -> Response:

@@ -4,6 +4,7 @@ import { go, Link, read, useAddress } from "./address.js";
 import * as data from "./data.js";
 import { Compare } from "./pages/compare.js";
 import { Feature } from "./pages/feature.js";
+import { Goals } from "./pages/goals.js";
 import { Labels } from "./pages/labels.js";
 import { List } from "./pages/list.js";
 import { Login } from "./pages/login.js";
@@ -13,8 +14,8 @@ import { Watch } from "./pages/watch.js";
 import { Failure, Notice, Waiting } from "./parts.js";
 import { language, rich, said, speak, t } from "./words.js";
 
-const PAGES = { overview: Overview, list: List, feature: Feature, try: Try, compare: Compare, watch: Watch, labels: Labels };
-const IN_MENU = ["overview", "list", "try", "compare", "watch", "labels"];
+const PAGES = { overview: Overview, list: List, feature: Feature, try: Try, compare: Compare, goals: Goals, watch: Watch, labels: Labels };
+const IN_MENU = ["overview", "list", "try", "compare", "goals", "watch", "labels"];
 const MODEL_SECONDS = 1.5;
 
 function remembered(name) {
@@ -150,7 +151,7 @@ function moveInList(event) {
   links[Math.max(0, Math.min(links.length - 1, to))].focus();
 }
 
-const needsIndex = ["overview", "list", "feature"];
+const needsIndex = ["overview", "list", "feature", "goals"];
 
 function App() {
   const address = useAddress();

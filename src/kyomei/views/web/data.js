@@ -66,6 +66,7 @@ export const state = (dictionary) => (isStatic ? file("state") : get("state", { 
 export const strings = (lang) => (isStatic ? file(`strings-${lang}`) : get("strings", { lang }));
 export const overview = (dictionary) => (isStatic ? file(`${named(dictionary)}/overview`) : get("overview", { dictionary }));
 export const map = (dictionary) => (isStatic ? file(`${named(dictionary)}/map`) : get("map", { dictionary }));
+export const goals = (dictionary) => (isStatic ? file(`${named(dictionary)}/goals`) : get("goals", { dictionary }, false));
 export const watch = () => (isStatic ? file("watch") : get("watch", {}, false));
 export const exportAddress = `${base}/labels/export`;
 

@@ -5,6 +5,7 @@ import { examples, feature, isStatic } from "../data.js";
 import { Badge, Bars, Chip, Chips, Failure, Meter, Notice, originName, statusMeaning, useAsked, Waiting } from "../parts.js";
 import { fixed, percent, rich, short, t, whole } from "../words.js";
 import { Example } from "./example.js";
+import { GoalFigures, signed } from "./goals.js";
 import { LabelCard } from "./label.js";
 
 const DENSE = 0.1;
@@ -133,6 +134,13 @@ function Logits({ found }) {
   return html`<section class="near logits"><h3>${t("logits.title")}</h3><p class="soft small">${t("logits.about")}</p>${side(found.logits_top, "up", t("logits.up"))}${side(found.logits_bottom, "down", t("logits.down"))}</section>`;
 }
 
+function GoalsOf({ found, dictionary }) {
+  if (!found.goals?.length) return null;
+  return html`<section class="near"><h3>${t("page.goals")}</h3><p class="soft small">${t("feature.goals_about")}</p>
+    <ul class="goals-of" data-list>${found.goals.map((goal) => html`<li><${Link} data-item to=${{ view: "goals", dictionary, goal: goal.name }}><bdi>${goal.name}</bdi><//><span class="num">${t("feature.goal_weight", { weight: signed(goal.weight) })}</span>
+      <span class="soft small">${goal.expired ? t("goals.expired_short") : goal.told ? html`<${GoalFigures} goal=${goal} />` : t("goal.not_told")}</span></li>`)}</ul></section>`;
+}
+
 function Tokens({ found }) {
   const tokens = found.certificate?.tokens;
   if (!tokens?.length) return null;
@@ -163,6 +171,7 @@ export function Feature({ state, dictionary, facts, address }) {
       ${found.frequency > 0 && html`<${Examples} found=${found} dictionary=${dictionary} state=${state} />`}
     </div><div class="side-column">
       <${LabelCard} found=${found} dictionary=${dictionary} state=${state} changed=${asked.again} />
+      <${GoalsOf} found=${found} dictionary=${dictionary} />
       <${Tokens} found=${found} />
       <${Logits} found=${found} />
       <${Partners} found=${found} state=${state} />

@@ -1,9 +1,10 @@
 // What can be trusted, before anything else; then the map; then the evidence that the answer rests on.
 import { html, useMemo } from "../vendor/preact-htm.module.js";
 import { Link } from "../address.js";
-import { isStatic, overview } from "../data.js";
+import { goals, isStatic, overview } from "../data.js";
 import { Bars, Failure, originName, ORIGINS, Points, Shares, STATUSES, statusName, useAsked, Waiting } from "../parts.js";
 import { coded, fixed, is, named, percent, rich, said, short, t, whole } from "../words.js";
+import { GoalList } from "./goals.js";
 import { FeatureMap } from "./map.js";
 
 const LEVELS = { trust: "good", partly: "fair", "do not trust": "poor", "not tested": "none" };
@@ -90,6 +91,13 @@ function Frontier({ points }) {
     <tbody>${points.map((point) => html`<tr><th scope="row" class=${tone(point) ? `is-${tone(point)}` : ""}><i class="dot" aria-hidden="true"></i><span lang="en">${point.name || point.label}</span>${!point.name && several(point) ? html` <span class="soft">${t("why.replica", { number: number(point) })}</span>` : ""}</th><td class="num">${fixed(point.l0, 1)}</td><td class="num">${percent(point.fvu)}</td></tr>`)}</tbody></table></div></section>`;
 }
 
+/** What a run knows of its goals, in a line each; nothing where there is none. */
+function Goals({ dictionary }) {
+  const found = useAsked(() => goals(dictionary), [dictionary]).value?.goals ?? [];
+  if (!found.length) return null;
+  return html`<section class="card" aria-labelledby="goals"><h2 id="goals">${t("page.goals")}</h2><p class="soft small">${t("overview.goals_about")}</p><${GoalList} goals=${found} dictionary=${dictionary} /></section>`;
+}
+
 function seconds(entry) {
   const spent = (Date.parse(entry.ended) - Date.parse(entry.began)) / 1000;
   return is(spent) && spent >= 0 ? spent : null;
@@ -116,6 +124,6 @@ export function Overview({ dictionary, facts, address }) {
     <div class="first"><${Verdict} verdict=${found.verdict} counts=${{ certified: found.status.certified, width: found.width, null: found.certificate?.null?.false_positive_rate }} /><${Certificate} found=${found} dictionary=${dictionary} /></div>
     <${FeatureMap} dictionary=${dictionary} address=${address} />
     <div class="pair"><${Spectrum} found=${found} /><${Frontier} points=${run.frontier} /></div>
-    <${Premises} premises=${run.premises} /><${Cost} run=${run} found=${found} />
+    <${Goals} dictionary=${dictionary} /><${Premises} premises=${run.premises} /><${Cost} run=${run} found=${found} />
     ${isStatic ? "" : html`<p class="soft small"><${Link} to=${{ view: "list", dictionary }}>${t("overview.to_list")}<//></p>`}`;
 }
