@@ -3,16 +3,19 @@
     kyomei demo                                       # a certified run
     python bench/goals.py --run runs/demo --out bench/data/goals.json
 
-named     A set of three words is drawn from those that the certificate names: the strongest token of a certified feature that
-          the token explains. Into half of some documents without these words eight of them are put, at random places. The label
-          is that they are there.
+named     A set of three words is drawn from those that the dictionary has a feature for: the word is the strongest token of a
+          certified feature whose origin is the token, and that feature is active on at least 95 % of the word's occurrences, of
+          which there are at least twenty, in the evidence text, which no replica saw. Into half of some documents without these
+          words eight of them are put, at random places. The label is that they are there.
 drawn     The same with three words drawn from the frequent words of the run's text, whether or not any feature stands for them.
 random    On the documents of `real`, labels drawn at random, 100 times by document and 100 times by group: how often does the
           interval of the AUC cover 0.5?
 real      Kinds of documents, a goal each: modules of the standard library that the model never saw, its tests, Debian's manual
           pages in English and in German, and its copyright files. A group is a file, of which at most four pieces are taken.
 
-The search, its baselines and its nulls are those of `kyomei goals`, which is called for all but `random`.
+curve     On the documents of `real`: sets of 1 to 20 features beside the probe, and the least size that comes within 0.03.
+
+The search, its baselines and its nulls are those of `kyomei goals`, which is called for all but `random` and `curve`.
 """
 
 from __future__ import annotations
@@ -31,25 +34,29 @@ from typing import Any
 
 import numpy as np
 
+from kyomei.dictionary.formats import load
+from kyomei.evidence.goals.baselines import all_features, probe
 from kyomei.evidence.goals.search import smallest_as_good
-from kyomei.evidence.goals.targets import Target, three_parts
+from kyomei.evidence.goals.targets import Target, targets, three_parts
 from kyomei.evidence.goals.telling import Search
+from kyomei.evidence.survey import survey
 from kyomei.runs import Run
 from kyomei.source.labelled import LabelledFile, Labels
 from kyomei.source.parts import unit_hash
 from kyomei.source.stdlib import stdlib_documents
-from kyomei.stages.goals import Asked, goals_run
+from kyomei.stages.goals import Asked, goals_run, searched
 from kyomei.stages.harvest import load_model
-from kyomei.stages.harvested import tokens_of
+from kyomei.stages.harvested import activations, tokens_of
 from kyomei.stages.pools import Subject, pools_of
 from kyomei.stages.progress import Reporter
 
 SETS, WORDS, PUT = 4, 3, 8
 PLANTED_DOCUMENTS, PLANTED_CHARACTERS = 320, 350
 FREQUENT = 100
-TOKEN_R2 = 0.4
+FIRES, OCCURRENCES = 0.95, 20
 KIND_DOCUMENTS, PIECE_CHARACTERS, PIECES = 240, 500, 4
 LABELLINGS = 100
+LARGEST, NEAR = 20, 0.03
 MANUALS = Path("/usr/share/man")
 _MARKUP = re.compile(r"\\f\(?..|\\f.|\\\((..)|\\.")
 """What says how a manual page looks, umlauts among it."""
@@ -67,10 +74,20 @@ def pieces(text: str, length: int, rng: random.Random, count: int) -> list[str]:
 
 
 def named_words(run: Run) -> list[str]:
-    """Words that explain a certified feature, as its certificate says."""
+    """Words that have a certified feature, which is active wherever they stand in text that no replica saw."""
     by_token = [feature for feature in Subject.of(run).features if feature["origin"]["kind"] == "token" and feature["tokens"]]
-    explained = {f["tokens"][0][0] for f in by_token if f["origin"]["r2"]["token"] >= TOKEN_R2}
-    return sorted(filter(is_word, explained))
+    rows, numbers = activations(run, "evidence"), {text: i for i, text in enumerate(load_model(run.recipe).vocabulary())}
+    ids = tokens_of(run, "evidence").ids.flatten().numpy()[rows.row_tokens()]
+    (found,) = survey([load(run.path("replicas/0"))], rows, np.arange(len(ids)))
+    assert found.code is not None
+    words = set()
+    for feature in by_token:
+        word = feature["tokens"][0][0]
+        here = np.flatnonzero(ids == numbers[word])
+        if is_word(word) and len(here) >= OCCURRENCES:
+            active = (found.code[here][:, [feature["index"]]] > 0).sum() / len(here)
+            words |= {word} if active >= FIRES else set()
+    return sorted(words)
 
 
 def frequent_words(run: Run) -> list[str]:
@@ -165,7 +182,7 @@ def random_labels(run: Run, path: Path) -> dict[str, Any]:
     subject, model = Subject.of(run), load_model(run.recipe)
     file = LabelledFile(path)
     labels = Labels.read(file)
-    pools = pools_of(subject, file, labels, model, Reporter())
+    pools, _ = pools_of(subject, file, labels, model, Reporter())
     names = [str(group) for group in labels.groups]
     numbers = np.unique(names, return_inverse=True)[1]
     found = {}
@@ -193,6 +210,25 @@ def random_labels(run: Run, path: Path) -> dict[str, Any]:
     return found
 
 
+def curves(run: Run, path: Path) -> dict[str, Any]:
+    """By goal the AUC of the set of each size, the probe's, and the least size that comes within 0.03 of it."""
+    subject, model = Subject.of(run), load_model(run.recipe)
+    file = LabelledFile(path)
+    labels = Labels.read(file)
+    pools, _ = pools_of(subject, file, labels, model, Reporter())
+    found = {}
+    for target in (target for name, said in labels.goals.items() for target in targets(name, said)):
+        search = searched(target, [str(group) for group in labels.groups], run.recipe.seed)
+        (scores, _) = probe(pools.rows, search.sides())
+        sets = search.sets(pools.features, most=LARGEST)
+        reached = {len(each.features): search.told(each.values(pools.features))["value"] for each in sets}
+        (whole, _), beside = all_features(pools.features, search.sides()), search.told(scores)["value"]
+        least = next((size for size, auc in reached.items() if auc >= beside - NEAR), None)
+        others = {"probe": beside, "all": search.told(whole)["value"]}
+        found[target.name] = {**others, "auc by size": reached, "within 0.03 from": least}
+    return found
+
+
 def line(name: str, goal: dict[str, Any]) -> str:
     """One row of the table."""
     figures, beside = goal["figures"], goal["beside"]
@@ -215,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--parts", nargs="*", default=["named", "drawn", "real", "random"])
+    parser.add_argument("--parts", nargs="*", default=["named", "drawn", "real", "random", "curve"])
     asked = parser.parse_args()
     run, work = Run.open(asked.run), asked.run / "goals"
     work.mkdir(exist_ok=True)
@@ -234,10 +270,10 @@ def main() -> None:
             print(kinds_file(work / "kind.jsonl"))
             results[part] = {name: brief(goal) for name, goal in find(run, work / "kind.jsonl").items()}
         else:
-            results[part] = random_labels(run, work / "kind.jsonl")
-            print(results[part])
+            results[part] = (random_labels if part == "random" else curves)(run, work / "kind.jsonl")
+            print(json.dumps(results[part], indent=1))
         print(part, round(time.monotonic() - began), "seconds")
-        for name, goal in results[part].items() if part != "random" else ():
+        for name, goal in results[part].items() if part not in ("random", "curve") else ():
             print(line(name, goal))
         asked.out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
 

