@@ -317,6 +317,52 @@ def test_nothing_of_a_forgotten_document_is_left_in_any_artefact(place: Path) ->
     assert audit(run, Reporter())["whole"]
 
 
+def test_what_a_goal_keeps_of_a_forgotten_document_goes_and_the_goal_expires(place: Path, tmp_path: Path) -> None:
+    run, kept = Run.open(place / "R"), document_of(place / "H", EVIDENCE)
+    peculiar = Peculiar(place / "H", kept.sha256)
+    with run.lock():
+        for replica in ("1", "2"):  # the same once more: all is certified
+            shutil.copytree(run.path("replicas/0"), run.path(f"replicas/{replica}"), dirs_exist_ok=True)
+    done("certify", run.folder)
+    tokens = Tokens.load(place / "H/tokens/replica-1")
+    pieces = [text[at : at + 120] for text in (d.text for d in tokens.documents) for at in range(0, len(text) - 120, 120)]
+    records = [{"text": piece, "label": number % 2} for number, piece in enumerate(dict.fromkeys(pieces[:80])) if piece.strip()]
+    whole = Tokens.load(place / "H/tokens/evidence").documents[kept.number].text
+    for name, more in (("with", [{"text": whole, "label": 1}]), ("without", [])):
+        lines = [json.dumps(record) + "\n" for record in (*records, *more)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+        done("goals", run.folder, "--labels", tmp_path / f"{name}.jsonl")
+    before = {goal["data"]["encoded"]: name for name, goal in run.read_json("goals.json")["goals"].items()}
+    assert {path.name for path in (place / "R/goals").iterdir()} == set(before) and set(before.values()) == {"with", "without"}
+    named = run.read_json("goals.json")["goals"]["without"]["detector"]["features"]
+    done("detect", run.folder, "with", "import os")
+
+    facts = json.loads(done("forget", place / "H", "--document", kept.id, "--json").stdout)
+
+    assert peculiar.found_in(place / "R") == []
+    assert not any(found["file"].startswith("goals") for found in audit(run.folder, Reporter())["broken"])
+    assert facts["goals"] == [{"run": "../R", "goal": "with", "file": "with.jsonl"}]
+    assert [before[path.name] for path in (place / "R/goals").iterdir()] == ["without"]
+    goals = run.read_json("goals.json")["goals"]
+    assert goals["with"]["expired"]["why"].startswith("documents that it was found with were forgotten on 2")
+    assert "expired" not in goals["without"] and not any(f["tokens"] for f in goals["without"]["detector"]["features"])
+    assert [f["weight"] for f in goals["without"]["detector"]["features"]] == [f["weight"] for f in named]
+    stone = json.loads((place / "R/forgotten.json").read_text())["forgotten"][0]
+    assert stone["goals"] == facts["goals"] and len(stone["files"]["goals.json"]["old"]) == 64
+    assert all(each["new"] is None for name, each in stone["files"].items() if name.startswith("goals/"))
+    assert "'with', which has expired" in refused("detect", run.folder, "with", "import os")
+    done("detect", run.folder, "without", "import os")
+    page = (place / "R/report.html").read_text()
+    assert "The goal with has expired" in page and "The goal without has expired" not in page
+    shutil.rmtree(place / "R/goals")  # nobody knows any more what a goal was found with
+    later = document_of(place / "H", LEARNT)
+    assert [goal["goal"] for goal in forget(place / "H", [later.id], Reporter())["goals"]] == ["without"]
+    done("certify", run.folder)
+    (tmp_path / "with.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    done("goals", run.folder, "--labels", tmp_path / "with.jsonl")
+    done("detect", run.folder, "with", "import os")
+
+
 def test_rows_that_a_model_made_beside_the_document_are_gone_and_others_are_as_they_were(place: Path, made: Path) -> None:
     kept = document_of(place / "H", EVIDENCE)
     site = next((place / "H/activations/evidence").iterdir()).name

@@ -18,7 +18,7 @@ from typing import Any
 
 from kyomei.evidence.controls import RANDOM_WEIGHTS
 from kyomei.evidence.goals.detector import FILE as GOALS
-from kyomei.evidence.goals.detector import read_goals
+from kyomei.evidence.goals.detector import standing_goals
 from kyomei.evidence.verdict import decide
 from kyomei.provenance import now
 from kyomei.runs import Run
@@ -90,11 +90,12 @@ def _made_from(run: Run) -> dict[str, str]:
 def own_goals(run: Run) -> dict[str, dict[str, Any]]:
     """Of every goal of the run's own dictionary, by name, what it is measured by, the figure and its interval.
 
-    Goals that an earlier dictionary told, or one from elsewhere, are left out, and so are those without a finite figure.
+    Goals that an earlier dictionary told, or one from elsewhere, are left out, and so are those that have expired or have no
+    finite figure.
     """
     found: dict[str, dict[str, Any]] = {}
     own = set(run.digests([f"{own_pair(run).places[0]}/sae.safetensors"]).values())
-    for name, goal in read_goals(run.folder).items():
+    for name, goal in standing_goals(run.folder).items():
         key = "auc" if "auc" in goal["figures"] else "r2"
         figure = goal["figures"][key]
         if goal["detector"]["dictionary"] in own and figure["value"] is not None and None not in figure["interval"]:

@@ -61,7 +61,7 @@ class TextDetector:
         goal: all that the run knows of the goal, as plain values.
 
     Raises:
-        RunError: there is no such goal, or the dictionary is not the one that it was found with.
+        RunError: there is no such goal, it has expired, or the dictionary is not the one that it was found with.
     """
 
     def __init__(self, run: Run | Path | str, goal: str) -> None:
@@ -73,6 +73,9 @@ class TextDetector:
             do = "choose one of them" if goals else f"find goals first: `kyomei goals {run.folder} --labels FILE`"
             raise RunError(f"a goal of the run{': ' + ', '.join(goals) if goals else ''}", found, do)
         self.goal, self.detector = goals[goal], Detector.of(goals[goal]["detector"])
+        if (expired := self.goal.get("expired")) is not None:
+            do = "find it again with `kyomei goals`, from the labelled text without them"
+            raise RunError("a goal that holds", f"'{goal}', which has expired: {expired['why']}", do)
         place = self.goal["dictionary"]
         file = f"{place['path']}/sae.safetensors"
         if run.digests([file]).get(file) != self.detector.dictionary:

@@ -1,10 +1,11 @@
-"""What a report rests on, and what it says of certificates from which a document was taken away."""
+"""What a report rests on, and what it says of certificates and goals from which a document was taken away."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from kyomei.evidence.certificate import Certificate
+from kyomei.evidence.goals.detector import read_goals
 from kyomei.runs import Run
 from kyomei.stages.arms import trained_pairs
 from kyomei.stages.certify import certificate_path
@@ -23,7 +24,7 @@ def drawn_from(run: Run) -> dict[str, str]:
 
 
 def expired_words(run: Run, speech: Speech) -> list[str]:
-    """A sentence for each certificate that has expired because documents were forgotten."""
+    """A sentence for each certificate and goal that has expired because documents were forgotten."""
     words = []
     for name, path in _certificates(run).items():
         expired = Certificate.read(path).expired if path.exists() else None
@@ -31,6 +32,10 @@ def expired_words(run: Run, speech: Speech) -> list[str]:
             date = speech.date(str(expired["on"]))
             named = dictionary_title(name, speech)
             words.append(speech.t("state.forgotten_certificate", name=named, date=date, folder=run.folder))
+    for name, goal in read_goals(run.folder).items():
+        if (gone := goal.get("expired")) is not None:
+            date = speech.date(str(gone["on"]))
+            words.append(speech.t("state.forgotten_goal", name=name, date=date, folder=run.folder))
     return words
 
 

@@ -78,8 +78,8 @@ def forget(
         agree: is asked once it is known what goes.
 
     Returns:
-        "harvest", "documents", "runs", "files" (by run), "weights" that learnt from them, "certificates" that have expired,
-        "labels" blanked, "exports" and "source", which were not touched.
+        "harvest", "documents", "runs", "files" (by run), "weights" that learnt from them, "certificates" and "goals" that have
+        expired, "labels" blanked, "exports" and "source", which were not touched.
 
     Raises:
         RunError: no such document; a part would have no row left; a run is locked or cannot be written to; no consent.
@@ -120,16 +120,15 @@ def _begun(host: Run, runs: Sequence[Run], documents: Sequence[Kept], reporter: 
     """Stage everything that changes, and write the journal."""
     digests = {document.sha256 for document in documents}
     trace = trace_of(_stores(runs), digests)
-    parts = {document.part for document in documents}
     told = {sha: [d for d in documents if d.sha256 == sha] for sha in sorted(digests)}
     begun = Journal(now(), [_stone(sha, of) for sha, of in told.items()])
     renewed: dict[Path, Change] = {}
     with reporter.progress("forget") as progress:
         for number, run in enumerate(sorted(runs, key=lambda run: NAMED in run.manifest), 1):
             change = Change(Path(os.path.relpath(run.folder.resolve(), host.folder.resolve())).as_posix())
-            purge = Purge(run, change, parts, begun.on, trace)
+            purge = Purge(run, change, begun, trace)
             if run.path("tokens").is_dir():
-                purge.harvest(digests)
+                purge.harvest()
                 new = digest(run, {name: sha for name, sha in change.new.items() if sha})
                 change.harvest = {"old": digest(run), "new": new}
                 renewed[run.folder.resolve()] = change
@@ -156,6 +155,7 @@ def _told(host: Run, runs: Sequence[Run], begun: Journal, trace: Trace | None) -
     return {
         "weights": [f"{change.folder}/{place}" for run, change in _zipped(host, runs, begun) for place in _learnt(run, parts)],
         "certificates": [f"{c.folder}/{name}" for c in begun.changes for name in c.new if Path(name).name == CERTIFICATE],
+        "goals": [{"run": c.folder, "goal": goal, "file": file} for c in begun.changes for goal, file in c.goals.items()],
         "exports": [_reached(entry, run, trace) for run in runs for entry in exports_of(run) if entry.get("text")],
         "source": host.recipe.source.address,
     }
@@ -165,11 +165,10 @@ def _followed(host: Run, late: Sequence[Run], reporter: Reporter) -> dict[str, A
     """Let runs that were elsewhere follow what their harvest has forgotten; what quotes it is no longer known."""
     entries = Tombstones.read(host.folder).entries
     stones = [document for entry in entries for document in entry["documents"]]
-    parts = {part for document in stones for part in document["parts"]}
     begun = Journal(now(), stones)
     for run in late:
         change = Change(Path(os.path.relpath(run.folder.resolve(), host.folder.resolve())).as_posix())
-        Purge(run, change, parts, begun.on, None).derived()
+        Purge(run, change, begun, None).derived()
         named, learnt_from = run.manifest[NAMED], Run.open(_named_folder(run))
         change.harvest = {"old": named["sha256"], "new": digest(learnt_from)}
         change.facts = {NAMED: {**named, "sha256": change.harvest["new"]}, "split": learnt_from.manifest["split"]}
@@ -198,6 +197,7 @@ def _finished(host: Run, runs: Sequence[Run], begun: Journal, reporter: Reporter
         "runs": [str(run.folder) for run, _ in changed],
         "files": {change.folder: sorted(change.new) for _, change in changed},
         "labels": sum(len(change.labels) for _, change in changed),
+        "goals": [],
         **begun.told,
     }
 
@@ -222,7 +222,7 @@ def _redrawn(run: Run, change: Change, reporter: Reporter) -> None:
 def _nothing(host: Run) -> dict[str, Any]:
     found = Tombstones.read(host.folder)
     documents = [document for entry in found.entries for document in entry["documents"]]
-    none: dict[str, Any] = {"runs": [], "files": {}, "labels": 0, "weights": [], "certificates": [], "exports": []}
+    none: dict[str, Any] = {"runs": [], "files": {}, "labels": 0, "weights": [], "certificates": [], "goals": [], "exports": []}
     return {"harvest": str(host.folder), "documents": [], "before": documents, **none, "source": host.recipe.source.address}
 
 

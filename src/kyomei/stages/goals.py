@@ -83,12 +83,12 @@ def goals_run(run: Run, asked: Asked, reporter: Reporter, *, dictionary: str | N
     groups = [group if group is not None else f"\0{text}" for group, text in zip(labels.groups, labels.texts, strict=True)]
     # Too little text is said before any of it is encoded.
     searches = [
-        _search(target, groups, run.recipe.seed) for name, said in labels.goals.items() for target in targets(name, said)
+        searched(target, groups, run.recipe.seed) for name, said in labels.goals.items() for target in targets(name, said)
     ]
     names = ", ".join(search.target.name for search in searches)
     reporter.note(f"{file.path}: {len(labels.texts):,} documents in {len(set(groups)):,} groups; goals: {names}")
-    pools = pools_of(subject, file, labels, model, reporter)
-    data = {"file": file.path.name, "sha256": file.sha256()}
+    pools, encoded = pools_of(subject, file, labels, model, reporter)
+    data = {"file": file.path.name, "sha256": file.sha256(), "encoded": encoded}
     found = {}
     with reporter.progress("searching") as tick:
         for number, search in enumerate(searches):
@@ -131,7 +131,12 @@ def nothing_certified(run: Run) -> bool:
     return own is not None and not own.certified
 
 
-def _search(target: Target, groups: list[str], seed: int) -> Search:
+def searched(target: Target, groups: list[str], seed: int) -> Search:
+    """A goal with its documents shared out, as the seed draws them.
+
+    Raises:
+        DataError: there are too few groups with the label or without it.
+    """
     parts = three_parts(target, groups, lambda group: unit_hash(seed, f"goals {group}"))
     names = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     own = np.array([names[groups[document]] for document in target.documents.tolist()], dtype=np.int64)

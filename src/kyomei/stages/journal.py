@@ -33,6 +33,7 @@ class Change:
         facts: what the manifest says from then on.
         harvest: "old" and "new" SHA-256 of the harvest that the run holds or names; empty: it stays as it is.
         labels: ids of the entries that are blanked.
+        goals: that expire, by name, with the name of the file of labelled text that each was found with.
         report: whether the run had a report, which is drawn anew.
     """
 
@@ -42,6 +43,7 @@ class Change:
     facts: dict[str, Any] = field(default_factory=dict)
     harvest: dict[str, str] = field(default_factory=dict)
     labels: list[str] = field(default_factory=list)
+    goals: dict[str, str] = field(default_factory=dict)
     report: bool = False
 
     def replace(self, run: Run, name: str, content: bytes) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ from kyomei.stages.progress import Reporter
 FOLDER = "goals"
 """Where pooled activations are, in a run's folder; without them, documents are encoded again."""
 SHARD_DOCUMENTS = 256
-_ROWS, _TOKENS, _INDEX = "rows", "tokens", "index.json"
+_ROWS, _TOKENS, _INDEX, _TEXTS = "rows", "tokens", "index.json", "texts"
 _VERSION = 1
 
 
@@ -103,18 +103,46 @@ class Subject:
         return {own: self.latents, **partners}
 
 
-def pools_of(subject: Subject, file: LabelledFile, labels: Labels, model: LanguageModel, reporter: Reporter) -> Pools:
+def holding(run: Run, texts: Collection[str] | None) -> set[str]:
+    """The folders of encoded text, by name, that hold one of some texts; one that does not say what it holds may.
+
+    Args:
+        run: whose goals they are.
+        texts: SHA-256 of each; none: nobody knows them, and any folder may hold them.
+    """
+    found = set()
+    for path in run.path(FOLDER).glob(f"*/{_INDEX}"):
+        held = json.loads(path.read_bytes()).get(_TEXTS)
+        if texts is None or held is None or not set(texts).isdisjoint(held):
+            found.add(path.parent.name)
+    return found
+
+
+def is_held(run: Run, key: str | None) -> bool:
+    """Whether a folder of encoded text is there, and says what it holds."""
+    return key is not None and run.path(f"{FOLDER}/{key}/{_INDEX}").exists()
+
+
+def pools_of(
+    subject: Subject, file: LabelledFile, labels: Labels, model: LanguageModel, reporter: Reporter
+) -> tuple[Pools, str]:
     """Pooled activations of all texts of a file, in the order of `labels`; what an earlier attempt encoded is read back.
+
+    Returns:
+        The pools, and the name of the folder that keeps them.
 
     Raises:
         DataError: the dictionary is of another dimension than the site, or the file changes meanwhile.
     """
-    folder = subject.run.path(f"{FOLDER}/{_key(subject, labels, model)}")
+    key = _key(subject, labels, model)
+    folder = subject.run.path(f"{FOLDER}/{key}")
     source, count = subject.run.recipe.source, len(labels.texts)
     columns = subject.columns()
     saes = {place: load(subject.run.path(place)).to(model.device) for place in columns}
     passages = Passages(model, site_of(subject.run), source, subject.bound)
-    write_atomic(folder / _INDEX, json.dumps({"file": file.path.name, **subject.digests}, indent=1).encode())
+    # The texts' digests are for `kyomei forget`: what is encoded does not say whose it is.
+    held = {"file": file.path.name, "dictionaries": subject.digests, _TEXTS: labels.texts}
+    write_atomic(folder / _INDEX, json.dumps(held, indent=1).encode())
     stream, shards = _distinct(file), []
     with reporter.progress("encoding labelled text") as tick:
         for first in range(0, count, SHARD_DOCUMENTS):
@@ -128,7 +156,7 @@ def pools_of(subject: Subject, file: LabelledFile, labels: Labels, model: Langua
                 write_atomic(path, safetensors.numpy.save(encoded))
             shards.append(safetensors.numpy.load_file(path))
         tick(count, count)
-    return _joined(shards, list(columns))
+    return _joined(shards, list(columns)), key
 
 
 def _key(subject: Subject, labels: Labels, model: LanguageModel) -> str:

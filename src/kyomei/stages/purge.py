@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from kyomei.errors import RunError
+from kyomei.evidence.goals.detector import FILE as GOALS
+from kyomei.evidence.goals.detector import file_of, read_goals
 from kyomei.runs import MANIFEST, RECIPE, Run, plain
 from kyomei.sealing import BESIDE
 from kyomei.source.forgetting import kept_documents, rewritten_rows, rows_left, without
@@ -19,8 +21,10 @@ from kyomei.source.text import Tokens
 from kyomei.stages import exports, tombstones
 from kyomei.stages.certify import EXPIRED
 from kyomei.stages.certify import FILE as CERTIFICATE
-from kyomei.stages.journal import Change
+from kyomei.stages.journal import Change, Journal
 from kyomei.stages.named import FOLDER as EXPLORE
+from kyomei.stages.pools import FOLDER as POOLS
+from kyomei.stages.pools import holding, is_held
 from kyomei.views.index.redaction import FILE as REDACTION
 from kyomei.views.labels import FILE as LABELS
 from kyomei.views.labels import Labels
@@ -32,7 +36,7 @@ REPORTS = ("report*.html", "report*.pdf")
 _SHOWN = (EXAMPLES, *REPORTS, "*.pdf", f"{EXPLORE}/*/*", "watch/reference-*")
 """Files that show text or figures of single evidence documents, each made anew by its verb; a PDF cannot be looked into."""
 _OWN = (
-    MANIFEST, RECIPE, tombstones.FILE, exports.FILE, f"{EXPLORE}/{LABELS}", f"{EXPLORE}/{REDACTION}", f"*{CERTIFICATE}",
+    MANIFEST, RECIPE, tombstones.FILE, exports.FILE, GOALS, f"{EXPLORE}/{LABELS}", f"{EXPLORE}/{REDACTION}", f"*{CERTIFICATE}",
     f"*{EXPIRED}/*.json", "tokens/*", "activations/*", f"*{BESIDE}",
 )  # fmt: skip
 """Files that are dealt with one by one, or say nothing of a text."""
@@ -68,16 +72,17 @@ class Purge:
     Args:
         run: held by this process.
         change: where it is collected.
-        parts: of the documents that something goes from.
-        on: when it was begun.
+        begun: the act: which documents go, of which parts, and since when.
         trace: of the documents; none: they are gone already, and files cannot be searched for them.
     """
 
-    def __init__(self, run: Run, change: Change, parts: set[str], on: str, trace: Trace | None) -> None:
-        self.run, self.change, self.parts, self.on, self.trace = run, change, parts, on, trace
+    def __init__(self, run: Run, change: Change, begun: Journal, trace: Trace | None) -> None:
+        self.run, self.change, self.on, self.trace = run, change, begun.on, trace
+        self.digests = {document["sha256"] for document in begun.documents}
+        self.parts = {part for document in begun.documents for part in document["parts"]}
 
-    def harvest(self, digests: Collection[str]) -> None:
-        """The run's own tokens and rows without the documents of some digests.
+    def harvest(self) -> None:
+        """The run's own tokens and rows without the documents.
 
         Raises:
             RunError: a part would have no row left.
@@ -85,7 +90,7 @@ class Purge:
         names: dict[str, list[str]] = {}
         for index in sorted(self.run.path("tokens").glob("*/index.json")):
             part, tokens = index.parent.name, Tokens.load(index.parent)
-            gone = [kept for kept in kept_documents(tokens, part) if kept.sha256 in digests]
+            gone = [kept for kept in kept_documents(tokens, part) if kept.sha256 in self.digests]
             if gone:
                 tokens, hit = without(tokens, gone)
                 self._rewrite(part, tokens, hit)
@@ -120,6 +125,7 @@ class Purge:
                 self._dictionary(name)
             elif self._shows_text(name) or self._is_unfinished(name) or self._has_trace(name):
                 self.change.remove(run, name)
+        self._goals()
         labels = run.path(f"{EXPLORE}/{LABELS}")
         if self.trace is not None and labels.exists():
             self.change.labels = Labels(labels).quoting(self.trace.in_text)
@@ -152,6 +158,26 @@ class Purge:
             why = f"documents were forgotten on {self.on}"
             values["expired"] = {"on": self.on, "why": why}
         self.change.replace(self.run, name, _as_json(values))
+
+    def _goals(self) -> None:
+        """Encoded text goes where a document is in it; goals found with it expire, or with nobody knows what."""
+        run = self.run
+        # Where no text was kept, a document's digest is of its tokens, and tells nothing of a labelled text.
+        held = holding(run, self.digests if run.recipe.source.keep_text else None)
+        for name in sorted(run.files()):
+            if Path(name).parts[0] == POOLS and Path(name).parts[1] in held:
+                self.change.remove(run, name)
+        goals, why = read_goals(run.folder), f"documents that it was found with were forgotten on {self.on}"
+        for name, goal in goals.items():
+            encoded = goal["data"].get("encoded")
+            if goal.get("expired") is None and (encoded in held or not is_held(run, encoded)):
+                self.change.goals[name] = str(goal["data"]["file"])
+                goal["expired"] = {"on": self.on, "why": why}
+            if EVIDENCE in self.parts:
+                features = [{**feature, "tokens": []} for feature in goal["detector"]["features"]]
+                goal["detector"] = {**goal["detector"], "features": features}
+        if goals and (self.change.goals or EVIDENCE in self.parts):
+            self.change.replace(run, GOALS, _as_json(file_of(goals)))
 
     def _dictionary(self, name: str) -> None:
         """Settings of a dictionary that no longer say that it is certified."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from kyomei.atomic import refusals_named, write_atomic
 from kyomei.evidence.certificate import Certificate
-from kyomei.evidence.goals.detector import read_goals
+from kyomei.evidence.goals.detector import standing_goals
 from kyomei.provenance import now
 from kyomei.runs import MANIFEST, Run
 from kyomei.stages.arms import Pair, imported_pairs, main_pair, own_pair
@@ -124,7 +124,7 @@ def _gather(run: Run) -> _Gathered:
         evidence=evidence,
         decision=standing_verdict(run),
         pilot=_read(run, OTHERS_FILES["pilot"]),
-        goals=read_goals(run.folder),
+        goals=standing_goals(run.folder),
         rollout=[json.loads(line) for line in rollout.read_text("utf-8").splitlines()] if rollout.exists() else [],
         cost=_cost(run, certificates),
     )

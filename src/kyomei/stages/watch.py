@@ -17,7 +17,7 @@ from kyomei.errors import Interrupted, KyomeiError, RunError
 from kyomei.evidence.certificate import Certificate
 from kyomei.evidence.documents import DocumentFigures
 from kyomei.evidence.drift import FEATURES, GOALS, WINDOW_DOCUMENTS, WINDOW_TOKENS, Monitor, least_share
-from kyomei.evidence.goals.detector import Detector, detectors
+from kyomei.evidence.goals.detector import Detector, detectors, standing_goals
 from kyomei.evidence.validity import MAX_AGE_DAYS, Validity, validity
 from kyomei.provenance import now
 from kyomei.runs import Run
@@ -293,12 +293,15 @@ class Watch:
 
 
 def _usable(run: Run, dictionary: str) -> list[Detector]:
-    """The detectors of a run's goals; those of another dictionary are refused.
+    """The detectors of a run's goals; those that have expired or are of another dictionary are refused.
 
     Raises:
-        RunError: a goal was found for another dictionary.
+        RunError: a goal was found for another dictionary, or with a document that is forgotten.
     """
     found = list(detectors(run.folder).values())
+    standing = standing_goals(run.folder)
+    if gone := [each.goal for each in found if each.goal not in standing]:
+        raise RunError(f"goals that hold in {run.folder}", f"'{gone[0]}', which has expired", "run `kyomei goals` again")
     other = [each.goal for each in found if each.dictionary != dictionary]
     if other:
         raise RunError(

@@ -75,6 +75,8 @@ def forget_words(facts: Mapping[str, Any]) -> list[str]:
     if facts["labels"]:
         notes.append(f"labels that quoted it, now blank: {facts['labels']:,}")
     notes += _listed("expired", facts["certificates"])
+    again = "find it again with `kyomei goals`, once the document is out of"
+    notes += _listed("expired", [f"goal {g['goal']} of {g['run']}: {again} {g['file']}" for g in facts["goals"]])
     notes += _listed("learnt from it, and unchanged: train anew to be rid of that", facts["weights"])
     for entry in facts["exports"]:
         found = {True: ": it holds text of it", False: ": nothing of it was found there", None: ""}[entry["holds"]]

@@ -48,6 +48,12 @@ STRINGS: dict[str, tuple[str, str]] = {
         "{name} の認証は失効しました。{date} に、認証の根拠となった文書の一部が消去されたためです。"
         "`kyomei certify {folder}` をもう一度実行してください。",
     ),
+    "state.forgotten_goal": (
+        "The goal {name} has expired: on {date} documents were forgotten that it was found with. "
+        "Find it again with `kyomei goals {folder}`.",
+        "目標「{name}」は失効しました。{date} に、この目標を見つけるのに使った文書の一部が消去されたためです。"
+        "`kyomei goals {folder}` でもう一度見つけてください。",
+    ),
     "state.no_live_latents": (
         "No latent of this dictionary is active on any of the rows.",
         "この辞書には、どの行でも活性になる潜在変数がありません。",

@@ -93,7 +93,8 @@ def read_goals(folder: Path) -> dict[str, dict[str, Any]]:
         folder: of the run.
 
     Returns:
-        Of each goal plain values, of which "detector" is what `Detector.of` reads.
+        Of each goal plain values, of which "detector" is what `Detector.of` reads; where a document that it was found with was
+        forgotten, "expired" says "on" (a time) and "why".
 
     Raises:
         DataError: the file is damaged, or of a newer schema.
@@ -112,6 +113,15 @@ def read_goals(folder: Path) -> dict[str, dict[str, Any]]:
     if version > SCHEMA_VERSION:
         raise DataError(f"goals of schema {SCHEMA_VERSION}", f"{version} in {path}", "update Kyomei")
     return goals
+
+
+def standing_goals(folder: Path) -> dict[str, dict[str, Any]]:
+    """The goals of a run that have not expired, as `read_goals` gives them: no document that they were found with is forgotten.
+
+    Raises:
+        DataError: as `read_goals` does.
+    """
+    return {name: goal for name, goal in read_goals(folder).items() if goal.get("expired") is None}
 
 
 def detectors(folder: Path) -> dict[str, Detector]:

@@ -118,8 +118,10 @@ class Sides:
         return float(statistic(np.ones((1, len(values))))[0])
 
 
-def best_sets(pooled: Pooled, sides: Sides, p: Mapping[Pooling, Float64[np.ndarray, " features"]]) -> list[FeatureSet]:
-    """Of every size up to five the set that tells the goal best where sets are chosen.
+def best_sets(
+    pooled: Pooled, sides: Sides, p: Mapping[Pooling, Float64[np.ndarray, " features"]], most: int = MOST_FEATURES
+) -> list[FeatureSet]:
+    """Of every size up to `most` the set that tells the goal best where sets are chosen.
 
     For each pooling, orthogonal matching pursuit (scikit-learn) on features of unit variance finds nested sets; each is weighed
     by logistic regression, or ridge regression for a score.
@@ -128,13 +130,14 @@ def best_sets(pooled: Pooled, sides: Sides, p: Mapping[Pooling, Float64[np.ndarr
         pooled: activations of all documents by pooling.
         sides: which of them fit and choose, and the goal.
         p: of every feature alone, on the documents that fit.
+        most: features of the largest set.
 
     Returns:
         The smallest first; one without features where none of them ever changes.
     """
     found: dict[int, FeatureSet] = {}
     for pooling in pooled:
-        for each in _sets(pooled, pooling, sides, p[pooling]):
+        for each in _sets(pooled, pooling, sides, p[pooling], most):
             size = len(each.features)
             if size not in found or each.chosen > found[size].chosen:
                 found[size] = each
@@ -147,7 +150,7 @@ def smallest_as_good(sets: Sequence[FeatureSet]) -> FeatureSet:
     return next(each for each in sets if each.chosen >= best - min(AS_GOOD, (1 - best) / 10))
 
 
-def _sets(pooled: Pooled, pooling: Pooling, sides: Sides, p: Float64[np.ndarray, " features"]) -> list[FeatureSet]:
+def _sets(pooled: Pooled, pooling: Pooling, sides: Sides, p: Float64[np.ndarray, " features"], most: int) -> list[FeatureSet]:
     from sklearn.linear_model import orthogonal_mp
 
     matrix = pooled[pooling]
@@ -161,7 +164,7 @@ def _sets(pooled: Pooled, pooling: Pooling, sides: Sides, p: Float64[np.ndarray,
     unit = (x[sides.fit] - x[sides.fit].mean(axis=0)) / spread / math.sqrt(len(sides.fit))
     sets: list[FeatureSet] = []
     chosen: list[int] = []
-    for size in range(1, min(MOST_FEATURES, len(candidates), len(sides.fit) - 1) + 1):
+    for size in range(1, min(most, len(candidates), len(sides.fit) - 1) + 1):
         weights = orthogonal_mp(unit, y - y.mean(), n_nonzero_coefs=size)
         new = [int(at) for at in np.flatnonzero(weights) if at not in chosen]
         if not new:

@@ -15,6 +15,7 @@ from kyomei.evidence.goals.detector import Detector
 from kyomei.evidence.goals.figures import Draws, auc_of, figure, r2_of, rank_correlation_of, share_of
 from kyomei.evidence.goals.pooling import Pooling
 from kyomei.evidence.goals.search import (
+    MOST_FEATURES,
     FeatureSet,
     Pooled,
     Sides,
@@ -83,11 +84,13 @@ class Search:
         """Of the documents that report."""
         return Draws(self.groups[self.parts["report"]], self.seed)
 
-    def sets(self, pooled: Pooled, values: Float64[np.ndarray, " n"] | None = None) -> list[FeatureSet]:
-        """The best set of each size."""
+    def sets(
+        self, pooled: Pooled, values: Float64[np.ndarray, " n"] | None = None, most: int = MOST_FEATURES
+    ) -> list[FeatureSet]:
+        """The best set of each size up to `most`."""
         sides = self.sides(values)
         p = self.p_values(pooled, sides.values[:, None])
-        return best_sets(pooled, sides, {pooling: each[:, 0] for pooling, each in p.items()})
+        return best_sets(pooled, sides, {pooling: each[:, 0] for pooling, each in p.items()}, most)
 
     def p_values(
         self, pooled: Pooled, values: Float64[np.ndarray, "n goals"]
