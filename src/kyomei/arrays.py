@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from kyomei.errors import DataError
@@ -145,3 +145,20 @@ def _interchanged(x: Any) -> Any:
     from pyarrow import interchange
 
     return interchange.from_dataframe(x)
+
+
+def unit_rows(x: Float[Tensor, "*rows dim"]) -> tuple[Float[Tensor, "*rows dim"], Float[Tensor, "*rows 1"]]:
+    """Rows divided by their norms, and the norms; a row of zeros stays one, and its norm is 0.
+
+    Rows are divided by their largest entry first, so that no square leaves the range of their dtype.
+
+    Args:
+        x: finite rows [..., dim] of a floating dtype.
+
+    Returns:
+        Rows of norm 1 [..., dim] and the norms [..., 1], in the dtype and on the device of the rows.
+    """
+    largest = x.abs().amax(dim=-1, keepdim=True)
+    scaled = x / torch.where(largest > 0, largest, 1.0)
+    norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    return scaled / torch.where(norm > 0, norm, 1.0), largest * norm

@@ -65,6 +65,11 @@ def tiny_cells(experiment: Experiment) -> list[Cell]:
             c for c in cells if c["site"] == "model.layers.1.mlp" and c["setting"] in ("GBA from resonance", "TopK, k = 4")
         ]
         return [{**c, "context": 64, "tokens": 6000, "width": 32, "steps": 10} for c in chosen if c["seed"] == 0]
+    if experiment.name == "paper-form":
+        chosen = [c for c in cells if c["model"] == "embedded" and c["seed"] == 0 and c["sparsity"] == "low L0"]
+        return [{**c, "context": 64, "tokens": 8000, "width": 32, "steps": 10} for c in chosen]
+    if experiment.name == "ablation":
+        return [small(c) for c in cells if c["setting"] in ("K = 3", "one group, 1.6 f")]
     # The default recipe has no tiny form: its cell is measured by the trained settings' path instead.
     return [small(imbalanced_set.trained_cell(name, seed, 30)) for name in list(imbalanced_set.TRAINED)[4:6] for seed in (0, 1)]
 
@@ -159,6 +164,17 @@ def test_a_cut_line_is_measured_again_and_overwrite_measures_all(tmp_path: Path)
     assert Path(cells[2]["log"]).read_text() == "xx"
     reproduce(experiment, tmp_path / "run", cells, reporter(), overwrite=True)
     assert [Path(cell["log"]).read_text() for cell in cells] == ["xx", "xx", "xxx"]
+
+
+def test_what_is_finished_in_time_is_summed_up_and_the_rest_is_said(tmp_path: Path) -> None:
+    experiment, cells = counting(tmp_path, 3)
+    with pytest.raises(RecipeError, match="at least one finished cell"):
+        reproduce(experiment, tmp_path / "run", cells, reporter(), minutes=0)
+    reproduce(experiment, tmp_path / "run", cells[:2], reporter())
+    _, result = reproduce(experiment, tmp_path / "run", cells, reporter(), minutes=0)
+    assert [run["square"] for run in result["runs"]] == [0, 1]
+    assert "1 of 3 cells are not measured." in (tmp_path / "run" / TABLE).read_text()
+    assert not Path(cells[2]["log"]).exists()
 
 
 @pytest.mark.slow

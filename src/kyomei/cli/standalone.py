@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -120,6 +121,10 @@ def reproduce_command(
     workers: Annotated[int, typer.Option(min=1, help="Processes, one cell each at a time.")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Measure finished cells anew.")] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help="Begin no cell after so long; 0 sums up what is finished.", show_default="until all are done"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """One of the paper's experiments, measured again: table.md, result.json and figure.svg.
@@ -147,6 +152,7 @@ def reproduce_command(
             workers=workers,
             threads=threads,
             overwrite=overwrite,
+            minutes=math.inf if minutes is None else minutes,
         )
         reporter.note(f"paper: {experiment.paper}")
         show(result, as_json, *summary.tables)

@@ -103,6 +103,8 @@ class Recipe(Section):
                 raise ValueError(f"resonance.frequencies must lie in (0, 1), found {p}")
         if self.dictionary.width is not None:
             self.mechanism.check_width(self.dictionary.width)
+        if self.dictionary.unit_rows and self.source.streamed_tokens:
+            raise ValueError("dictionary.unit_rows asks for stored rows; set source.streamed_tokens to 0")
         return self
 
     @property

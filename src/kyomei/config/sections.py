@@ -146,6 +146,9 @@ class DictionaryRecipe(Section):
     """Whether encoder and decoder share their rows; none: tied for gba and ba from a random start, untied otherwise."""
     activation: Literal["jumprelu", "relu"] = "jumprelu"
     """Output of an active threshold latent: its score (jumprelu) or its score above the threshold (relu)."""
+    unit_rows: bool = False
+    """Divide every row by its norm before anything else, as the paper's algorithm does ("sample and normalise"). Codes are then
+    of rows of norm 1; reconstructions, and FVU with them, are in the rows' own scale."""
 
 
 class TrainRecipe(Section):

@@ -52,7 +52,7 @@ def card(sae: SparseAutoencoder, name: str | None = None, *, licence: str | None
         "",
         f'sae = kyomei.SparseAutoencoder.from_pretrained("{name or "FOLDER"}")',
         f"z = sae.encode(rows)  # [rows, {sae.width}], from rows [rows, {sae.dim}]",
-        "x_hat = sae.decode(z)",
+        "x_hat = sae.decode(z, rows)" if sae.unit_rows else "x_hat = sae.decode(z)",
     )
     untested = [] if known.get("certificate") else ["\n".join(("## Can it be trusted?", "", *_UNTESTED))]
     parts = [
@@ -86,6 +86,7 @@ def _known(sae: SparseAutoencoder, model: str | None) -> list[tuple[str, str]]:
         ("text", known.get("dataset")),
         ("tokens in a window", known.get("context")),
         ("latents × dimensions", f"{sae.width:,} × {sae.dim:,}, {str(sae.encoder.dtype).removeprefix('torch.')}"),
+        ("rows", "each divided by its norm first; reconstructions are in its own scale" if sae.unit_rows else None),
         ("active in a row", _KEPT[sae.activation].format(k=sae.k)),
         ("trained by", known.get("mechanism")),
         ("certified latents", f"{certificate['certified']:,}" if certificate and "certified" in certificate else None),

@@ -48,7 +48,8 @@ class Edit:
 class EditedCode:
     """A codec that keeps what the dictionary does not explain: x + (decode(edited z) − decode(z)).
 
-    Decoding is linear, so the difference is (edited z − z) D over the edited latents: exactly zero where nothing is edited.
+    Decoding is linear, so the difference is (edited z − z) D over the edited latents, in the row's scale: exactly zero where
+    nothing is edited.
 
     Args:
         sae: the dictionary.
@@ -74,7 +75,7 @@ class EditedCode:
 
     def decode(self, z: tuple[Tensor, Tensor]) -> Float[Tensor, "rows dim"]:
         x, change = z
-        return x + (change.to(self._sae.decoder) @ self._sae.decoder[self._latents]).to(x)
+        return x + (self._sae.row_scale(x) * (change.to(self._sae.decoder) @ self._sae.decoder[self._latents])).to(x)
 
 
 class Reconstruction:
@@ -94,4 +95,4 @@ class Reconstruction:
 
     def decode(self, z: tuple[Tensor, Tensor]) -> Float[Tensor, "rows dim"]:
         x, code = z
-        return torch.where((x.norm(dim=1) <= self._max_norm)[:, None], self._sae.decode(code).to(x), x)
+        return torch.where((x.norm(dim=1) <= self._max_norm)[:, None], self._sae.decode(code, x).to(x), x)

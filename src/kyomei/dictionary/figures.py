@@ -39,7 +39,7 @@ class SampleFigures:
         """The figures of rows, with float64 sums."""
         code = sae.encode(x, sparse=True)
         rows = x.to("cpu", torch.float64)
-        error = float((rows - sae.decode(code).to("cpu", torch.float64)).square().sum())
+        error = float((rows - sae.decode(code, x).to("cpu", torch.float64)).square().sum())
         variance = float((rows - rows.mean(dim=0)).square().sum())
         l0 = int((code.values() != 0).sum()) / len(rows)
         fvu = error / variance if variance > 0 else float("inf")

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kyomei.arrays import Numbers, code_of, tensor_of
+from kyomei.arrays import Numbers, code_of, tensor_of, unit_rows
 from kyomei.errors import DataError, RecipeError
 
 Activation = Literal["jumprelu", "relu", "topk"]
@@ -38,6 +38,9 @@ def keep_top_k(scores: Float[Tensor, "*rows width"], k: int) -> Float[Tensor, "*
 class SparseAutoencoder:
     """A sparse autoencoder: z = φ((x − center) Eᵀ + bias), x̂ = z D + center.
 
+    With unit rows it is one of x/‖x‖: z = φ((x/‖x‖ − center) Eᵀ + bias), x̂ = ‖x‖ (z D + center). Its codes do not depend on how
+    long a row is, and its reconstructions are as long as rows are; a row of zeros is taken as it is and gives zeros.
+
     Args:
         encoder: encoder rows E [width, dim].
         decoder: decoder rows D [width, dim], unit norm when trained here; none: tied, D = E.
@@ -47,6 +50,7 @@ class SparseAutoencoder:
             jumprelu restricted to the k highest scores of a row.
         k: latents kept per row; for "topk" only.
         bias: added to every score before anything is asked of it [width]. None: zero.
+        unit_rows: whether every row is divided by its norm first.
         provenance: where it comes from, as JSON can hold it: model, site, side, recipe, and what it did on a sample of the rows
             that it was trained on. It is saved and loaded with it; none: nothing is known.
 
@@ -67,6 +71,7 @@ class SparseAutoencoder:
         activation: Activation = "jumprelu",
         k: int | None = None,
         bias: Float[Tensor, " width"] | None = None,
+        unit_rows: bool = False,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         if encoder.ndim != 2 or 0 in encoder.shape:
@@ -85,14 +90,14 @@ class SparseAutoencoder:
         self.decoder = encoder if decoder is None else decoder
         self.threshold, self.center, self.bias = threshold, center, bias
         self.activation: Activation = activation
-        self.k = k
+        self.k, self.unit_rows = k, unit_rows
         self.provenance = dict(provenance or {})
         self.width, self.dim = width, dim
 
     def __repr__(self) -> str:
         k = "" if self.k is None else f", k={self.k}"
         known = "".join(f", {name}={self.provenance[name]!r}" for name in ("model", "site", "side") if name in self.provenance)
-        shape = f"width={self.width}, dim={self.dim}"
+        shape = f"width={self.width}, dim={self.dim}{', unit_rows=True' if self.unit_rows else ''}"
         return f"SparseAutoencoder({shape}, activation={self.activation!r}, tied={self.tied}{k}{known})"
 
     def pre_activations(self, x: Numbers) -> Float[Tensor, "*rows width"]:
@@ -102,13 +107,23 @@ class SparseAutoencoder:
             x: inputs [..., dim]: a tensor, an ndarray, a list or whatever `kyomei.arrays` takes.
 
         Returns:
-            (x − center) Eᵀ + bias [..., width], in the autoencoder's dtype and on its device.
+            (x − center) Eᵀ + bias [..., width], of x/‖x‖ with unit rows, in the autoencoder's dtype and on its device.
 
         Raises:
             DataError: if the last dimension is not the autoencoder's.
         """
-        scores = (self._accept(x) - self.center) @ self.encoder.T
+        scores = self.centred(x) @ self.encoder.T
         return scores if self.bias is None else scores + self.bias
+
+    def centred(self, x: Numbers) -> Float[Tensor, "*rows dim"]:
+        """What encoder rows are multiplied by: x − center, or x/‖x‖ − center with unit rows [..., dim]."""
+        x = self._accept(x)
+        return (unit_rows(x)[0] if self.unit_rows else x) - self.center
+
+    def row_scale(self, x: Numbers) -> Float[Tensor, "*rows 1"]:
+        """What a row's code has to be multiplied by to be in the row's own scale: ‖x‖ with unit rows, otherwise 1 [..., 1]."""
+        x = self._accept(x)
+        return unit_rows(x)[1] if self.unit_rows else x.new_ones(*x.shape[:-1], 1)
 
     def encode(self, x: Numbers, sparse: bool = False) -> Float[Tensor, "*rows width"]:
         """The code of inputs.
@@ -126,27 +141,32 @@ class SparseAutoencoder:
         x = self._accept(x)
         return self._encode_csr(x) if sparse else self._activate(self.pre_activations(x))
 
-    def decode(self, z: Numbers) -> Float[Tensor, "*rows dim"]:
+    def decode(self, z: Numbers, x: Numbers | None = None) -> Float[Tensor, "*rows dim"]:
         """The reconstruction a code stands for.
 
         Args:
             z: code [..., width], dense or CSR.
+            x: rows that the code is of [..., dim]. Only unit rows ask for them: their codes do not hold how long a row is.
 
         Returns:
             x̂ [..., dim].
 
         Raises:
-            DataError: if the last dimension is not the autoencoder's width.
+            DataError: if the last dimension is not the autoencoder's width, or the rows are missing.
         """
+        if self.unit_rows and x is None:
+            do = "pass them, sae.decode(z, x), or call sae(x), which encodes and decodes"
+            raise DataError("the rows that the code is of, for their norms: this dictionary is of unit rows", "none", do)
         z = code_of(z).to(self.decoder.device, self.decoder.dtype)
         if z.ndim == 0 or z.shape[-1] != self.width:
             raise DataError(f"codes of width {self.width}", f"shape {list(z.shape)}", "decode what this autoencoder encoded")
         reconstruction: Tensor = z @ self.decoder
-        return reconstruction + self.center
+        reconstruction = reconstruction + self.center
+        return reconstruction * self.row_scale(x) if self.unit_rows and x is not None else reconstruction
 
     def __call__(self, x: Numbers) -> Float[Tensor, "*rows dim"]:
         """The reconstruction of inputs [..., dim]."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x), x)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SparseAutoencoder:
         """A copy on another device or in another dtype (itself where nothing changes); tied stays tied."""
@@ -157,6 +177,7 @@ class SparseAutoencoder:
         encoder, decoder = move(self.encoder), None if self.tied else move(self.decoder)
         bias = None if self.bias is None else move(self.bias)
         kind: dict[str, Any] = {"activation": self.activation, "k": self.k, "bias": bias, "provenance": self.provenance}
+        kind["unit_rows"] = self.unit_rows
         return SparseAutoencoder(encoder, decoder, move(self.threshold), move(self.center), **kind)
 
     def save(self, folder: Path | str) -> None:

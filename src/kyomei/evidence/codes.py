@@ -84,7 +84,7 @@ def coded_blocks(dictionaries: Sequence[Autoencoder], rows: Rows) -> Iterator[li
 def _coded(sae: Autoencoder, x: Tensor) -> tuple[sparse.csr_array, Tensor]:
     if isinstance(sae, SparseAutoencoder):
         z = sae.encode(x, sparse=True)
-        return to_scipy(z if z.dtype == torch.float64 else z.float()), sae.decode(z)
+        return to_scipy(z if z.dtype == torch.float64 else z.float()), sae.decode(z, x)
     dense = sae.encode(x)
     return sparse.csr_array(dense.cpu().numpy()), sae.decode(dense)
 
@@ -140,11 +140,12 @@ class ExplainedSums:
 
     With x̃ = x − mean(x), r = x̂ − mean(x) and b = mean(r), the explained sum of squares Σ‖x̃‖² − Σ‖x̃ − r‖² = Σ r·(2x̃ − r) is
     Σ_i Σ_rows (z_i − z̄_i) d_i·(2x̃ − r) − rows ‖b‖²: the parts add up to 1 − FVU but for the squared bias of the mean. Means
-    are known at the end only, so sums are taken about the first block's.
+    are known at the end only, so sums are taken about the first block's. With unit rows z is taken in the rows' own scale, and
+    what the centre explains by rows' lengths belongs to no latent.
     """
 
     def __init__(self, sae: SparseAutoencoder) -> None:
-        self._decoder = sae.decoder.detach().cpu()
+        self._sae, self._decoder = sae, sae.decoder.detach().cpu()
         self._products, self._activation = np.zeros(sae.width), np.zeros(sae.width)
         self._x, self._reconstruction = (torch.zeros(sae.dim, dtype=torch.float64) for _ in range(2))
         self._squares, self._num_rows = 0.0, 0
@@ -155,9 +156,11 @@ class ExplainedSums:
             self._shift = block.x.double().mean(dim=0).float().cpu()
         x, reconstruction = block.x.cpu() - self._shift, block.reconstruction.cpu() - self._shift
         code = block.code.tocsr()
+        if self._sae.unit_rows:
+            code = code.multiply(self._sae.row_scale(block.x).cpu().numpy()).tocsr()
         products = _products((2 * x - reconstruction).to(self._decoder), self._decoder, code)
         self._products += np.bincount(code.indices, code.data * products, len(self._products))
-        self._activation += total(block.code)
+        self._activation += total(code)
         self._x += x.sum(dim=0, dtype=torch.float64)
         self._reconstruction += reconstruction.sum(dim=0, dtype=torch.float64)
         self._squares += float(x.double().square().sum())

@@ -96,8 +96,8 @@ class DocumentSums:
 
     def _add(self, x: Tensor) -> None:
         code = self._sae.encode(x)
-        self._error += float((x - self._sae.decode(code)).double().square().sum())
-        self._squares += float((x - self._sae.center).double().square().sum())
+        self._error += float((x - self._sae.decode(code, x)).double().square().sum())
+        self._squares += float((x - self._sae.row_scale(x) * self._sae.center).double().square().sum())
         self._fired += (code != 0).sum(dim=0).cpu().numpy()
         self._peak = np.maximum(self._peak, code.amax(dim=0).float().cpu().numpy())
         self._total += code.sum(dim=0, dtype=torch.float64).cpu().numpy()

@@ -13,6 +13,7 @@ from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from kyomei.dictionary.edits import Reconstruction
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, EvidenceError
 from kyomei.evidence.codes import Autoencoder, Codec, Coded, coded_blocks, firing_counts
@@ -258,7 +259,8 @@ class _Splice:
     """A codec on rows, for an activation of any leading shape; special tokens and rows of too large a norm pass untouched."""
 
     def __init__(self, codec: Codec, special: Shaped[Tensor, "windows context"], max_norm: float) -> None:
-        self._codec, self._special, self._max_norm = codec, special, max_norm
+        self._codec: Any = Reconstruction(codec) if isinstance(codec, SparseAutoencoder) else codec
+        self._special, self._max_norm = special, max_norm
         self.left_norm = 0
 
     def encode(self, x: Tensor) -> Tensor:

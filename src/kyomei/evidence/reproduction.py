@@ -23,7 +23,7 @@ from kyomei.errors import EvidenceError
 from kyomei.evidence.codes import Moments, encode_rows, firing_counts
 from kyomei.evidence.kinship import Kinship
 from kyomei.learning.spaces import Whitening
-from kyomei.source.rows import Rows
+from kyomei.source.rows import Rows, as_seen
 
 Status = Literal["certified", "split", "merged", "unstable", "dead"]
 STATUSES: tuple[Status, ...] = ("certified", "split", "merged", "unstable", "dead")
@@ -77,7 +77,7 @@ class NullMatches:
     @classmethod
     def measure(cls, null: tuple[SparseAutoencoder, SparseAutoencoder], rows: Rows) -> NullMatches:
         """Compare the two on rows of the null that its replicas did not see."""
-        (a, b), space, index = null, Whitening.fit(rows), rows_used(rows.num_rows)
+        (a, b), space, index = null, space_of(null, rows), rows_used(rows.num_rows)
         code_a, code_b = (encode_rows(sae, rows, index) for sae in null)
         there, back = match(a, b, space, code_a, code_b), match(b, a, space, code_b, code_a)
         return cls(there, back, firing_counts(code_a) / len(index), firing_counts(code_b) / len(index))
@@ -197,7 +197,7 @@ def certify_latents(
         rows: rows that no replica saw.
         null: two replicas of the same mechanism and width on data without features.
         null_rows: rows of the null that its replicas did not see.
-        whitening: of `rows`; none: measured here.
+        whitening: of `rows`, as `space_of` gives it; none: measured here.
 
     Raises:
         EvidenceError: with fewer than three replicas, or dictionaries of different inputs.
@@ -205,7 +205,12 @@ def certify_latents(
     require_comparable(dictionaries, null, rows.dim)
     index = rows_used(rows.num_rows)
     codes = [encode_rows(sae, rows, index) for sae in dictionaries]
-    return compare_coded(dictionaries, codes, NullMatches.measure(null, null_rows), whitening or Whitening.fit(rows))
+    return compare_coded(dictionaries, codes, NullMatches.measure(null, null_rows), whitening or space_of(dictionaries, rows))
+
+
+def space_of(dictionaries: Sequence[SparseAutoencoder], rows: Rows) -> Whitening:
+    """The whitened space in which dictionaries are compared: of rows of norm 1, where all of them are of such rows."""
+    return Whitening.fit(as_seen(rows, all(sae.unit_rows for sae in dictionaries)))
 
 
 def require_replicas(count: int) -> None:

@@ -44,7 +44,7 @@ from kyomei.learning.spaces import Normalisation
 from kyomei.learning.training import train
 from kyomei.learning.undisturbed import undisturbed
 from kyomei.learning.workplace import Workplace
-from kyomei.source.rows import Rows, RowsLike, open_rows
+from kyomei.source.rows import Rows, RowsLike, as_seen, open_rows
 from kyomei.source.stream import StreamedRows
 
 REFIT_BLOCK_ROWS = 8192
@@ -99,10 +99,15 @@ def fit(
     if isinstance(rows, StreamedRows) and (starts_from_resonance(recipe) or recipe.mechanism.detects):
         do = "harvest the rows first, or set mechanism.start to random and mechanism.detectors to false"
         raise RecipeError("stored rows for a resonant start or detectors, which visit them many times", "a stream", do)
+    unit = recipe.dictionary.unit_rows
+    if unit and (stream is not None or isinstance(rows, StreamedRows)):
+        do = "harvest the rows first, or set dictionary.unit_rows to false"
+        raise RecipeError("stored rows for dictionary.unit_rows", "a stream", do)
     # What steps read is normalised as what latents are placed by.
     stored = rows.sample() if isinstance(rows, StreamedRows) else rows
-    normalisation = Normalisation.measure(stored)
-    sae = _learnt(rows, recipe, seed, directions, stream, work, normalisation)
+    normalisation = Normalisation.measure(as_seen(stored, unit))
+    sae = _learnt(as_seen(rows, unit), recipe, seed, directions, stream, work, normalisation)
+    sae.unit_rows = unit
     sae.provenance = {
         "mechanism": recipe.mechanism.label,
         "recipe": recipe.sha256,

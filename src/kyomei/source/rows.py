@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from kyomei.arrays import Numbers, as_torch, numbers_of
+from kyomei.arrays import Numbers, as_torch, numbers_of, unit_rows
 from kyomei.errors import DataError
 from kyomei.source.guards import require_finite, require_inside
 from kyomei.source.matrices import NAMED, READERS, read_matrix
@@ -117,6 +117,34 @@ class TensorRows:
         if self._touched >= RELEASE_BYTES:
             self._touched = 0
             drop_pages(mapped)
+
+
+@final
+class UnitRows:
+    """The same rows, each divided by its norm, as the paper's algorithm takes them; a row of zeros stays one.
+
+    Args:
+        rows: activations as they are.
+
+    Source: arXiv:2506.14002, algorithm 1 ("sample and normalise").
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows, self.num_rows, self.dim = rows, rows.num_rows, rows.dim
+
+    def read(self, index: Int64[np.ndarray, " batch"]) -> Float32[Tensor, "batch dim"]:
+        """The rows at `index`, in its order."""
+        return unit_rows(self._rows.read(index))[0]
+
+    def blocks(self, rows_per_block: int = 8192) -> Iterator[Float32[Tensor, "block dim"]]:
+        """All rows in order, `rows_per_block` at a time."""
+        for block in self._rows.blocks(rows_per_block):
+            yield unit_rows(block)[0]
+
+
+def as_seen(rows: Rows, unit_rows: bool) -> Rows:
+    """Rows as a dictionary sees them whose recipe has this for `dictionary.unit_rows`."""
+    return UnitRows(rows) if unit_rows else rows
 
 
 def _open_path(address: str) -> Rows:

@@ -20,7 +20,7 @@ from kyomei.evidence.certificate import Certificate, dense_part, describe, rule_
 from kyomei.evidence.codes import total
 from kyomei.evidence.controls import GAUSSIAN, RANDOM_WEIGHTS
 from kyomei.evidence.origin import origin, share_difference
-from kyomei.evidence.reproduction import NullMatches, compare_coded, require_comparable, rows_used
+from kyomei.evidence.reproduction import NullMatches, compare_coded, require_comparable, rows_used, space_of
 from kyomei.evidence.site import check_site
 from kyomei.evidence.survey import Survey, survey
 from kyomei.evidence.verdict import Verdict, verdict
@@ -224,6 +224,7 @@ class _Grounds:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._surveys: dict[str, Survey] = {}
+        self._spaces: dict[bool, Whitening] = {}
         self._nulls: dict[str, NullMatches] = {}
 
     @cached_property
@@ -236,10 +237,12 @@ class _Grounds:
         """Numbers of those on which activations are compared."""
         return rows_used(self.rows.num_rows)
 
-    @cached_property
-    def space(self) -> Whitening:
-        """In which cosines are taken."""
-        return Whitening.fit(self.rows)
+    def space(self, dictionaries: Sequence[SparseAutoencoder]) -> Whitening:
+        """In which cosines of these dictionaries are taken."""
+        kind = all(sae.unit_rows for sae in dictionaries)
+        if kind not in self._spaces:
+            self._spaces[kind] = space_of(dictionaries, self.rows)
+        return self._spaces[kind]
 
     def surveys(self, pair: Pair, dictionaries: Sequence[SparseAutoencoder]) -> list[Survey]:
         """What each dictionary of a pair does on the rows; of those that ship, the parts of the explained variance too."""
@@ -308,7 +311,7 @@ def _certificate(run: Run, pair: Pair, data: dict[str, str], grounds: _Grounds) 
     codes = [each.code for each in surveys if each.code is not None]
     first, found, drawn = dictionaries[0], surveys[0], sampled(run, pair, dictionaries[0].width)
     tested = np.arange(first.width) if drawn is None else drawn
-    verdicts = compare_coded(dictionaries, codes, grounds.null(pair, null), grounds.space, drawn)
+    verdicts = compare_coded(dictionaries, codes, grounds.null(pair, null), grounds.space(dictionaries), drawn)
     code = codes[0][:, tested]
     tokens = tokens_of(run, "evidence")
     place = rows.row_tokens()[index]

@@ -162,7 +162,7 @@ def import_into(run: Run, foreign: Foreign, latents: int | None = None) -> Pair:
 def _digest(sae: SparseAutoencoder) -> str:
     """SHA-256 of what a dictionary computes, whatever file it came in."""
     tensors = (sae.encoder, sae.decoder, sae.threshold, sae.center, sae.bias)
-    found = hashlib.sha256(f"{sae.activation} {sae.k}".encode())
+    found = hashlib.sha256(f"{sae.activation} {sae.k}{' unit rows' if sae.unit_rows else ''}".encode())
     for tensor in tensors:
         found.update(b"" if tensor is None else tensor.detach().contiguous().numpy().tobytes())
     return found.hexdigest()

@@ -20,7 +20,7 @@ from kyomei.learning.directions import Directions
 from kyomei.learning.spaces import Whitening
 from kyomei.runs import Run
 from kyomei.source.model import LanguageModel
-from kyomei.source.rows import Rows
+from kyomei.source.rows import Rows, as_seen
 from kyomei.source.trial import try_sites
 from kyomei.stages.arms import Arm, Pair, made_from, own_pair, require_trained, trained_pairs
 from kyomei.stages.certify import evidence_null, standing
@@ -52,8 +52,9 @@ def measure_run(run: Run, reporter: Reporter, nulls: Sequence[str] = ()) -> dict
         reporter.note(f"{run.folder} cannot be written to: its figures are shown as they were measured")
         return dict(run.read_json("evidence.json"))
     rows = activations(run, "evidence")
-    whitening = Whitening.fit(rows)
-    metric, constant = whitening.forward, int((~whitening.varies).sum())
+    spaces = {unit: Whitening.fit(as_seen(rows, unit)) for unit in sorted({_of_unit_rows(run, pair) for pair in pairs})}
+    metrics = {unit: space.forward for unit, space in spaces.items()}
+    constant = int((~next(iter(spaces.values())).varies).sum())
     shape = {"rows": rows.num_rows, "dim": rows.dim, "constant": constant}
     evidence: dict[str, Any] = {NAMES: names_of(run), **shape, "site": site_of(run), "mechanisms": {}}
     surveys: list[Survey] = []
@@ -62,17 +63,23 @@ def measure_run(run: Run, reporter: Reporter, nulls: Sequence[str] = ()) -> dict
         check_site(pair.arm.dictionary(run, 0), rows)
         found = survey([pair.arm.dictionary(run, i) for i in range(pair.arm.replicas)], rows)
         surveys.append(found[0])
+        metric = metrics[_of_unit_rows(run, pair)]
         evidence["mechanisms"][pair.name] = {"title": pair.title, **_measure_pair(run, pair, found, rows, metric)}
         if nulls and pair.tested_by is None:  # what comes from elsewhere is trained by no procedure that a null could repeat
             evidence["mechanisms"][pair.name]["against"] = _against(run, pair, nulls, metric, reporter)
     evidence |= _cross_entropy(run, pairs)
-    evidence["directions"] = _measure_directions(run, own_pair(run), metric)
-    examples = _examples(run, pairs[0], surveys[0], metric, reporter)
+    evidence["directions"] = _measure_directions(run, own_pair(run), metrics[_of_unit_rows(run, own_pair(run))])
+    examples = _examples(run, pairs[0], surveys[0], metrics[_of_unit_rows(run, pairs[0])], reporter)
     run.write_json("evidence.json", evidence)
     run.write_json("examples.json", examples)
     run.record("evidence.json", "examples.json")
     run.finish(STAGE, made_from(run, *pairs))
     return evidence
+
+
+def _of_unit_rows(run: Run, pair: Pair) -> bool:
+    """Whether a pair's dictionaries are of rows of norm 1: their decoders are compared in the space of such rows."""
+    return pair.arm.dictionary(run, 0).unit_rows
 
 
 def measured(run: Run) -> bool:

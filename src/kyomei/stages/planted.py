@@ -12,6 +12,7 @@ from kyomei.learning.fit import choose_device, fit, starts_from_resonance
 from kyomei.learning.resonance import resonate
 from kyomei.learning.workplace import Workplace
 from kyomei.source.planted import Planted
+from kyomei.source.rows import as_seen, open_rows
 from kyomei.stages.progress import Reporter
 
 
@@ -46,7 +47,8 @@ def recover_planted(
     if starts_from_resonance(recipe):
         with reporter.progress("resonance") as progress:
             device = choose_device(recipe.device)
-            directions = resonate(x, seed=recipe.seed, recipe=recipe.search, device=device, progress=progress)
+            seen = as_seen(open_rows(x), recipe.dictionary.unit_rows)
+            directions = resonate(seen, seed=recipe.seed, recipe=recipe.search, device=device, progress=progress)
         found["resonance"] = directions.vectors
         facts = {"n_features": directions.n_features, "interval": list(directions.interval)}
     with reporter.progress("train") as progress:

@@ -19,7 +19,7 @@ from kyomei.learning.workplace import Workplace
 from kyomei.runs import Run
 from kyomei.signals import saving
 from kyomei.sinks import JsonlSink
-from kyomei.source.rows import Rows
+from kyomei.source.rows import Rows, as_seen
 from kyomei.stages.arms import Arm, Pair, baseline_pair, control_arm, main_arm, null_arm, random_weights_run, replica_seed
 from kyomei.stages.beforehand import require_measurable
 from kyomei.stages.harvest import harvest_run, streamed
@@ -209,7 +209,8 @@ def _directions(run: Run, arm: Arm, rows: Rows, replica: int, seed: int, reporte
             reporter.leave_if_asked("resonance")
 
         device = choose_device(arm.recipe.device)
-        directions = resonate(rows, seed=seed, recipe=search, device=device, progress=frequency_done, mesh=mesh)
+        seen = as_seen(rows, arm.recipe.dictionary.unit_rows)
+        directions = resonate(seen, seed=seed, recipe=search, device=device, progress=frequency_done, mesh=mesh)
     if mesh.leads:
         directions.save(path)
     mesh.wait()

@@ -11,8 +11,7 @@ from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError
 from kyomei.evidence.codes import encode_rows, firing_counts
 from kyomei.evidence.kinship import Kinship
-from kyomei.evidence.reproduction import MIN_CORRELATION, MIN_COSINE, Match, match
-from kyomei.learning.spaces import Whitening
+from kyomei.evidence.reproduction import MIN_CORRELATION, MIN_COSINE, Match, match, space_of
 from kyomei.source.rows import Rows
 
 KINDS = ("shared", "split", "merged", "only")
@@ -42,7 +41,7 @@ def compare(a: SparseAutoencoder, b: SparseAutoencoder, rows: Rows) -> dict[str,
         raise DataError("dictionaries of one site", dims, "compare dictionaries of the same site")
     index = np.linspace(0, rows.num_rows - 1, min(ROWS, rows.num_rows)).astype(np.int64)
     code_a, code_b = (encode_rows(sae, rows, index) for sae in (a, b))
-    found, kinship = match(a, b, Whitening.fit(rows), code_a, code_b), Kinship.of(code_a, code_b)
+    found, kinship = match(a, b, space_of((a, b), rows), code_a, code_b), Kinship.of(code_a, code_b)
     shared = (found.encoder >= MIN_COSINE) & (found.decoder >= MIN_COSINE) & (found.correlation >= MIN_CORRELATION)
     kinds = np.select([shared, kinship.is_split, kinship.is_merged], KINDS[:3], KINDS[3])
     live = np.flatnonzero(firing_counts(code_a) > 0)

@@ -88,7 +88,7 @@ def _truncate(name: str) -> Callable[[Path], None]:
         (lambda folder: (folder / "sae.safetensors").unlink(), "sae.safetensors beside config.json"),
         (_truncate("sae.safetensors"), "safetensors in .*damage"),
         (_truncate("config.json"), "JSON in .*config.json"),
-        (_edit(schema_version=3), "schema version 2 or less.*version 3.*newer Kyomei"),
+        (_edit(schema_version=4), "schema version 3 or less.*version 4.*newer Kyomei"),
         (_edit(format="other"), "another format"),
         (_edit(tied=True), r"the tensors \['center', 'encoder', 'threshold'\]"),
         (_edit(width=7), r"shape \[7, 4\].*\[6, 4\]"),

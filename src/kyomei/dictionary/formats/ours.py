@@ -19,8 +19,8 @@ from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, KyomeiError
 
 NAME = "kyomei"
-SCHEMA_VERSION = 2
-"""2 brought biases. What has none is written as 1, so that older readers read it."""
+SCHEMA_VERSION = 3
+"""2 brought biases, 3 unit rows. What has neither is written as 1, so that older readers read it."""
 TENSORS_FILE = "sae.safetensors"
 CONFIG_FILE = "config.json"
 
@@ -42,13 +42,14 @@ def save(sae: SparseAutoencoder, folder: Path | str) -> None:
     if sae.bias is not None:
         tensors["bias"] = sae.bias
     config = {
-        "schema_version": 1 if sae.bias is None else SCHEMA_VERSION,
+        "schema_version": 3 if sae.unit_rows else 1 if sae.bias is None else 2,
         "format": NAME,
         "width": sae.width,
         "dim": sae.dim,
         "tied": sae.tied,
         "activation": sae.activation,
         "k": sae.k,
+        **({"unit_rows": True} if sae.unit_rows else {}),
         "dtype": str(sae.encoder.dtype).removeprefix("torch."),
         "provenance": sae.provenance,
     }
@@ -113,6 +114,7 @@ def read(folder: Path) -> SparseAutoencoder:
             activation=config["activation"],
             k=config["k"],
             bias=tensors.get("bias", offset),
+            unit_rows=config.get("unit_rows", False),
             provenance=config.get("provenance"),
         )
     except KyomeiError as error:
@@ -132,6 +134,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     missing = {"width", "dim", "tied", "activation", "k"} - set(config)
     if missing:
         raise DataError(f"{', '.join(sorted(missing))} in {path}", "nothing", "restore the file from a copy, or train again")
+    if not isinstance(config.get("unit_rows", False), bool):
+        raise DataError(f"unit_rows of type bool in {path}", repr(config["unit_rows"])[:80], "restore the file from a copy")
     for key, kinds in {"width": (int,), "dim": (int,), "tied": (bool,), "k": (int, NoneType), "activation": (str,)}.items():
         if type(config[key]) not in kinds:
             names = " or ".join(kind.__name__ for kind in kinds)

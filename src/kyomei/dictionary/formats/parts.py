@@ -73,7 +73,15 @@ class Parts:
 
     @classmethod
     def of(cls, sae: SparseAutoencoder) -> Parts:
-        """The parts of an autoencoder of ours."""
+        """The parts of an autoencoder of ours.
+
+        Raises:
+            DataError: it is of unit rows.
+        """
+        if sae.unit_rows:
+            found = "one of unit rows: every row is divided by a norm of its own, which no fixed weights can do"
+            do = "keep it in Kyomei's own format, which `kyomei.load` reads, or train with dictionary.unit_rows = false"
+            raise DataError("a dictionary of rows as they are, for another library", found, do)
         bias = torch.zeros_like(sae.threshold) if sae.bias is None else sae.bias
         # Files hold a tied matrix twice.
         return cls(sae.encoder, bias, sae.decoder.clone() if sae.tied else sae.decoder, sae.center)
@@ -155,7 +163,7 @@ class Parts:
             limit, folded = limit.clamp_min(0), (*folded, BELOW_ZERO)
         tensors = {"encoder": own.encoder, "decoder": own.decoder, "center": own.decoder_bias, "threshold": limit}
         require_sound(tensors if bias is None else {**tensors, "bias": bias}, path)
-        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        whole: dict[str, Any] = {name: tensor.contiguous() for name, tensor in tensors.items()}
         try:
             sae = SparseAutoencoder(**whole, activation=activation, k=k, bias=bias, provenance=provenance)
         except KyomeiError as error:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from kyomei.errors import RecipeError
 from kyomei.stages.reproduce import (
+    ablation,
     certificates,
     co_occurrence,
     imbalanced,
     language_models,
+    paper_form,
     resonance_map,
     robustness,
     splitting,
@@ -28,6 +30,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         splitting,
         certificates,
         language_models,
+        paper_form,
+        ablation,
     )
 }
 

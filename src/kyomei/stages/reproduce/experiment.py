@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
+from itertools import islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +86,7 @@ def reproduce(
     workers: int = 1,
     threads: int = 1,
     overwrite: bool = False,
+    minutes: float = math.inf,
 ) -> tuple[Summary, dict[str, Any]]:
     """Measure what is missing, then write table.md, result.json and figure.svg.
 
@@ -95,12 +99,13 @@ def reproduce(
         workers: processes, one cell each at a time.
         threads: CPU threads of each.
         overwrite: measure every cell anew.
+        minutes: after so many no cell is begun; what is finished is summed up, and what is missing said.
 
     Returns:
         The summary, and what result.json holds.
 
     Raises:
-        RecipeError: there are no workers or no threads.
+        RecipeError: there are no workers or no threads, or no cell was finished in time.
     """
     if workers < 1 or threads < 1:
         raise RecipeError("at least one worker and one thread", f"{workers} and {threads}", "correct them")
@@ -114,20 +119,36 @@ def reproduce(
         reporter.note(f"{len(cells) - len(missing)} of {len(cells)} cells are there")
     with reporter.progress(experiment.name) as progress:
         progress(len(cells) - len(missing), len(cells))
-        for done, (cell, figures) in enumerate(_measured(experiment, missing, workers, threads), 1):
+        in_time = _within(missing, 60 * minutes)
+        for done, (cell, figures) in enumerate(_measured(experiment, in_time, min(workers, len(missing)), threads), 1):
             finished[_key(cell)] = {**cell, **figures}
             _append(folder / CELLS, {"cell": cell, "figures": figures})
             progress(len(cells) - len(missing) + done, len(cells))
-    records = [finished[_key(cell)] for cell in cells]
+    records = [finished[key] for key in map(_key, cells) if key in finished]
+    if not records:
+        raise RecipeError("at least one finished cell", f"none in {folder}", "allow more minutes")
     summary = experiment.summarise(records)
+    if left := len(cells) - len(records):
+        summary = replace(summary, notes=(*summary.notes, f"{left} of {len(cells)} cells are not measured."))
     result = _result(experiment, summary, records, command)
     _write(folder, experiment, summary, result)
     return summary, result
 
 
-def _measured(experiment: Experiment, cells: list[Cell], workers: int, threads: int) -> Iterator[tuple[Cell, dict[str, Any]]]:
+def _within(cells: list[Cell], seconds: float) -> Iterator[Cell]:
+    """Cells, one after the other, until the time is over."""
+    began = time.monotonic()
+    for cell in cells:
+        if time.monotonic() - began >= seconds:
+            return
+        yield cell
+
+
+def _measured(
+    experiment: Experiment, cells: Iterator[Cell], workers: int, threads: int
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Each cell and its figures as they finish."""
-    if workers == 1 or len(cells) < 2:
+    if workers < 2:
         torch.set_num_threads(threads)
         for cell in cells:
             yield cell, plain(experiment.measure(cell))
@@ -135,13 +156,12 @@ def _measured(experiment: Experiment, cells: list[Cell], workers: int, threads: 
     # Spawned, not forked: a fork of a process whose torch has started threads may hang.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (threads,))
     try:
-        waiting = iter(cells)
-        running = {pool.submit(experiment.measure, cell): cell for _, cell in zip(range(workers), waiting, strict=False)}
+        running = {pool.submit(experiment.measure, cell): cell for cell in islice(cells, workers)}
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 cell = running.pop(future)
                 yield cell, plain(future.result())
-                following = next(waiting, None)
+                following = next(cells, None)
                 if following is not None:
                     running[pool.submit(experiment.measure, following)] = following
     finally:

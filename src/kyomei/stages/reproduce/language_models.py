@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,11 +13,10 @@ import numpy as np
 from torch import Tensor
 
 from kyomei.config import Recipe, SourceRecipe
-from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.evidence.consistency import Consistency, Null, consistency
 from kyomei.evidence.controls import GAUSSIAN
 from kyomei.evidence.fidelity import fidelity
-from kyomei.evidence.selectivity import selectivity
+from kyomei.evidence.selectivity import Selectivity, selectivity
 from kyomei.learning.fit import fit
 from kyomei.learning.spaces import Whitening
 from kyomei.source.corpus import Corpus
@@ -52,7 +52,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 TOKENS, LONG_TOKENS = 120_000, 3_000_000
 WIDTH, LONG_WIDTH = 384, 4096
 STEPS, LONG_STEPS = 500, 10_000
-PARTS = ("replica-0", "replica-1", "evidence")
 ALPHAS = (0.05, 0.2)
 TAUS = (0.7, 0.9)
 TICKS = (2, 5, 10, 20, 50, 100)
@@ -85,25 +84,26 @@ def cell_of(site: tuple[str, str, int], setting: str, tokens: int, width: int, s
 
 def measure(cell: Cell) -> dict[str, Any]:
     """Frontier point of the first replica on documents that no replica saw, and its consistency with the second."""
-    parts = harvested(cell["model"], cell["site"], cell["context"], cell["tokens"], cell["seed"])
+    parts = harvested(cell["model"], cell["site"], cell["context"], cell["tokens"], cell["seed"], 2)
     unseen = parts["evidence"]
     recipe = recipe_of(cell)
     # A filter that empties the null would make its consistency look better than it is.
     for_null = GAUSSIAN.recipe(recipe)
-    first, second = (fit(parts[PARTS[i]], recipe, seed=2 * cell["seed"] + i) for i in range(2))
-    null_rows = [GAUSSIAN.rows(parts[PARTS[i]], 1000 * cell["seed"] + i) for i in range(2)]
+    first, second = (fit(parts[f"replica-{i}"], recipe, seed=2 * cell["seed"] + i) for i in range(2))
+    null_rows = [GAUSSIAN.rows(parts[f"replica-{i}"], 1000 * cell["seed"] + i) for i in range(2)]
     nulls = [fit(rows, for_null, seed=2 * cell["seed"] + i) for i, rows in enumerate(null_rows)]
     null = Null(nulls[0].decoder, nulls[1].decoder, GAUSSIAN.title)
     metric = Whitening.fit(unseen).forward
     whitened = consistency(first.decoder, second.decoder, null=null, metric="whitened", whitening=metric)
     raw = consistency(first.decoder, second.decoder, null=null)
     kept = [fidelity(sae, unseen) for sae in (first, second)]
+    selected = selectivity(first, unseen), selectivity(nulls[0], null_rows[0])
     return {
         "l0": [k.l0_mean for k in kept],
         "fvu": [k.fvu for k in kept],
         "dead": [k.dead_share for k in kept],
-        "whitened": _shares(whitened, first, nulls[0], unseen, null_rows[0]),
-        "raw": _shares(raw, first, nulls[0], unseen, null_rows[0]),
+        "whitened": shares(whitened, *selected, TAUS),
+        "raw": shares(raw, *selected, TAUS),
     }
 
 
@@ -120,17 +120,17 @@ def recipe_of(cell: Cell) -> Recipe:
 
 
 @lru_cache(maxsize=1)
-def harvested(model: str, site: str, context: int, tokens: int, seed: int) -> dict[str, Rows]:
-    """Rows of two replicas and of unseen documents, in memory: cells of one site follow one another and share them."""
+def harvested(model: str, site: str, context: int, tokens: int, seed: int, replicas: int) -> dict[str, Rows]:
+    """Rows of each replica and of unseen documents, in memory: cells of one site follow one another and share them."""
     language_model = LanguageModel.load(model)
     recipe = SourceRecipe(model=model, sites=(site,), context=context)
     corpus = Corpus("stdlib", seed=seed)
-    split = Split(2, 0.2, seed, corpus.marks_held_out)
+    split = Split(replicas, 0.2, seed, corpus.marks_held_out)
     asked = {part: round(tokens * split.share(part)) for part in split.names}
     packer = Packer(language_model.tokenizer, context)
     packed = split_tokens(corpus, packer, split, asked, {part: 8 * asked[part] for part in asked})
     rows: dict[str, Rows] = {}
-    for part in PARTS:
+    for part in split.names:
         windows = packed[part].thinned(max(1, asked[part] // context))
         with tempfile.TemporaryDirectory() as folder:
             shards = harvest(language_model, windows, Path(folder), recipe)[site]
@@ -138,11 +138,16 @@ def harvested(model: str, site: str, context: int, tokens: int, seed: int) -> di
     return rows
 
 
-def _shares(
-    agreement: Consistency, sae: SparseAutoencoder, null: SparseAutoencoder, rows: Rows, null_rows: Rows
+def shares(
+    agreement: Consistency, ours: Selectivity, theirs: Selectivity, taus: Sequence[float]
 ) -> dict[str, dict[str, list[float]]]:
-    """MCS above 0.7 and 0.9, ours and the null's, among all latents and among the paper's selections."""
-    ours, theirs = selectivity(sae, rows), selectivity(null, null_rows)
+    """Share of MCS above each τ, ours and the null's, among all latents and among the paper's selections of them.
+
+    Args:
+        agreement: of two replicas, beside the null's.
+        ours, theirs: how active the first replica's latents are, and those of the null's first.
+        taus: values of τ.
+    """
     chosen = {"all": agreement}
     scores: dict[str, tuple[Tensor, Tensor]] = {
         "activation": (ours.max_activation, theirs.max_activation),
@@ -153,7 +158,7 @@ def _shares(
         for alpha in ALPHAS:
             chosen[f"top {alpha:.0%} by {name}"] = agreement.among(name, score, alpha, null_score)
     return {
-        name: {f"{tau:g}": [figure.share_above(tau), figure.null_share_above(tau)] for tau in TAUS}
+        name: {f"{tau:g}": [figure.share_above(tau), figure.null_share_above(tau)] for tau in taus}
         for name, figure in chosen.items()
     }
 

@@ -76,9 +76,9 @@ def resonance(cell: Cell, frequencies: Sequence[float] = ()) -> dict[str, float]
 
 
 def recipe_of(cell: Cell) -> Recipe:
-    """A recipe from a cell's `mechanism`, `width`, `steps`, `lr` and, for a start from resonance, its search."""
+    """A recipe from a cell's `mechanism`, `width`, `steps`, `lr`, more of `dictionary`, and its search, if it has one."""
     values: dict[str, Any] = {
-        "dictionary": {"width": cell["width"]},
+        "dictionary": {"width": cell["width"], **cell.get("dictionary", {})},
         "mechanism": cell["mechanism"],
         "train": {"steps": cell["steps"], "lr": cell["lr"], "batch_rows": cell["train_batch"]},
     }

@@ -66,7 +66,7 @@ def build(subject: Subject, folder: Path, watched: Watched | None = None) -> Non
     places = Places(subject.tokens, subject.rows.row_tokens())
     with watched("examples") as progress:
         figures = _write_examples(subject, codes, places, folder / EXAMPLES, progress)
-    space = comparison_space(subject.rows)
+    space = comparison_space(subject.sae, subject.rows)
     with watched("evidence"):
         columns = evidence_columns(subject, codes, space)
     columns |= figure_columns(figures, codes.counts() / codes.num_rows, subject)

@@ -149,7 +149,7 @@ def active_entries(sae: SparseAutoencoder, x: Tensor) -> tuple[np.ndarray, np.nd
     """Latent, row and activation (float32) of every active entry of the code of rows [rows, dim], by latent, then row."""
     if sae.k is None and sae.encoder.dtype == torch.float32 and sae.encoder.device.type == "cpu":
         above = sae.threshold if sae.bias is None else sae.threshold - sae.bias
-        active, value = active_above(x.to(sae.center) - sae.center, sae.encoder, above)
+        active, value = active_above(sae.centred(x), sae.encoder, above)
         if sae.activation == "relu":
             value = value - above[active.latent]
         elif sae.bias is not None:

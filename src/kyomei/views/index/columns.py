@@ -12,10 +12,11 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError
 from kyomei.evidence.certificate import weakest
 from kyomei.evidence.codes import Coded, ExplainedSums, encode_rows
-from kyomei.evidence.reproduction import match, rows_used
+from kyomei.evidence.reproduction import match, rows_used, space_of
 from kyomei.learning.spaces import Whitening
 from kyomei.runs import plain
 from kyomei.source.rows import Rows
@@ -101,7 +102,8 @@ def _explained(subject: Subject, codes: CodeStore) -> Float64[np.ndarray, " widt
     code, sums = codes.of_rows(index).tocsr(), ExplainedSums(sae)
     for first in range(0, len(index), ROWS_AT_ONCE):
         x, z = rows.read(index[first : first + ROWS_AT_ONCE]), code[first : first + ROWS_AT_ONCE]
-        reconstruction = torch.from_numpy(z @ sae.decoder.detach().float().numpy()) + sae.center.float()
+        unit = torch.from_numpy(z @ sae.decoder.detach().float().numpy()) + sae.center.float()
+        reconstruction = sae.row_scale(x).float() * unit if sae.unit_rows else unit
         sums.add(Coded(first, x, z, reconstruction))
     return sums.figures()
 
@@ -164,9 +166,9 @@ def _or_none(values: Float64[np.ndarray, " width"]) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 
-def comparison_space(rows: Rows) -> Whitening | None:
-    """The whitened space that directions are compared in; none where there are too few rows to tell."""
+def comparison_space(sae: SparseAutoencoder, rows: Rows) -> Whitening | None:
+    """The whitened space that a dictionary's directions are compared in; none where there are too few rows to tell."""
     try:
-        return Whitening.fit(rows)
+        return space_of([sae], rows)
     except DataError:
         return None
