@@ -37,6 +37,10 @@ class RunError(KyomeiError):
     """A run's folder cannot be used as asked."""
 
 
+class AddressError(KyomeiError):
+    """An address elsewhere does not answer; nothing is known of what lies there."""
+
+
 class TrainingError(KyomeiError):
     """Training cannot go on, for instance because the loss is not finite."""
 
@@ -47,3 +51,9 @@ class EvidenceError(KyomeiError):
 
 class Interrupted(KyomeiError):
     """Stopped by a signal; what was computed is on disk and can be resumed."""
+
+
+def in_one_line(error: Exception) -> str:
+    """The kind of a foreign error and the first line of what it says."""
+    said = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return f"{type(error).__name__}: {said}"

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import shlex
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,6 +23,7 @@ from kyomei.errors import KyomeiError, RunError
 from kyomei.locks import LOCK, locked, refuse_if_locked
 from kyomei.provenance import begun, ended, now
 from kyomei.sealing import SEAL, Stat, digest_of, files_of, seal_of, sealed, settled, untouched, written_since
+from kyomei.stores import LocalStore, Store, store_at
 
 SCHEMA_VERSION = 2
 """Version of the run folder's layout and manifest; a run of another one is refused. Dictionaries have their own version."""
@@ -31,6 +33,10 @@ BIRTH = "manifest.json.new"
 """The manifest of a run whose recipe is not yet written."""
 CHANGED = "changed_by_others"
 """Where a manifest says when it was found to have been changed by others than Kyomei."""
+OWNER, CLAIM = "run.json", "store"
+"""File that says at an address whose rows lie there, and where that run's manifest has the same name of it."""
+HARVESTED = ("activations", "tokens")
+"""Folders of rows and tokens, which may be at an address."""
 PRIVATE = 0o700
 """Mode of a run's folder: it holds text that others may not be meant to read."""
 _RECORDED_PACKAGES = ("torch", "numpy", "scipy", "transformers", "tokenizers", "safetensors")
@@ -102,6 +108,7 @@ class Run:
             return run
         run = cls(Path(folder), recipe)
         if overwrite and run.folder.exists():
+            _clear_address(run.folder)
             with refusals_named(run.folder):
                 _empty(run.folder)
         # The manifest gets its name last: a folder without it is a run that a crash kept from being born.
@@ -173,6 +180,8 @@ class Run:
             command, facts: as `create` takes them.
         """
         history = self._history
+        if not {*kept} & {*HARVESTED}:
+            _clear_address(self.folder)
         write_atomic(self.path(RECIPE), recipe.to_yaml().encode())
         stay = {*kept, RECIPE, MANIFEST, LOCK}
         with refusals_named(self.folder):
@@ -185,6 +194,30 @@ class Run:
     def path(self, name: str) -> Path:
         """The path of a file or folder of the run, such as "evidence.json" or "replicas/0"."""
         return self.folder / name
+
+    @property
+    def store(self) -> Store:
+        """Where rows and tokens of its own harvest are: its folder, or the address that its recipe names."""
+        address = self.recipe.source.store
+        return store_at(self.folder if address is None else address)
+
+    def store_of(self, name: str) -> Store:
+        """Where a file of the run is, by its name."""
+        return self.store if name.partition("/")[0] in HARVESTED else LocalStore(self.folder)
+
+    def claim(self) -> None:
+        """Let an address be this run's, before anything is written there.
+
+        Raises:
+            RunError: it is another's.
+            AddressError: it does not answer.
+        """
+        if not self.store.is_here:
+            own = self.manifest.get(CLAIM) or uuid.uuid4().hex
+            self.note(**{CLAIM: own})
+            refuse_taken(self.recipe, own)
+            self.store.prepare()
+            self.store.write(OWNER, json.dumps({"id": own, "run": self.folder.resolve().name}).encode())
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write a JSON file of the run atomically (see `plain` for what it can hold); returns its path."""
@@ -265,7 +298,11 @@ class Run:
 
     def digests(self, names: Iterable[str]) -> dict[str, str]:
         """SHA-256 by name of those of some files of the run that are there."""
-        return {name: sha256_of(self.path(name)) for name in names if self.path(name).exists()}
+        found = {}
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = self.store_of(name).sha256(name)
+        return found
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -327,6 +364,50 @@ def finish_birth(folder: Path) -> None:
 def _is_unborn(folder: Path) -> bool:
     """Whether a crash may have stopped `Run.create` here before it wrote the manifest, or the folder is empty."""
     return all(path.name in (RECIPE, BIRTH, LOCK) or TEMPORARY.fullmatch(path.name) for path in folder.iterdir())
+
+
+def refuse_taken(recipe: Recipe, own: str | None) -> None:
+    """Raise RunError where a recipe's address, if it has one, holds what is not of the run that is called `own` there."""
+    if recipe.source.store is None:
+        return
+    store = store_at(recipe.source.store)
+    owner = _owner(store)
+    if owner.get("id") == own and owner:
+        return
+    if owner or any(store.has(name) for name in HARVESTED):
+        found = f"those of {owner.get('run', 'something else')} at {store}"
+        do = "choose another source.store, or delete what is there if nothing needs it"
+        raise RunError("an address for the rows and tokens of this run alone", found, do)
+
+
+def _owner(store: Store) -> dict[str, Any]:
+    """What an address says of the run whose rows lie there; nothing where it says nothing."""
+    if not store.has(OWNER):
+        return {}
+    try:
+        owner = json.loads(store.read(OWNER))
+    except ValueError:
+        return {"run": "a run that cannot be read"}
+    return owner if isinstance(owner, dict) else {"run": "a run that cannot be read"}
+
+
+def claim_of(folder: Path) -> str | None:
+    """How the run in a folder is called at its address; none where there is no run, or none that has an address."""
+    if not _is_run(folder):
+        return None
+    with contextlib.suppress(RunError, AttributeError):
+        claim: str | None = _read_manifest(folder).get(CLAIM)
+        return claim
+    return None
+
+
+def _clear_address(folder: Path) -> None:
+    """Delete what the run in a folder wrote at an address; nothing of another's."""
+    own = claim_of(folder)
+    if own is not None:
+        store = Run.open(folder).store
+        if _owner(store).get("id") == own:
+            store.clear(*HARVESTED, "controls", OWNER)
 
 
 def _empty(folder: Path) -> None:

@@ -182,7 +182,7 @@ def _timeless(path: Path) -> bytes:
         manifest = json.loads(path.read_bytes())
         outputs = {name: "" if _tells_time(name) else digest for name, digest in manifest["outputs"].items()}
         timeless = {name: sorted(manifest.get(name, ())) for name in ("stages", "seconds")}
-        changed = {"created": "", "command": "", "history": "", "outputs": outputs, **timeless}
+        changed = {"created": "", "command": "", "history": "", "store": "", "outputs": outputs, **timeless}
         return json.dumps({**manifest, **changed, "sha256": ""}).encode()
     if path.name == "config.json":
         # The name of the run, which is another in each case.

@@ -45,7 +45,7 @@ def test_rows_are_the_activations_of_ordinary_tokens(llama: LanguageModel, token
     ordinary = (tokens.document >= 0).flatten()
     expected = llama.capture(tokens.ids, SITES)
     for site, folder in folders.items():
-        assert folder.folder == tmp_path / site
+        assert str(folder.store) == str(tmp_path / site)
         where = folder.row_tokens()
         assert np.array_equal(where, ordinary.nonzero().flatten().numpy())
         rows = folder.read(np.arange(folder.num_rows))

@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kyomei.atomic import sha256_of
 from kyomei.errors import DataError, KyomeiError, RunError
 from kyomei.source import shards
 from kyomei.source.order import BatchOrder
@@ -46,7 +47,7 @@ def replace_shard(folder: Path, number: int, rows: torch.Tensor) -> None:
     path = folder / f"shard-{number:05d}.safetensors"
     safetensors.torch.save_file({"activations": rows, "row_tokens": torch.arange(len(rows))}, path)
     index = json.loads((folder / "index.json").read_text())
-    index["shards"][number]["sha256"] = shards.sha256_of(path)
+    index["shards"][number]["sha256"] = sha256_of(path)
     (folder / "index.json").write_text(json.dumps(index))
 
 

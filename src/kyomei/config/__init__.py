@@ -115,7 +115,7 @@ class Recipe(Section):
     @property
     def sha256(self) -> str:
         """Digest of every setting that a dictionary depends on, in hexadecimal: equal for equal recipes."""
-        learnt = self.model_dump(mode="json", exclude={"verdict": True, "source": {"text_licence", "model_licence"}})
+        learnt = self.model_dump(mode="json", exclude={"verdict": True, "source": {"text_licence", "model_licence", "store"}})
         return hashlib.sha256(json.dumps(learnt, sort_keys=True).encode()).hexdigest()
 
     @classmethod

@@ -95,6 +95,17 @@ class SourceRecipe(Section):
     dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
     """How activations are stored; int8 with a scale for each row."""
 
+    store: str | None = None
+    """Where rows and tokens are written, if not into the run's folder: an fsspec address of this run alone, such as
+    s3://bucket/folder. Copies of what is read take up to 20 GB here (KYOMEI_CACHE_GB, KYOMEI_CACHE)."""
+
+    @field_validator("store")
+    @classmethod
+    def _address(cls, store: str | None) -> str | None:
+        if store is not None and not all(store.partition("://")):
+            raise ValueError(f"an address such as s3://bucket/folder, found {store!r}; leave it out for the run's folder")
+        return None if store is None else store.rstrip("/")
+
     @field_validator("text")
     @classmethod
     def _weights(cls, text: str | dict[str, float]) -> str | dict[str, float]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from kyomei.errors import DataError
+from kyomei.errors import DataError, in_one_line
 from kyomei.extras import require
-from kyomei.source.files import TextFile, in_one_line, local_file, local_files, naming, remote_files
+from kyomei.source.files import TextFile, local_file, local_files, naming, remote_files
 from kyomei.source.parts import unit_hash
 from kyomei.source.readers import Records, read_file
 from kyomei.source.records import Fields, RecordError, UnreadableFile, document_of

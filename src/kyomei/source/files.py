@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TextIO, cast
 
 import pyarrow as pa
 
-from kyomei.errors import DataError, KyomeiError
+from kyomei.errors import DataError, KyomeiError, in_one_line
 from kyomei.source.records import MOST_CHARACTERS, UnreadableFile
 
 _BYTE_ORDER_MARKS = (
@@ -195,9 +195,3 @@ def naming(name: str) -> Iterator[None]:
     except Exception as error:
         do = "write it again, or check that it was copied whole"
         raise DataError(f"{name} to be readable to its end", in_one_line(error), do) from error
-
-
-def in_one_line(error: Exception) -> str:
-    """The kind of a foreign error and the first line of what it says."""
-    said = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-    return f"{type(error).__name__}: {said}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kyomei.source.journals import INDEX
 from kyomei.source.text import Document, Tokens
+from kyomei.stores import Store
 
 DROPPED = "dropped_forgotten"
 """Where an index counts the rows that were taken out."""
@@ -85,24 +86,24 @@ def without(tokens: Tokens, gone: Collection[Kept]) -> tuple[Tokens, Bool[np.nda
     return blanked, hit.any(dim=1).numpy()
 
 
-def rewritten_rows(folder: Path, tokens: Tokens, hit: Bool[np.ndarray, " windows"]) -> Iterator[tuple[str, bytes]]:
+def rewritten_rows(store: Store, tokens: Tokens, hit: Bool[np.ndarray, " windows"]) -> Iterator[tuple[str, bytes]]:
     """The files of one site's shards that change, by name, without the rows of some windows.
 
     All rows of a window go: a model that read the document has it in what it made of the tokens around, too.
 
     Args:
-        folder: of the shards.
+        store: of the shards.
         tokens: of the part, as they are from now on.
         hit: the windows whose rows go.
     """
-    index = json.loads((folder / INDEX).read_bytes())
+    index = json.loads(store.read(INDEX))
     entries, dropped = [], 0
     for entry in index["shards"]:
-        stays = ~torch.from_numpy(hit)[_row_tokens(folder / entry["file"]) // tokens.context]
+        stays = ~torch.from_numpy(hit)[_row_tokens(store, entry) // tokens.context]
         lost = int((~stays).sum())
         if lost:
-            held = safetensors.torch.load_file(folder / entry["file"])
-            content = safetensors.torch.save({name: held[name][stays].contiguous() for name in ("activations", "row_tokens")})
+            held = store.file(entry["file"], entry["sha256"]).opened(safetensors.torch.load_file)
+            content = safetensors.torch.save({name: values[stays].contiguous() for name, values in held.items()})
             counts = {**entry["counts"], DROPPED: entry["counts"].get(DROPPED, 0) + lost}
             digest = hashlib.sha256(content).hexdigest()
             entry = {**entry, "num_rows": entry["num_rows"] - lost, "sha256": digest, "counts": counts}
@@ -115,15 +116,19 @@ def rewritten_rows(folder: Path, tokens: Tokens, hit: Bool[np.ndarray, " windows
     yield INDEX, json.dumps(changed, indent=1).encode()
 
 
-def rows_left(folder: Path, context: int, hit: Bool[np.ndarray, " windows"]) -> int:
+def rows_left(store: Store, context: int, hit: Bool[np.ndarray, " windows"]) -> int:
     """Rows of one site's shards outside of some windows."""
-    index = json.loads((folder / INDEX).read_bytes())
-    places = (_row_tokens(folder / entry["file"]).numpy() for entry in index["shards"])
+    index = json.loads(store.read(INDEX))
+    places = (_row_tokens(store, entry).numpy() for entry in index["shards"])
     return sum(int((~hit[place // context]).sum()) for place in places)
 
 
-def _row_tokens(path: Path) -> Int64[Tensor, " rows"]:
+def _row_tokens(store: Store, entry: Mapping[str, Any]) -> Int64[Tensor, " rows"]:
     """Where the rows of a shard come from, read without the rows."""
-    with safetensors.safe_open(path, framework="pt") as held:
-        places: Int64[Tensor, " rows"] = held.get_tensor("row_tokens")
-        return places
+
+    def places(path: Path) -> Int64[Tensor, " rows"]:
+        with safetensors.safe_open(path, framework="pt") as held:
+            found: Int64[Tensor, " rows"] = held.get_tensor("row_tokens")
+            return found
+
+    return store.file(entry["file"], entry["sha256"]).opened(places)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import final
 
 import numpy as np
@@ -22,6 +21,7 @@ from kyomei.source.shard_files import in_memory
 from kyomei.source.shard_writer import ShardWriter
 from kyomei.source.shards import ShardFolder
 from kyomei.source.text import Tokens
+from kyomei.stores import Store, StoreLike, store_at
 
 _MEDIAN_BATCHES = 4
 _NOT_FINITE = "run the model in float32 or bfloat16, or choose another site"
@@ -30,7 +30,7 @@ _NOT_FINITE = "run the model in float32 or bfloat16, or choose another site"
 def harvest(
     model: LanguageModel,
     tokens: Tokens,
-    folder: Path,
+    folder: StoreLike,
     recipe: SourceRecipe,
     *,
     progress: Callable[[int, int], None] | None = None,
@@ -45,7 +45,7 @@ def harvest(
     Args:
         model: where activations come from.
         tokens: windows to run.
-        folder: one folder a site is made below it.
+        folder: a folder or an address; one folder a site is made below it.
         recipe: sites, side, batch and shard sizes, what to drop, how to store.
         progress: called with (tokens done, tokens in all) after each shard.
         ranks: processes that harvest together, each with the same arguments.
@@ -57,11 +57,12 @@ def harvest(
         ModelError: a site is unknown or unusable.
         DataError: an activation is not finite; shard and row are named.
         RunError: the disk is full, or `folder` holds another harvest.
+        AddressError: the address does not answer.
     """
     sites = tuple(dict.fromkeys(recipe.sites)) or (model.default_site(),)
     model.require_sites(sites)
     plan = _Plan(model, tokens, recipe)
-    writers = plan.writers(Path(folder), sites, ranks)
+    writers = plan.writers(store_at(folder), sites, ranks)
     with _Behind() as disk:
         for number in range(ranks.rank, plan.num_shards, ranks.size):
             todo = [site for site in sites if number not in writers[site].finished]
@@ -76,11 +77,11 @@ def harvest(
 
 
 def _finish(writer: ShardWriter, ranks: Ranks) -> ShardFolder:
-    if not ranks.tell((writer.folder / INDEX).exists())[0]:
+    if not ranks.tell(writer.store.has(INDEX))[0]:
         return writer.close()
     # A process that was killed right after its index has left the journal, too.
-    ranks.first(lambda: remove_journals(writer.folder))
-    return ShardFolder(writer.folder, verify=False)
+    ranks.first(lambda: remove_journals(writer.store))
+    return ShardFolder(writer.store, verify=False)
 
 
 class _Behind:
@@ -131,7 +132,7 @@ class _Plan:
         first = number * self.recipe.windows_per_shard
         return range(first, min(first + self.recipe.windows_per_shard, len(self.tokens.ids)))
 
-    def writers(self, folder: Path, sites: tuple[str, ...], ranks: Ranks) -> dict[str, ShardWriter]:
+    def writers(self, folder: Store, sites: tuple[str, ...], ranks: Ranks) -> dict[str, ShardWriter]:
         """A writer for each site; width and median norm come from an earlier attempt, or else from the first windows."""
         common = {
             "model": self.model.name,
@@ -149,7 +150,7 @@ class _Plan:
             writers[site] = ShardWriter(folder / site, dim, self.recipe.dtype, site, meta, ranks)
         return writers
 
-    def _known(self, folder: Path, sites: tuple[str, ...]) -> dict[str, tuple[int, float]]:
+    def _known(self, folder: Store, sites: tuple[str, ...]) -> dict[str, tuple[int, float]]:
         """Width and median norm of each site."""
         earlier = {site: read_journal(folder / site) for site in sites}
         known = {site: (journal["dim"], journal["meta"].get("median_norm")) for site, journal in earlier.items() if journal}

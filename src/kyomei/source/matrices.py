@@ -14,8 +14,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from kyomei.errors import DataError, KyomeiError
-from kyomei.source.files import in_one_line
+from kyomei.errors import DataError, KyomeiError, in_one_line
 
 NAMED = "::"
 """Stands between a file and the name of the matrix in it that is wanted."""

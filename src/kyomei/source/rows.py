@@ -49,10 +49,11 @@ def open_rows(x: RowsLike) -> Rows:
         x: numbers [rows, dim] or [batch, context, dim], which become batch · context rows: a tensor on any device, an ndarray
             of any dtype, order and strides, a list, a data frame, a sparse matrix. Or a file of them (.npy, .npz, .pt, .pth,
             .safetensors, .parquet; where it holds several, `FILE::NAME` says which), or the folder of one site's shards. Or
-            `Rows`, which are returned as they are.
+            `Rows`, which are returned as they are. The folder may be at an fsspec address, such as s3://bucket/folder.
 
     Raises:
         DataError: nothing is there, the shape is wrong, there are no rows, a value is not finite, or a file is damaged.
+        AddressError: the address does not answer.
     """
     if isinstance(x, str | Path):
         return _open_path(str(x))
@@ -148,7 +149,9 @@ def as_seen(rows: Rows, unit_rows: bool) -> Rows:
 
 
 def _open_path(address: str) -> Rows:
-    """The rows at PATH, or at PATH::NAME."""
+    """The rows at PATH, at PATH::NAME, or at an address."""
+    if "://" in address and not _is_there(Path(address)):
+        return ShardFolder(address)
     path, _, key = address.rpartition(NAMED) if NAMED in address and not _is_there(Path(address)) else (address, "", "")
     place = Path(path)
     if not _is_there(place):

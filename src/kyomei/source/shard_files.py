@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import mmap
 from collections.abc import Iterator
-from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64, Shaped
+from jaxtyping import Float, Float32, Int64, Shaped, UInt8
 from torch import Tensor
 
 from kyomei.errors import DataError
+from kyomei.stores import Store, StoredFile
 
 Dtype = Literal["float32", "float16", "bfloat16", "int8"]
 ROWS, SCALES, ROW_TOKENS = "activations", "scales", "row_tokens"
@@ -31,6 +32,8 @@ _STORED: dict[str, tuple[str, type[np.generic]]] = {
 }
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "I64": 8}
 _LARGEST = 127
+_HEAD_BYTES = 4096
+"""The header of a shard is shorter."""
 REDO = "harvest again with --resume: only this shard is redone"
 
 
@@ -59,73 +62,79 @@ def bytes_of_row(dtype: Dtype, dim: int) -> int:
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _named(name: str) -> Iterator[None]:
     """Turn an error of the system into a DataError that names the shard."""
     try:
         yield
     except OSError as error:
-        raise DataError(f"shard {path.name} to stay readable", f"{error}", "keep the folder in place") from error
+        raise DataError(f"shard {name} to stay readable", f"{error}", "keep the folder in place") from error
 
 
 @final
 class MappedShard:
-    """One shard file, mapped into memory from when it is first read until it is closed."""
+    """One shard file, mapped into memory from when it is first read until it is closed.
 
-    def __init__(self, folder: Path, entry: dict[str, Any], dtype: Dtype, dim: int) -> None:
-        self.path, self.num_rows, self._dim, self._dtype = folder / entry["file"], int(entry["num_rows"]), dim, dtype
-        layout = _layout(self.path)
-        stored_as, self._as_numpy = _STORED[dtype]
-        wanted = {ROWS: (stored_as, [self.num_rows, dim]), ROW_TOKENS: ("I64", [self.num_rows])}
-        if dtype == "int8":
+    What its header says is looked at at once, or where it is at an address when it is first read.
+    """
+
+    def __init__(self, store: Store, entry: dict[str, Any], dtype: Dtype, dim: int) -> None:
+        self.name, self.num_rows, self._dim, self._dtype = str(entry["file"]), int(entry["num_rows"]), dim, dtype
+        self._file, self._where = store.file(self.name, str(entry.get("sha256"))), f"{store}/{self.name}"
+        self._as_numpy = _STORED[dtype][1]
+        self._mapping: mmap.mmap | None = None
+        if store.is_here:
+            self._start  # noqa: B018  looked at
+
+    @functools.cached_property
+    def _start(self) -> dict[str, int]:
+        """Where in the file each thing begins."""
+        layout = _layout(self._file, self._where)
+        wanted = {ROWS: (_STORED[self._dtype][0], [self.num_rows, self._dim]), ROW_TOKENS: ("I64", [self.num_rows])}
+        if self._has_scales:
             wanted[SCALES] = ("F32", [self.num_rows])
         for name, (kind, shape) in wanted.items():
             self._check(layout, name, kind, shape)
-        self._start = {name: layout[name]["span"][0] for name in wanted}
-        self._mapping: mmap.mmap | None = None
+        return {name: layout[name]["span"][0] for name in wanted}
 
     def _check(self, layout: dict[str, Any], name: str, dtype: str, shape: list[int]) -> None:
         held = layout.get(name, {})
         if held.get("shape") != shape or held.get("dtype") != dtype:
-            found = f"{held.get('dtype', 'nothing')} {held.get('shape', '')}".strip()
-            raise DataError(f"{name} of {dtype} {shape}, as in the index", f"{found} in {self.path}", "harvest this site again")
+            found = f"{held.get('dtype', 'nothing')} {held.get('shape', '')}".strip() + f" in {self._where}"
+            raise DataError(f"{name} of {dtype} {shape}, as in the index", found, "harvest this site again")
         first, last = held["span"]
         if last - first != math.prod(shape) * _BYTES[dtype]:
-            raise DataError("a safetensors shard", f"a damaged header in {self.path}", REDO)
+            raise DataError("a safetensors shard", f"a damaged header in {self._where}", REDO)
 
     def _view(self, name: str, dtype: type[np.generic], count: int) -> Shaped[np.ndarray, " values"]:
         mapping = self._mapping
         if mapping is None:
-            with _named(self.path), open(self.path, "rb", buffering=0) as file:
-                mapping = self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            with _named(self.name):
+                mapping = self._mapping = self._file.opened(_mapped)
         return np.frombuffer(mapping, dtype, count, self._start[name])
 
     def row_tokens(self) -> Int64[np.ndarray, " rows"]:
-        """A copy of where the rows come from."""
-        return self._view(ROW_TOKENS, np.int64, self.num_rows).copy()
+        """Where the rows come from."""
+        return self._cut(ROW_TOKENS, 8 * self.num_rows, np.zeros(1, np.int64)).view(np.int64)
 
     def read(self, local: Int64[np.ndarray, " batch"]) -> Float32[Tensor, "batch dim"]:
         rows = self._view(ROWS, self._as_numpy, self.num_rows * self._dim).reshape(self.num_rows, self._dim)
         return self._as_float(rows[local], self._view(SCALES, np.float32, self.num_rows)[local] if self._has_scales else None)
 
     def read_few(self, local: Int64[np.ndarray, " batch"]) -> Float32[Tensor, "batch dim"]:
-        """The same without a mapping."""
-        rows = np.empty((len(local), self._dim), self._as_numpy)
-        scales = np.empty((len(local), 1), np.float32) if self._has_scales else None
-        with _named(self.path), open(self.path, "rb", buffering=0) as file:
-            self._fill(file, ROWS, rows, local)
-            if scales is not None:
-                self._fill(file, SCALES, scales, local)
-        return self._as_float(rows, None if scales is None else scales[:, 0])
+        """The same of sorted rows without a mapping."""
+        size = self._dim * np.dtype(self._as_numpy).itemsize
+        rows = self._cut(ROWS, size, local).view(self._as_numpy).reshape(len(local), self._dim)
+        return self._as_float(rows, self._cut(SCALES, 4, local).view(np.float32) if self._has_scales else None)
 
-    def _fill(
-        self, file: FileIO, name: str, out: Shaped[np.ndarray, "batch width"], local: Int64[np.ndarray, " batch"]
-    ) -> None:
-        """Read some rows of what the file holds by a name."""
-        bytes_of, size = out.data.cast("B"), out.strides[0]
-        for place, row in enumerate(local.tolist()):
-            file.seek(self._start[name] + row * size)
-            if file.readinto(bytes_of[place * size : (place + 1) * size]) != size:
-                raise DataError("a complete shard", f"{self.path}, which ends before row {row}", REDO)
+    def _cut(self, name: str, size: int, local: Int64[np.ndarray, " batch"]) -> UInt8[np.ndarray, " bytes"]:
+        """So many entries of so many bytes each, beginning at some places of what the file holds by a name."""
+        start = self._start[name]
+        with _named(self.name):
+            pieces = self._file.cut([(start + row * size, start + (row + 1) * size) for row in local.tolist()])
+        for row, piece in zip(local.tolist(), pieces, strict=True):
+            if len(piece) != size:
+                raise DataError("a complete shard", f"{self._where}, which ends before row {row + 1}", REDO)
+        return np.frombuffer(bytearray(b"".join(pieces)), np.uint8)
 
     @property
     def _has_scales(self) -> bool:
@@ -151,26 +160,34 @@ class MappedShard:
         self._mapping = None
 
 
-def _layout(path: Path) -> dict[str, Any]:
+def _mapped(path: Path) -> mmap.mmap:
+    with open(path, "rb", buffering=0) as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _layout(file: StoredFile, where: str) -> dict[str, Any]:
     """Header of a safetensors file: name → dtype, shape and span, in bytes from the start of the file."""
+    name = Path(where).name
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length < size else {}
+        size = file.size()
+        head = file.cut([(0, _HEAD_BYTES)])[0]
+        length = int.from_bytes(head[:8], "little")
+        if length > len(head) - 8 and length < size:
+            head = file.cut([(0, 8 + length)])[0]
+        header = json.loads(head[8 : 8 + length]) if length < size else {}
         header.pop("__metadata__", None)
         for entry in header.values():
             first, last = entry["data_offsets"]
             entry["span"] = (8 + length + int(first), 8 + length + int(last))
     except FileNotFoundError as error:
-        raise DataError(f"shard {path.name}", f"no such file in {path.parent}", REDO) from error
+        raise DataError(f"shard {name}", f"no such file in {where.removesuffix(f'/{name}')}", REDO) from error
     except OSError as error:
-        raise DataError(f"shard {path.name} to be readable", f"{error}", "check the file and its permissions") from error
+        raise DataError(f"shard {name} to be readable", f"{error}", "check the file and its permissions") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DataError("a safetensors shard", f"a damaged header in {path}", REDO) from error
+        raise DataError("a safetensors shard", f"a damaged header in {where}", REDO) from error
     end = max((entry["span"][1] for entry in header.values()), default=size + 1)
     if end != size:
-        raise DataError("a complete shard", f"{path} of {size} bytes, truncated or overgrown", REDO)
+        raise DataError("a complete shard", f"{where} of {size} bytes, truncated or overgrown", REDO)
     return dict(header)
 
 

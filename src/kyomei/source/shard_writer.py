@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-from kyomei.atomic import make_folder, remove_temporaries, sha256_of, write_atomic
 from kyomei.errors import DataError, RunError
 from kyomei.source.guards import require_finite
 from kyomei.source.journals import INDEX, JOURNAL, SCHEMA_VERSION, journals, read_journal, read_one, remove_journals
 from kyomei.source.ranks import ALONE, Ranks
 from kyomei.source.shard_files import ROW_TOKENS, Dtype, stored
 from kyomei.source.shards import ShardFolder
+from kyomei.stores import StoreLike, store_at
 
 
 @final
@@ -26,7 +26,8 @@ class ShardWriter:
     """Writes one site's shards so that a crash at any moment loses at most the shard in hand.
 
     Args:
-        folder: created if missing; shards of an earlier attempt are verified, and kept where they are whole.
+        folder: a folder, created if missing, or an address; shards of an earlier attempt are kept where they are whole. At an
+            address they are looked for and not read back: there each is checked when it is read.
         dim: width of a row.
         dtype: how activations are stored.
         site: module path that the rows come from.
@@ -40,12 +41,13 @@ class ShardWriter:
 
     Raises:
         RunError: the folder holds a harvest of something else, or the disk is full.
+        AddressError: the address does not answer.
     """
 
     def __init__(
-        self, folder: str | Path, dim: int, dtype: Dtype, site: str, meta: dict[str, Any], ranks: Ranks = ALONE
+        self, folder: StoreLike, dim: int, dtype: Dtype, site: str, meta: dict[str, Any], ranks: Ranks = ALONE
     ) -> None:
-        self.folder, self.dim, self.dtype, self.site, self.meta = Path(folder), dim, dtype, site, meta
+        self.store, self.dim, self.dtype, self.site, self.meta = store_at(folder), dim, dtype, site, meta
         self._head = {"schema_version": SCHEMA_VERSION, "site": site, "dtype": dtype, "dim": dim}
         self._shards: dict[int, dict[str, Any]] = {}
         self._ranks = ranks
@@ -58,17 +60,14 @@ class ShardWriter:
 
     def _prepare(self) -> dict[str, Any] | None:
         """What an earlier attempt left, put in order: no files of killed processes, and one journal of all its ranks."""
-        make_folder(self.folder)
-        remove_temporaries(self.folder)
-        left = journals(self.folder)
-        if left and not (self.folder / INDEX).exists() and left != [self.folder / JOURNAL]:
-            read = [read_one(path) for path in left]
+        self.store.prepare()
+        left = journals(self.store)
+        if left and not self.store.has(INDEX) and left != [JOURNAL]:
+            read = [read_one(self.store, name) for name in left]
             entries = {entry["file"]: entry for journal in read for entry in journal["shards"]}
             self._write(JOURNAL, {**read[0], "shards": [entries[file] for file in sorted(entries)]})
-            for path in left:
-                if path.name != JOURNAL:
-                    path.unlink(missing_ok=True)
-        return read_journal(self.folder)
+            self.store.clear(*(name for name in left if name != JOURNAL))
+        return read_journal(self.store)
 
     @property
     def finished(self) -> frozenset[int]:
@@ -84,19 +83,13 @@ class ShardWriter:
         for key, value in wanted.items():
             if held.get(key) != value:
                 do = "harvest into another folder, or start over with --overwrite"
-                raise RunError(f"{key} = {held.get(key)!r}, as harvested before in {self.folder}", f"{key} = {value!r}", do)
+                raise RunError(f"{key} = {held.get(key)!r}, as harvested before in {self.store}", f"{key} = {value!r}", do)
 
     def _adopt(self, entries: list[dict[str, Any]], whole: bool) -> None:
         """Take over this rank's shards of an earlier attempt, which ended or not."""
-        for entry in entries:
-            number = _number_of(entry["file"])
-            if number % self._ranks.size != self._ranks.rank:
-                continue
-            path = self.folder / entry["file"]
-            if path.exists() and sha256_of(path) == entry["sha256"]:
-                self._shards[number] = entry
-            else:
-                self.discarded.append(entry["file"])
+        own = {entry["file"]: entry for entry in entries if _number_of(entry["file"]) % self._ranks.size == self._ranks.rank}
+        self.discarded = self.store.differing({file: entry["sha256"] for file, entry in own.items()})
+        self._shards = {_number_of(file): entry for file, entry in own.items() if file not in set(self.discarded)}
         damaged = any(self._ranks.tell(bool(self.discarded)))
         if damaged or not whole:
             # The leading rank's journal, or the index, holds the shards of all until the others have theirs.
@@ -110,10 +103,10 @@ class ShardWriter:
         name = JOURNAL if self._ranks.leads else f"progress-{self._ranks.rank}.json"
         self._write(name, {**self._head, "meta": self.meta, "shards": entries})
         if self._ranks.leads:
-            (self.folder / INDEX).unlink(missing_ok=True)  # it would claim that the harvest is finished
+            self.store.clear(INDEX)  # it would claim that the harvest is finished
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
-        write_atomic(self.folder / name, json.dumps(content, indent=1).encode())
+        self.store.write(name, json.dumps(content, indent=1).encode())
 
     def write(
         self,
@@ -133,6 +126,7 @@ class ShardWriter:
         Raises:
             DataError: shapes disagree, or a value is not finite as stored.
             RunError: the disk is full; nothing half-written stays.
+            AddressError: the address does not answer.
         """
         if list(activations.shape) != [len(row_tokens), self.dim]:
             raise DataError(f"activations [{len(row_tokens)}, {self.dim}]", f"{list(activations.shape)}", "harvest sites apart")
@@ -142,8 +136,8 @@ class ShardWriter:
             require_finite(values, f"shard {shard_number} as {self.dtype}", do=do)
         file = f"shard-{shard_number:05d}.safetensors"
         content = safetensors.torch.save({**tensors, ROW_TOKENS: torch.from_numpy(row_tokens)})
-        write_atomic(self.folder / file, content)
-        entry = {"file": file, "num_rows": len(row_tokens), "sha256": sha256_of(self.folder / file)}
+        self.store.put(file, content)
+        entry = {"file": file, "num_rows": len(row_tokens), "sha256": hashlib.sha256(content).hexdigest()}
         self._shards[shard_number] = {**entry, "counts": counts or {}}
         self._journal()
 
@@ -155,18 +149,18 @@ class ShardWriter:
         """
         parts = self._ranks.tell(self._shards)
         self._ranks.first(lambda: self._close({number: entry for part in parts for number, entry in part.items()}))
-        return ShardFolder(self.folder, verify=False)
+        return ShardFolder(self.store, verify=False)
 
     def _close(self, shards: dict[int, dict[str, Any]]) -> None:
         missing = sorted(set(range(max(shards, default=0) + 1)) - set(shards))
         num_rows = sum(entry["num_rows"] for entry in shards.values())
         if missing or not num_rows:
             found = f"shard {missing[0]} not written" if missing else "no row"
-            raise DataError("every shard, and rows in them", f"{found} in {self.folder}", "harvest more tokens, or resume")
+            raise DataError("every shard, and rows in them", f"{found} in {self.store}", "harvest more tokens, or resume")
         entries = [shards[number] for number in sorted(shards)]
         totals = {key: sum(entry["counts"].get(key, 0) for entry in entries) for key in entries[0]["counts"]}
         self._write(INDEX, {**self._head, "num_rows": num_rows, "meta": {**self.meta, **totals}, "shards": entries})
-        remove_journals(self.folder)
+        remove_journals(self.store)
 
 
 def _number_of(file: str) -> int:

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from kyomei.atomic import sha256_of
 from kyomei.errors import DataError
 from kyomei.source.guards import require_finite, require_inside
 from kyomei.source.journals import INDEX, read_journal
-from kyomei.source.shard_files import REDO, Dtype, MappedShard, advise_drop
+from kyomei.source.shard_files import REDO, Dtype, MappedShard, advise_drop, bytes_of_row
+from kyomei.stores import Copies, Store, StoreLike, store_at
 
 # Mapped pages count as resident memory until dropped. One touched row faults in 64 KiB around it, or megabytes where the page
 # cache holds large folios, so that a few rows make a whole shard resident. How much is resident is asked for each time that
@@ -36,17 +36,21 @@ _FILES_SHARE = 8
 class ShardFolder:
     """Rows of one site in memory-mapped shards; resident memory and open files stay bounded however many rows there are.
 
+    Shards at an address are copied to this machine as they are read, and checked against their sha256 when they come; what the
+    copies have no room for is read in ranges (`kyomei.stores.Copies`).
+
     Args:
-        folder: holds index.json and the shards that it names.
-        verify: check every shard's sha256 and that every value is finite, which reads all bytes once.
+        folder: a folder or an address that holds index.json and the shards that it names.
+        verify: check every shard's sha256 and that every value is finite, which reads all bytes once; not done at an address.
 
     Raises:
         DataError: something is missing, damaged, of another width or dtype, or not finite; the shard is named.
+        AddressError: the address does not answer.
     """
 
-    def __init__(self, folder: str | Path, *, verify: bool = True) -> None:
-        self.folder = Path(folder)
-        index = _read_index(self.folder)
+    def __init__(self, folder: StoreLike, *, verify: bool = True) -> None:
+        self.store = store_at(folder)
+        index = _read_index(self.store)
         try:
             self.site: str = index["site"]
             self.dtype: Dtype = index["dtype"]
@@ -54,31 +58,42 @@ class ShardFolder:
             self.num_rows: int = int(index["num_rows"])
             self.meta: dict[str, Any] = dict(index["meta"])
             self.shards: list[dict[str, Any]] = index["shards"]
-            self._mapped = [MappedShard(self.folder, entry, self.dtype, self.dim) for entry in self.shards]
+            self._mapped = [MappedShard(self.store, entry, self.dtype, self.dim) for entry in self.shards]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            found = f"{self.folder / INDEX}: {type(error).__name__}: {error}"
+            found = f"{self.store}/{INDEX}: {type(error).__name__}: {error}"
             raise DataError(f"a whole {INDEX}", found, "delete its folder and harvest again") from error
         self._ends = np.cumsum([shard.num_rows for shard in self._mapped], dtype=np.int64)
         if len(self._ends) == 0 or int(self._ends[-1]) != self.num_rows or self.num_rows == 0:
             found = f"{sum(self._ends[-1:])} in its shards"
-            raise DataError(f"{self.num_rows} rows, as in {self.folder / INDEX}", found, "harvest this site again")
+            raise DataError(f"{self.num_rows} rows, as in {self.store}/{INDEX}", found, "harvest this site again")
         self._open: OrderedDict[int, MappedShard] = OrderedDict()
-        self._most_open, self._lock = _most_open(), threading.Lock()
+        self._most_open, self._lock = self._room(), threading.Lock()
         self._unchecked = 0
         self._resident = resident_file_bytes()
-        if verify:
+        if verify or not self.store.is_here:
             self._verify()
 
+    def _room(self) -> int:
+        """How many shards may be mapped at a time: those of an address also take room among the copies."""
+        most = _most_open()
+        if self.store.is_here:
+            return most
+        largest = max(shard.num_rows for shard in self._mapped) * bytes_of_row(self.dtype, self.dim)
+        return max(1, min(most, int(Copies.of_environment().most_bytes / largest)))
+
     def _verify(self) -> None:
-        for entry in self.shards:
-            if sha256_of(self.folder / entry["file"]) != entry.get("sha256"):
-                raise DataError(f"{entry['file']} as it was written", f"other bytes (sha256 differs) in {self.folder}", REDO)
+        wrong = self.store.differing({entry["file"]: str(entry.get("sha256")) for entry in self.shards})
+        if wrong:
+            found = "other bytes (sha256 differs)" if self.store.has(wrong[0]) else "nothing of that name"
+            raise DataError(f"{wrong[0]} as it was written", f"{found} in {self.store}", REDO)
+        if not self.store.is_here:
+            return
         for shard, end in zip(self._mapped, self._ends, strict=True):
             for first in range(0, shard.num_rows, 8192):
                 stop = min(first + 8192, shard.num_rows)
                 start = int(end) - shard.num_rows
                 block = self.read(np.arange(start + first, start + stop))
-                require_finite(block, f"shard {shard.path.name} of {self.folder}", first)
+                require_finite(block, f"shard {shard.name} of {self.store}", first)
 
     def read(self, index: Int64[np.ndarray, " batch"]) -> Float32[Tensor, "batch dim"]:
         """The rows at `index`, in its order."""
@@ -91,7 +106,7 @@ class ShardFolder:
             shard, first, last = self._mapped[number], cuts[number], cuts[number + 1]
             local = ordered[first:last] - (self._ends[number] - shard.num_rows)
             place = torch.from_numpy(order[first:last])
-            if len(local) <= FEW_ROWS and self._is_full_without(int(number)):
+            if (len(local) <= FEW_ROWS or not self.store.is_here) and self._is_full_without(int(number)):
                 out[place] = shard.read_few(local)
                 continue
             out[place] = self._opened(int(number)).read(local)
@@ -109,9 +124,7 @@ class ShardFolder:
 
     def row_tokens(self) -> Int64[np.ndarray, " rows"]:
         """Where each row comes from: window × context + position in the part's tokens."""
-        out = np.concatenate([self._opened(number).row_tokens() for number in range(len(self._mapped))])
-        self._release()
-        return out
+        return np.concatenate([shard.row_tokens() for shard in self._mapped])
 
     def _is_full_without(self, number: int) -> bool:
         """Whether another shard would have to be closed for this one."""
@@ -159,16 +172,16 @@ def _most_open() -> int:
     return 1024 if limit == resource.RLIM_INFINITY else max(1, min(1024, limit // _FILES_SHARE))
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
-    journal = read_journal(folder)
+def _read_index(store: Store) -> dict[str, Any]:
+    journal = read_journal(store)
     if journal is not None and "num_rows" in journal:
         return journal
     if journal is not None:
-        raise DataError("a finished harvest", f"an interrupted one in {folder}", "harvest again with --resume")
-    if not folder.exists():
-        raise DataError("a folder of activation shards", f"nothing at {folder}", "check the path, or run `kyomei harvest`")
+        raise DataError("a finished harvest", f"an interrupted one in {store}", "harvest again with --resume")
+    if not store.has(""):
+        raise DataError("a folder of activation shards", f"nothing at {store}", "check the path, or run `kyomei harvest`")
     # A part of a harvest holds sites; a run holds parts.
-    found = [*folder.glob(f"*/{INDEX}"), *folder.glob(f"activations/*/*/{INDEX}")]
-    inside = sorted(path.parent.relative_to(folder).as_posix() for path in found)
+    found = [*store.names(f"*/{INDEX}"), *store.names(f"activations/*/*/{INDEX}")]
+    inside = sorted(name.removesuffix(f"/{INDEX}") for name in found)
     do = f"name one of its sites: {', '.join(inside)}" if inside else "check the path, or run `kyomei harvest`"
-    raise DataError(f"a folder with {INDEX}", f"{folder} without one", do)
+    raise DataError(f"a folder with {INDEX}", f"{store} without one", do)

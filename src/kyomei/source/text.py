@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
-from kyomei.atomic import sha256_of, write_atomic
 from kyomei.errors import DataError
 from kyomei.source.spans import tiling_starts
+from kyomei.stores import StoreLike, store_at
 
 SCHEMA_VERSION = 1
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -116,46 +116,53 @@ class Tokens:
         """Digest of the ids and their shape."""
         return hashlib.sha256(str(list(self.ids.shape)).encode() + self.ids.contiguous().numpy().tobytes()).hexdigest()
 
-    def save(self, folder: str | Path, *, keep_text: bool = True) -> None:
-        """Write tokens.safetensors, documents.parquet (if asked, without the text) and index.json into `folder`."""
-        folder = Path(folder)
+    def save(self, folder: StoreLike, *, keep_text: bool = True) -> None:
+        """Write tokens.safetensors, documents.parquet (if asked, without the text) and index.json into a folder or address."""
+        store = store_at(folder)
+        store.prepare()
         arrays = {"ids": self.ids, "document": self.document, "start": self.start, "end": self.end}
-        write_atomic(folder / _TOKENS, safetensors.torch.save({name: array.contiguous() for name, array in arrays.items()}))
+        files = {_TOKENS: safetensors.torch.save({name: array.contiguous() for name, array in arrays.items()})}
         buffer = io.BytesIO()
         types = {"name": pa.string(), "held_out": pa.bool_(), **({"text": pa.large_string()} if keep_text else {})}
         columns = {key: pa.array([getattr(d, key) for d in self.documents], kind) for key, kind in types.items()}
         pq.write_table(pa.table(columns), buffer)
-        write_atomic(folder / _DOCUMENTS, buffer.getvalue())
+        files[_DOCUMENTS] = buffer.getvalue()
+        for name, content in files.items():
+            store.put(name, content)
         index = {
             "schema_version": SCHEMA_VERSION,
             "windows": len(self.ids),
             "context": self.context,
             "documents": len(self.documents),
-            "sha256": {name: sha256_of(folder / name) for name in (_TOKENS, _DOCUMENTS)},
+            "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         }
-        write_atomic(folder / _INDEX, json.dumps(index, indent=1).encode())
+        store.write(_INDEX, json.dumps(index, indent=1).encode())
 
     @classmethod
-    def load(cls, folder: str | Path) -> Tokens:
+    def load(cls, folder: StoreLike) -> Tokens:
         """Read what `save` wrote.
 
         Raises:
             DataError: a file is missing, of a newer schema, or not as it was written.
+            AddressError: the address does not answer.
         """
-        folder = Path(folder)
+        store = store_at(folder)
         try:
-            index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+            index = json.loads(store.read(_INDEX).decode("utf-8"))
             if index["schema_version"] > SCHEMA_VERSION:
-                found = f"schema {index['schema_version']} in {folder}"
+                found = f"schema {index['schema_version']} in {store}"
                 raise DataError(f"tokens of schema {SCHEMA_VERSION}", found, "update Kyomei to read them")
-            damaged = [name for name, digest in index["sha256"].items() if sha256_of(folder / name) != digest]
+            digests = {name: str(index["sha256"][name]) for name in (_TOKENS, _DOCUMENTS)}
+            damaged = store.differing(digests)
         except (FileNotFoundError, KeyError, ValueError) as error:
-            raise DataError(f"saved tokens in {folder}", f"{type(error).__name__}: {error}", "harvest again") from error
+            raise DataError(f"saved tokens in {store}", f"{type(error).__name__}: {error}", "harvest again") from error
         if damaged:
-            raise DataError(f"{damaged[0]} as it was written", f"other bytes (sha256 differs) in {folder}", "harvest again")
-        table = pq.read_table(folder / _DOCUMENTS)
+            found = f"other bytes (sha256 differs), or nothing, in {store}"
+            raise DataError(f"{damaged[0]} as it was written", found, "harvest again")
+        table = store.file(_DOCUMENTS, digests[_DOCUMENTS]).opened(pq.read_table)
         documents = [Document(**{"text": "", **record}) for record in table.to_pylist()]
-        return cls(**safetensors.torch.load_file(folder / _TOKENS), documents=documents, has_text="text" in table.column_names)
+        arrays = store.file(_TOKENS, digests[_TOKENS]).opened(safetensors.torch.load_file)
+        return cls(**arrays, documents=documents, has_text="text" in table.column_names)
 
 
 @dataclass(frozen=True)

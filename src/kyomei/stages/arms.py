@@ -18,7 +18,17 @@ from kyomei.evidence.fidelity import fidelity
 from kyomei.learning.directions import Directions
 from kyomei.runs import Run
 from kyomei.stages.harvest import harvest_run
-from kyomei.stages.harvested import STAGE, activations, digests_of_rows, harvest_of, naming, part_names, site_of, sites_of
+from kyomei.stages.harvested import (
+    STAGE,
+    activations,
+    beside,
+    digests_of_rows,
+    harvest_of,
+    naming,
+    part_names,
+    site_of,
+    sites_of,
+)
 from kyomei.stages.progress import Reporter
 
 
@@ -226,10 +236,10 @@ def random_weights_run(run: Run, reporter: Reporter) -> Run:
     It has a harvest of its own, unless the run learns from a harvest that many share: then they share this one too.
     """
     control, host = f"controls/{RANDOM_WEIGHTS.name}", harvest_of(run)
-    recipe = RANDOM_WEIGHTS.recipe(run.recipe.with_values({"source.sites": [site_of(run)]}))
+    recipe = beside(RANDOM_WEIGHTS.recipe(run.recipe.with_values({"source.sites": [site_of(run)]})), control)
     if host is run:
         return Run.create(run.path(control), recipe, resume=True)
-    every_site = RANDOM_WEIGHTS.recipe(host.recipe.with_values({"source.sites": sites_of(host)}))
+    every_site = beside(RANDOM_WEIGHTS.recipe(host.recipe.with_values({"source.sites": sites_of(host)})), control)
     shared = Run.create(host.path(control), every_site, resume=True)
     if not shared.done(STAGE):
         with shared.lock():

@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from kyomei.config import Recipe
 from kyomei.errors import KyomeiError, RunError
 from kyomei.locks import refuse_if_locked
-from kyomei.runs import CHANGED, MANIFEST
+from kyomei.runs import CHANGED, MANIFEST, RECIPE
 from kyomei.sealing import UNFINISHED, beside, digest_line, digest_of, files_of, seal_of, vouched_for
 from kyomei.source.text import Tokens
 from kyomei.stages.harvested import NAMED
@@ -19,6 +20,7 @@ from kyomei.stages.journal import FILE as JOURNAL
 from kyomei.stages.named import NAMES
 from kyomei.stages.progress import Reporter
 from kyomei.stages.tombstones import Tombstones
+from kyomei.stores import Store, store_at
 
 State = Literal["whole", "broken", "expired"]
 _MADE = {"report": ("report", "report.html"), "measure": ("evidence", "evidence.json"), "check": ("premises", "premises.json")}
@@ -106,9 +108,25 @@ class _Folder:
             self.broken.append(Broken(self.name(MANIFEST), f"changed by others{since}"))
         return manifest
 
+    @cached_property
+    def store(self) -> Store:
+        """Where rows and tokens are, as the recipe says; in the folder, where it says nothing that can be read."""
+        try:
+            address = Recipe.read(self.path / RECIPE).source.store
+        except KyomeiError:
+            address = None
+        return store_at(self.path if address is None or NAMED in self.manifest else address)
+
+    @cached_property
+    def _elsewhere(self) -> frozenset[str]:
+        """Files at an address; it has to answer, or nothing can be said of the run."""
+        if self.store.is_here:
+            return frozenset()
+        return frozenset([*self.store.names("activations/*/*/*"), *self.store.names("tokens/*/*")])
+
     def check(self, reporter: Reporter) -> None:
         """Compare every file with the digest that vouches for it."""
-        outputs, files = self.manifest["outputs"], files_of(self.path, MANIFEST)
+        outputs, files = self.manifest["outputs"], {*files_of(self.path, MANIFEST), *self._elsewhere}
         self.broken += [Broken(self.name(name), "missing", outputs[name]) for name in sorted(set(outputs) - set(files))]
         with reporter.progress(f"audit {self.called}") as progress:
             for number, name in enumerate(sorted(files), 1):
@@ -120,7 +138,7 @@ class _Folder:
 
     def _check_file(self, name: str, expected: str | None) -> None:
         path = self.path / name
-        found = self.digests[name] = digest_of(path)
+        found = self.digests[name] = digest_of(path) if name not in self._elsewhere else self.store.sha256(name)
         if beside(path).exists():
             if beside(path).read_bytes() != digest_line(path):
                 self.broken.append(Broken(self.name(name), f"changed: not what {beside(path).name} says", None, found))
@@ -133,7 +151,7 @@ class _Folder:
     def json(self, name: str) -> dict[str, Any]:
         """A JSON object of the run; nothing where there is none."""
         try:
-            values = json.loads((self.path / name).read_bytes())
+            values = json.loads(self.store.read(name) if name in self._elsewhere else (self.path / name).read_bytes())
         except (OSError, ValueError):
             return {}
         return values if isinstance(values, dict) else {}
@@ -152,6 +170,7 @@ def audit(folder: Path, reporter: Reporter) -> dict[str, Any]:
 
     Raises:
         RunError: no run is there, or a process is at work in it.
+        AddressError: its rows are at an address that does not answer.
     """
     if not (folder / MANIFEST).is_file():
         raise RunError("the folder of a run", f"no {MANIFEST} in {folder}", "check the path")
@@ -310,7 +329,7 @@ class _Chain:
         """Of a part's token ids; none where they cannot be read, which their own link says."""
         if part not in self._ids:
             try:
-                self._ids[part] = Tokens.load(self.own.path / "tokens" / part).sha256()
+                self._ids[part] = Tokens.load(self.own.store / f"tokens/{part}").sha256()
             except (KyomeiError, OSError, ValueError):
                 self._ids[part] = None
         return self._ids[part]

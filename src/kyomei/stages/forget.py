@@ -25,7 +25,7 @@ from kyomei.stages.harvested import NAMED, digest
 from kyomei.stages.journal import Change, Journal
 from kyomei.stages.named import FOLDER as EXPLORE
 from kyomei.stages.progress import Reporter
-from kyomei.stages.purge import Purge, trace_of
+from kyomei.stages.purge import Purge, parts_of, trace_of
 from kyomei.stages.report import PAGES, report_run
 from kyomei.stages.tombstones import Tombstones
 from kyomei.views.labels import FILE as LABELS
@@ -56,7 +56,7 @@ class Asked:
 
 def documents_of(host: Run) -> list[Kept]:
     """The documents of a harvest, part by part."""
-    return [kept for part, tokens in _parts(host) for kept in kept_documents(tokens, part)]
+    return [kept for part, tokens in parts_of(host) for kept in kept_documents(tokens, part)]
 
 
 def forget(
@@ -127,7 +127,7 @@ def _begun(host: Run, runs: Sequence[Run], documents: Sequence[Kept], reporter: 
         for number, run in enumerate(sorted(runs, key=lambda run: NAMED in run.manifest), 1):
             change = Change(Path(os.path.relpath(run.folder.resolve(), host.folder.resolve())).as_posix())
             purge = Purge(run, change, begun, trace)
-            if run.path("tokens").is_dir():
+            if _has_own(run):
                 purge.harvest()
                 new = digest(run, {name: sha for name, sha in change.new.items() if sha})
                 change.harvest = {"old": digest(run), "new": new}
@@ -280,13 +280,13 @@ def _held(runs: Sequence[Run]) -> Iterator[None]:
         yield
 
 
-def _parts(run: Run) -> Iterator[tuple[str, Tokens]]:
-    for path in sorted(run.path("tokens").glob("*/index.json")):
-        yield path.parent.name, Tokens.load(path.parent)
+def _has_own(run: Run) -> bool:
+    """Whether a run has a harvest of its own."""
+    return NAMED not in run.manifest and run.store.has("tokens")
 
 
 def _stores(runs: Sequence[Run]) -> list[Tokens]:
-    return [tokens for run in runs if run.path("tokens").is_dir() for _, tokens in _parts(run)]
+    return [tokens for run in runs if _has_own(run) for _, tokens in parts_of(run)]
 
 
 def _matching(host: Run, wanted: Sequence[str]) -> list[Kept]:

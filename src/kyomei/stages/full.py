@@ -14,7 +14,7 @@ from kyomei.source.corpus import Corpus
 from kyomei.source.records import Fields
 from kyomei.stages.budget import CONTROL, two_digits
 from kyomei.stages.check import FILE as PREMISES
-from kyomei.stages.harvested import tokens_of
+from kyomei.stages.harvested import beside, tokens_of
 from kyomei.stages.plan import Plan, Probe
 from kyomei.views.numbers import duration
 
@@ -47,7 +47,7 @@ def full_recipe(run: Run, asked: Recipe, tokens: int | None, dim: int) -> Recipe
     steps = max(two_digits(pilot.train.steps * math.sqrt(ratio)), pilot.train.steps)
     values = {"source.num_tokens": wanted, "train.steps": steps, "dictionary.width": width}
     source = pilot.source.model_copy(update={"num_tokens": wanted})
-    return asked.model_copy(update={"source": source}).with_values(values)
+    return beside(asked.model_copy(update={"source": source}).with_values(values), "full")
 
 
 def _width(run: Run, dim: int) -> int:

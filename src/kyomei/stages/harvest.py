@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from kyomei.config import Recipe
 from kyomei.errors import DataError
 from kyomei.learning.fit import choose_device
 from kyomei.learning.mesh import Mesh, processes
-from kyomei.runs import Run
+from kyomei.runs import Run, claim_of, refuse_taken
 from kyomei.source.corpus import Corpus
 from kyomei.source.harvest import harvest
 from kyomei.source.model import LanguageModel
@@ -26,9 +25,10 @@ from kyomei.source.records import Fields
 from kyomei.source.stream import StreamedRows
 from kyomei.source.text import Document, Packer, Tokens
 from kyomei.source.trial import try_sites
-from kyomei.stages.harvested import STAGE, activations, part_names, site_of, sites_of, tokens_of
+from kyomei.stages.harvested import STAGE, activations, digests_by_index, part_names, site_of, sites_of, tokens_of
 from kyomei.stages.named import note_names
 from kyomei.stages.progress import Reporter
+from kyomei.stores import Store
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Source:
     corpus: dict[str, Any] | None = None
 
 
-def open_source(recipe: Recipe, reporter: Reporter, written: Path | None = None) -> Source:
+def open_source(recipe: Recipe, reporter: Reporter, written: Store | None = None) -> Source:
     """Load the model, look its sites up, pack the text and try the sites on two windows; nothing is written.
 
     Args:
         recipe: which model, sites and text.
         reporter: says where activations come from.
-        written: tokens that an earlier attempt wrote; they are read back if they are complete.
+        written: where an earlier attempt wrote tokens; they are read back if they are complete.
 
     Raises:
         ModelError: the model is missing or unusable, its windows are shorter, or a site is unknown or unusable.
@@ -66,7 +66,7 @@ def open_source(recipe: Recipe, reporter: Reporter, written: Path | None = None)
     model.require_context(recipe.source.context)
     reporter.note(f"{model.name}: {', '.join(sites)} ({recipe.source.side}) on {model.device}, {recipe.dtype}")
     names = [*_stream_names(recipe), *part_names(recipe)]
-    if written is not None and all((written / name / "index.json").exists() for name in names):
+    if written is not None and all(written.has(f"{name}/index.json") for name in names):
         source = Source(model, sites, {name: Tokens.load(written / name) for name in names})
     else:
         source = Source(model, sites, *_packed(recipe, model, reporter))
@@ -99,6 +99,7 @@ def harvested_run(
         return Run.find(folder, recipe, resume=resume, overwrite=overwrite)
 
     def begin() -> Source:
+        refuse_taken(recipe, claim_of(folder) if overwrite else None)
         source = open_source(recipe, alone)
         Run.create(folder, recipe, resume=resume, overwrite=overwrite, command=command, facts=facts)
         return source
@@ -146,7 +147,7 @@ def harvest_run(
         source = mesh.first(lambda: _prepared(run, reporter.by_itself, source)) or _read_back(run, model)
         for part in part_names(run.recipe):
             with reporter.progress(f"harvest {part}") as progress:
-                folder = run.path(f"activations/{part}")
+                folder = run.store / f"activations/{part}"
                 harvest(source.model, source.tokens[part], folder, run.recipe.source, progress=progress, ranks=mesh)
         mesh.first(lambda: _finish(run, source))
     return summary(run)
@@ -156,10 +157,12 @@ def _prepared(run: Run, reporter: Reporter, source: Source | None) -> Source:
     """What is harvested, with its tokens in the run's folder."""
     recipe = run.recipe
     reporter.note_threads(run)
-    source = source or open_source(recipe, reporter, run.path("tokens"))
+    run.claim()
+    source = source or open_source(recipe, reporter, run.store / "tokens")
     if recipe.source.keep_text:
         do = "source.keep_text=false keeps token ids instead"
-        reporter.note(f"{run.path('tokens')} holds the text of whole documents, for you alone to read; {do}")
+        whose = "for you alone to read" if run.store.is_here else "for whoever can read that address"
+        reporter.note(f"{run.store / 'tokens'} holds the text of whole documents, {whose}; {do}")
     if source.corpus is not None:
         run.note(corpus=source.corpus)
     named = {"name": source.model.name, "revision": recipe.source.revision, "weights": source.model.fingerprint()}
@@ -171,15 +174,16 @@ def _prepared(run: Run, reporter: Reporter, source: Source | None) -> Source:
 def _read_back(run: Run, model: LanguageModel | None) -> Source:
     """The same on a rank that did not prepare it."""
     model = model or load_model(run.recipe)
-    tokens = {part: Tokens.load(run.path(f"tokens/{part}")) for part in part_names(run.recipe)}
+    tokens = {part: Tokens.load(run.store / f"tokens/{part}") for part in part_names(run.recipe)}
     return Source(model, run.recipe.source.sites or (model.default_site(),), tokens)
 
 
 def _finish(run: Run, source: Source) -> None:
     parts = part_names(run.recipe)
-    for part in parts:
-        run.record(f"activations/{part}")
-    run.record("tokens")
+    if run.store.is_here:
+        run.record(*(f"activations/{part}" for part in parts), "tokens")
+    else:
+        run.note(outputs=dict(sorted({**run.manifest["outputs"], **digests_by_index(run.store)}.items())))
     split = {part: [d.name for d in source.tokens[part].documents] for part in parts}
     run.note(sites=list(source.sites), split=split)
     note_names(run)
@@ -245,11 +249,11 @@ def summary(run: Run) -> dict[str, Any]:
 
 def _save_tokens(run: Run, tokens: dict[str, Tokens]) -> None:
     """Write the tokens of every part, unless all of them are there."""
-    folders = {name: run.path(f"tokens/{name}") for name in tokens}
-    if not all((folder / "index.json").exists() for folder in folders.values()):
-        for name, folder in folders.items():
-            shutil.rmtree(folder, ignore_errors=True)
-            tokens[name].save(folder, keep_text=run.recipe.source.keep_text)
+    store = run.store / "tokens"
+    if not all(store.has(f"{name}/index.json") for name in tokens):
+        for name in tokens:
+            store.clear(name)
+            tokens[name].save(store / name, keep_text=run.recipe.source.keep_text)
 
 
 def _packed(recipe: Recipe, model: LanguageModel, reporter: Reporter) -> tuple[dict[str, Tokens], dict[str, Any]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kyomei.atomic import sha256_of
 from kyomei.config import Recipe
 from kyomei.errors import RecipeError, RunError
 from kyomei.runs import Run
@@ -17,6 +17,7 @@ from kyomei.sealing import UNFINISHED
 from kyomei.source.shards import ShardFolder
 from kyomei.source.text import Tokens
 from kyomei.stages.tombstones import Tombstones
+from kyomei.stores import Store
 
 STAGE = "harvest"
 NAMED = "harvest"
@@ -28,6 +29,12 @@ _COPIED = ("model", "split", "corpus")
 def part_names(recipe: Recipe) -> list[str]:
     """Names of the parts of the documents, replicas first."""
     return [f"replica-{i}" for i in range(recipe.source.replicas)] + ["evidence"]
+
+
+def beside(recipe: Recipe, name: str) -> Recipe:
+    """The recipe of a run that is made for another's: its rows are below that one's, where they are at an address."""
+    store = recipe.source.store
+    return recipe if store is None else recipe.with_values({"source.store": f"{store}/{name}"})
 
 
 def harvest_of(run: Run) -> Run:
@@ -81,10 +88,25 @@ def digest(host: Run, changed: Mapping[str, str] | None = None) -> str:
         host: the harvest.
         changed: SHA-256 by name of files that are about to be others.
     """
-    indices = sorted([*host.path("activations").glob("*/*/index.json"), *host.path("tokens").glob("*/index.json")])
-    names = ((path, path.relative_to(host.folder).as_posix()) for path in indices)
-    lines = (f"{(changed or {}).get(name) or sha256_of(path)}  {name}\n" for path, name in names)
+    lines = (f"{(changed or {}).get(name) or host.store.sha256(name)}  {name}\n" for name in _indices(host.store))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _indices(store: Store) -> list[str]:
+    """Names of what says which files a harvest has."""
+    return sorted([*store.names("activations/*/*/index.json"), *store.names("tokens/*/index.json")], key=PurePosixPath)
+
+
+def digests_by_index(store: Store) -> dict[str, str]:
+    """SHA-256 by name of every file of a harvest, as its indices say; no row is read."""
+    found: dict[str, str] = {}
+    for name in _indices(store):
+        content = store.read(name)
+        index, folder = json.loads(content), name.removesuffix("/index.json")
+        shards = {entry["file"]: entry["sha256"] for entry in index.get("shards", ())}
+        files = shards or index["sha256"]
+        found |= {name: hashlib.sha256(content).hexdigest(), **{f"{folder}/{file}": sha for file, sha in files.items()}}
+    return found
 
 
 def open_harvest(folder: Path) -> Run:
@@ -183,12 +205,12 @@ def site_of(run: Run) -> str:
 
 def activations(run: Run, part: str, *, site: str | None = None, verify: bool = True) -> ShardFolder:
     """The shards of a part at a site; none: the one that the run learns from."""
-    return ShardFolder(harvest_of(run).path(f"activations/{part}/{site or site_of(run)}"), verify=verify)
+    return ShardFolder(harvest_of(run).store / f"activations/{part}/{site or site_of(run)}", verify=verify)
 
 
 def tokens_of(run: Run, part: str) -> Tokens:
     """The windows of a part, or of what training streams."""
-    return Tokens.load(harvest_of(run).path(f"tokens/{part}"))
+    return Tokens.load(harvest_of(run).store / f"tokens/{part}")
 
 
 def digests_of_rows(run: Run, parts: list[str]) -> Mapping[str, str]:

@@ -17,6 +17,7 @@ from typing import Any
 from kyomei.atomic import sync_folder, write_atomic
 from kyomei.runs import Run
 from kyomei.sealing import FORGETTING, UNFINISHED, digest_of
+from kyomei.stores import Copies
 
 FILE = "forgetting.json"
 """The journal, in the harvest's folder."""
@@ -48,7 +49,7 @@ class Change:
 
     def replace(self, run: Run, name: str, content: bytes) -> None:
         """Have a file replaced; the new one is staged beside it."""
-        self.old[name] = digest_of(run.path(name))
+        self.old[name] = run.digests([name])[name]
         write_atomic(run.path(FORGETTING) / name, content)
         self.new[name] = hashlib.sha256(content).hexdigest()
 
@@ -61,7 +62,12 @@ class Change:
         """Replace and remove; what has been done before stays done."""
         for name, digest in self.new.items():
             path, staged = run.path(name), run.path(FORGETTING) / name
-            if digest is None:
+            store = run.store_of(name)
+            if not store.is_here and digest is not None:
+                if staged.exists():
+                    store.put(name, staged.read_bytes())
+                    Copies.of_environment().drop(self.old[name])
+            elif digest is None:
                 path.unlink(missing_ok=True)
                 _remove_empty(path.parent, run.folder)
             elif staged.exists():

@@ -24,7 +24,7 @@ def runs_below(folder: Path) -> list[dict[str, Any]]:
 
     Returns:
         "name", "state" (stages that are done, or "damaged: …"), "model", "site", "mechanism", "width", "certified" (share of
-        the width) and "harvest" (the folder whose rows it learns from; none: its own) of each.
+        the width) and "harvest" (the folder whose rows it learns from, or the address of its own; none: in it) of each.
     """
     return [_described(found, folder) for found in _run_folders(folder)]
 
@@ -53,7 +53,7 @@ def _described(folder: Path, below: Path) -> dict[str, Any]:
             "mechanism": recipe.mechanism.label,
             "width": _width(run),
             "certified": _certified(run),
-            "harvest": named and os.path.relpath(os.path.normpath(folder.resolve() / named["path"]), below.resolve()),
+            "harvest": _named(folder, named["path"], below) if named else recipe.source.store,
         }
         if axes:
             count = len(Family(recipe, varied).members())
@@ -66,6 +66,10 @@ def _described(folder: Path, below: Path) -> dict[str, Any]:
     except (KyomeiError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         said = error.found if isinstance(error, KyomeiError) else f"{type(error).__name__}: {error}"
         return {"name": name, "state": f"damaged: {said}"}
+
+
+def _named(folder: Path, path: str, below: Path) -> str:
+    return os.path.relpath(os.path.normpath(folder.resolve() / path), below.resolve())
 
 
 def _state(run: Run, manifest: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,13 @@ _OWN = (
     f"*{EXPIRED}/*.json", "tokens/*", "activations/*", f"*{BESIDE}",
 )  # fmt: skip
 """Files that are dealt with one by one, or say nothing of a text."""
+
+
+def parts_of(run: Run) -> Iterator[tuple[str, Tokens]]:
+    """The tokens of each part of a run's own harvest, and of what its training streams."""
+    for name in run.store.names("tokens/*/index.json"):
+        part = name.split("/")[1]
+        yield part, Tokens.load(run.store / f"tokens/{part}")
 
 
 def trace_of(parts: Iterable[Tokens], digests: Collection[str]) -> Trace:
@@ -88,8 +95,7 @@ class Purge:
             RunError: a part would have no row left.
         """
         names: dict[str, list[str]] = {}
-        for index in sorted(self.run.path("tokens").glob("*/index.json")):
-            part, tokens = index.parent.name, Tokens.load(index.parent)
+        for part, tokens in parts_of(self.run):
             gone = [kept for kept in kept_documents(tokens, part) if kept.sha256 in self.digests]
             if gone:
                 tokens, hit = without(tokens, gone)
@@ -99,15 +105,15 @@ class Purge:
         self.change.facts["split"] = {part: names.get(part, known) for part, known in split.items()}
 
     def _rewrite(self, part: str, tokens: Tokens, hit: np.ndarray) -> None:
-        run, sites = self.run, sorted(self.run.path(f"activations/{part}").glob("*/index.json"))
+        run, store = self.run, self.run.store
+        sites = [name.removesuffix("/index.json") for name in store.names(f"activations/{part}/*/index.json")]
         for site in sites:
-            if not rows_left(site.parent, tokens.context, hit):
+            if not rows_left(store / site, tokens.context, hit):
                 do = "delete the harvest and its runs instead, or harvest other text"
                 raise RunError(f"rows of other documents in the part {part} of {run.folder}", "none", do)
         for site in sites:
-            place = site.parent.relative_to(run.folder).as_posix()
-            for name, content in rewritten_rows(site.parent, tokens, hit):
-                self.change.replace(run, f"{place}/{name}", content)
+            for name, content in rewritten_rows(store / site, tokens, hit):
+                self.change.replace(run, f"{site}/{name}", content)
         with tempfile.TemporaryDirectory(dir=run.folder, prefix=".", suffix=".1.tmp") as folder:
             tokens.save(folder, keep_text=tokens.has_text)
             for path in sorted(Path(folder).iterdir()):

@@ -36,6 +36,7 @@ from kyomei.provenance import OPERATOR, now
 from kyomei.runs import MANIFEST, Run
 from kyomei.stages.deciding import FILE as VERDICT
 from kyomei.stages.deciding import standing_verdict
+from kyomei.stages.harvested import beside
 from kyomei.stages.pilot import FULL_RECIPE, ROLLOUT, STAGE, finished
 from kyomei.views.decisions import headline
 
@@ -170,7 +171,8 @@ def stage_recipe(run: Run, stage: Stage) -> Recipe:
     steps = max(pilot.train.steps, round(stage.tokens * full.train.steps))
     widths = full.dictionary.width, pilot.dictionary.width
     width = min(widths[0], 2 * widths[1]) if widths[0] and widths[1] else widths[0]
-    return full.with_values({"source.num_tokens": tokens, "train.steps": steps, "dictionary.width": width})
+    part = full.with_values({"source.num_tokens": tokens, "train.steps": steps, "dictionary.width": width})
+    return beside(part, stage.name)
 
 
 def stage_folder(run: Run, stage: Stage) -> Path:

@@ -1,0 +1,162 @@
+"""Rows and tokens at an address: the same bytes as in a folder, checked when they come, and never taken for missing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from dropping import DroppingFileSystem
+from kyomei.errors import AddressError, DataError, RunError
+from kyomei.source.rows import open_rows
+from kyomei.source.shard_writer import ShardWriter
+from kyomei.source.shards import ShardFolder
+from kyomei.source.text import Document, Tokens
+from kyomei.stores import Copies, RemoteStore, store_at
+
+SHARDS, ROWS, DIM = 5, 40, 6
+X = torch.randn(SHARDS * ROWS, DIM, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Each test has copies of its own, an empty memory and an address that answers."""
+    monkeypatch.setenv("KYOMEI_CACHE", str(tmp_path / "copies"))
+    monkeypatch.setattr(DroppingFileSystem, "asked", staticmethod(lambda operation: None))
+    fsspec.filesystem("memory").store.clear()
+    yield tmp_path / "copies"
+    fsspec.filesystem("memory").store.clear()
+
+
+def gone(monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
+    """From so many operations on, the address does not answer."""
+    left = [after]
+
+    def asked(operation: str) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise ConnectionError("network is unreachable")
+
+    monkeypatch.setattr(DroppingFileSystem, "asked", staticmethod(asked))
+
+
+def written(place: str | Path, dtype: str = "float32") -> ShardFolder:
+    writer = ShardWriter(place, DIM, dtype, "site", {"tokens": "t"})  # type: ignore[arg-type]
+    for number in range(SHARDS):
+        part = slice(number * ROWS, (number + 1) * ROWS)
+        if number not in writer.finished:
+            writer.write(number, X[part], np.arange(part.start, part.stop))
+    return writer.close()
+
+
+def content(address: str) -> dict[str, bytes]:
+    store = store_at(address)
+    return {name: store.read(name) for name in store.names("*")}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_shards_at_an_address_have_the_bytes_of_a_folder(tmp_path: Path, dtype: str) -> None:
+    far, near = written("memory://bucket/site", dtype), written(tmp_path / "site", dtype)
+    assert content("memory://bucket/site") == {path.name: path.read_bytes() for path in (tmp_path / "site").iterdir()}
+    index = np.random.default_rng(0).permutation(len(X))
+    assert torch.equal(far.read(index), near.read(index)) and (far.row_tokens() == near.row_tokens()).all()
+    assert torch.equal(torch.cat(list(open_rows("memory://bucket/site").blocks(64))), torch.cat(list(near.blocks(64))))
+
+
+def test_copies_stay_within_their_bytes_and_what_has_no_room_is_read_in_ranges(
+    copies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written("memory://b/s")
+    size = len(store_at("memory://b/s").read("shard-00000.safetensors"))
+    monkeypatch.setenv("KYOMEI_CACHE_GB", str(2.5 * size / 1e9))
+    rows = ShardFolder("memory://b/s")
+    for seed in range(3):
+        index = np.random.default_rng(seed).permutation(len(X))
+        assert torch.equal(rows.read(index), X[index])
+        assert sum(path.stat().st_size for path in copies.iterdir()) <= 2.5 * size
+    assert len(list(copies.iterdir())) == 2
+    # One that was not used makes room, and none of them is needed.
+    assert torch.equal(ShardFolder("memory://b/s").read(np.arange(4 * ROWS, 5 * ROWS)), X[4 * ROWS :])
+    assert len(list(copies.iterdir())) == 2
+    monkeypatch.setenv("KYOMEI_CACHE_GB", "much")
+    with pytest.raises(RunError, match="KYOMEI_CACHE_GB=50"):
+        ShardFolder("memory://b/s")
+
+
+def test_a_shard_that_is_another_or_gone_is_named(tmp_path: Path) -> None:
+    rows, memory = written("memory://b/s"), fsspec.filesystem("memory")
+    whole = memory.cat_file("/b/s/shard-00002.safetensors")
+    memory.pipe_file("/b/s/shard-00002.safetensors", whole[:-1] + b"x")
+    with pytest.raises(DataError, match=r"shard-00002.safetensors as it was written.*memory://b/s.*[Dd]elete it there"):
+        rows.read(np.arange(len(X)))
+    memory.rm_file("/b/s/shard-00002.safetensors")
+    with pytest.raises(DataError, match="shard-00002"):
+        ShardFolder("memory://b/s")
+    assert torch.equal(torch.cat(list(written("memory://b/s").blocks())), X), "it is made again"
+    with pytest.raises(DataError, match="nothing at memory://elsewhere"):
+        open_rows("memory://elsewhere")
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, 9, 14])
+def test_a_writer_whose_address_drops_loses_the_shard_in_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    place = f"drop://{tmp_path}/far"
+    gone(monkeypatch, after)
+    with pytest.raises(AddressError, match=rf"{place} to answer.*unreachable.*same command again"):
+        written(place)
+    monkeypatch.setattr(DroppingFileSystem, "asked", staticmethod(lambda operation: None))
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "far").glob("shard-*")}
+    rows = written(place)
+    kept = [name for name, time in before.items() if (tmp_path / "far" / name).stat().st_mtime_ns == time]
+    assert len(kept) >= len(before) - 1, "only the shard in hand is made again"
+    written(tmp_path / "near")
+    assert content(place) == content_of(tmp_path / "near") and torch.equal(torch.cat(list(rows.blocks())), X)
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_address_that_does_not_answer_is_not_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = f"drop://{tmp_path}/far"
+    rows = written(place)
+    gone(monkeypatch)
+    store = RemoteStore(place)
+    for ask in (
+        lambda: store.has("index.json"),
+        lambda: store.names("*"),
+        lambda: store.read("index.json"),
+        lambda: store.clear("index.json"),
+        lambda: store.differing({"index.json": ""}),
+        lambda: ShardFolder(place),
+        lambda: rows.read(np.arange(len(X))),
+        lambda: Tokens.load(place),
+    ):
+        with pytest.raises(AddressError, match="to answer"):
+            ask()
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(AddressError, match=r"a driver for s3://bucket.*s3fs.*install"):
+        RemoteStore("s3://bucket")
+
+
+def test_tokens_at_an_address_are_those_that_were_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = torch.arange(24).reshape(4, 6)
+    spans = torch.zeros_like(ids, dtype=torch.int32)
+    Tokens(ids, spans, spans, spans, [Document("a", "text")]).save("memory://b/tokens")
+    found = Tokens.load("memory://b/tokens")
+    assert torch.equal(found.ids, ids) and found.documents == [Document("a", "text")]
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/b/tokens/documents.parquet", b"other")
+    assert Tokens.load("memory://b/tokens").documents == found.documents, "the copy is what was saved"
+    Copies.of_environment().drop(json.loads(memory.cat_file("/b/tokens/index.json"))["sha256"]["documents.parquet"])
+    with pytest.raises(DataError, match=r"documents.parquet as it was written"):
+        Tokens.load("memory://b/tokens")
