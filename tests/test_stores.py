@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "faults"))
 
 from dropping import DroppingFileSystem
+
 from kyomei.errors import AddressError, DataError, RunError
 from kyomei.source.rows import open_rows
 from kyomei.source.shard_writer import ShardWriter

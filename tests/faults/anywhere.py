@@ -4,8 +4,7 @@
 
 A fault is a kill -9, a SIGTERM, a full disk or an address that no longer answers. It happens where a process writes a file or
 asks the address for the so-many-th time, so that a machine's speed does not matter: while it harvests, searches for directions,
-trains on rows streamed from the model, places latents, fits decoders for the last time, or certifies. Verbs run in forks of this
-process.
+trains on rows streamed from the model, places latents, fits decoders for the last time, or certifies. Verbs run in forks.
 """
 
 from __future__ import annotations
@@ -27,11 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-
-from verbs import contents, differences
+sys.path.insert(0, str(Path(__file__).parent))
 
 from dropping import DroppingFileSystem
+from verbs import contents, differences
 
 KINDS = ("drop", "kill", "term", "full")
 DONE, REFUSED, STOPPED = 0, 2, 130
@@ -53,6 +51,7 @@ SMALL = {
     "train.checkpoint_every": 4,
     "train.log_every": 4,
 }
+WORDS = ("the", "a", "river", "stone", "walks", "sleeps", "under", "green", "old", "and", "never", "tree", "house", "light")
 STAGES = ("harvest", "train", "certify")
 """Verbs, each on what the one before left; certificates are made by one process."""
 
@@ -95,7 +94,8 @@ def line_of(verb: str, place: Path, address: bool) -> list[str]:
     if verb == "certify":
         return line
     if verb == "harvest":
-        values = {**SMALL, **({"source.store": f"drop://{place}/far"} if address else {})}
+        values = {**SMALL, "source.text": str(place.parent / "text.jsonl")}
+        values |= {"source.store": f"drop://{place}/far"} if address else {}
         line += [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     return [*line, "--resume"]
 
@@ -161,6 +161,9 @@ class References:
     def __init__(self, into: Path) -> None:
         self.into, self.place = into, into / "place"
         self._made: dict[tuple[str, int], Reference] = {}
+        draw = random.Random(0)
+        texts = [" ".join(draw.choices(WORDS, k=40)) for _ in range(400)]
+        (into / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
     def of(self, verb: str, ranks: int) -> Reference:
         if (verb, ranks) not in self._made:
@@ -171,6 +174,7 @@ class References:
             codes, said = run(verb, self.place, ranks)
             if any(codes):
                 raise RuntimeError(f"undisturbed {verb} on {ranks} ended in {codes}: {said[-1500:]}")
+            print(f"undisturbed {verb} on {ranks}", file=sys.stderr, flush=True)
             moments = [int((self.place / f"moments-{rank}").read_text()) for rank in range(ranks)]
             after = shutil.copytree(self.place, self.into / f"{verb}-{ranks}")
             self._made[verb, ranks] = Reference(before, after, moments)
@@ -192,11 +196,9 @@ class References:
             if any(codes):
                 raise RuntimeError(f"{verb} in a folder ended in {codes}: {said[-1500:]}")
         near = contents(self.place / "run")
-        rows = {name for name in near if name.startswith(("activations/", "tokens/"))}
-        told = {"manifest.json", "recipe.yaml"}
-        moved = contents(self.of("certify", 1).after / "far")
-        found = {**{name: far[name] for name in far if name not in told}, **{name: moved[name] for name in moved if name in rows}}
-        return differences(found, {name: near[name] for name in near if name not in told})
+        found = {**contents(self.of("certify", 1).after / "far"), **far}
+        told = {"manifest.json", "recipe.yaml", "run.json"}
+        return differences(*({name: held[name] for name in held if name not in told} for held in (found, near)))
 
 
 def everything(place: Path) -> dict[str, str]:
