@@ -16,7 +16,13 @@ sys.path.insert(0, str(Path(__file__).parent / "faults"))
 
 from dropping import DroppingFileSystem
 
+from kyomei.config import TrainRecipe
+from kyomei.dictionary.mechanisms import TopK
 from kyomei.errors import AddressError, DataError, RunError
+from kyomei.learning.checkpoint import list_checkpoints
+from kyomei.learning.latents import random_start
+from kyomei.learning.training import train
+from kyomei.learning.workplace import Workplace
 from kyomei.source.rows import open_rows
 from kyomei.source.shard_writer import ShardWriter
 from kyomei.source.shards import ShardFolder
@@ -145,7 +151,7 @@ def test_an_address_that_does_not_answer_is_not_an_empty_one(tmp_path: Path, mon
         with pytest.raises(AddressError, match="to answer"):
             ask()
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(AddressError, match=r"a driver for s3://bucket.*s3fs.*install"):
+    with pytest.raises(AddressError, match=r"a driver for s3://bucket.*s3fs.*Install"):
         RemoteStore("s3://bucket")
 
 
@@ -161,3 +167,28 @@ def test_tokens_at_an_address_are_those_that_were_saved(monkeypatch: pytest.Monk
     Copies.of_environment().drop(json.loads(memory.cat_file("/b/tokens/index.json"))["sha256"]["documents.parquet"])
     with pytest.raises(DataError, match=r"documents.parquet as it was written"):
         Tokens.load("memory://b/tokens")
+
+
+def test_a_training_whose_address_drops_goes_on_from_its_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies have no room, so that steps ask the address for rows."""
+    written(place := f"drop://{tmp_path}/far")
+    monkeypatch.setenv("KYOMEI_CACHE_GB", "1e-9")
+    settings = TrainRecipe(steps=12, batch_rows=16, checkpoint_every=100, warmup_steps=2)
+
+    def trained(folder: Path) -> dict[str, torch.Tensor]:
+        start = random_start(8, DIM, 0, tied=False)
+        sae = train(start, TopK(8, 2), ShardFolder(place), settings, seed=0, workplace=Workplace(folder, resume=True))
+        return {"encoder": sae.encoder, "decoder": sae.decoder, "threshold": sae.threshold}
+
+    expected = trained(tmp_path / "undisturbed")
+    seen = [0]
+    monkeypatch.setattr(DroppingFileSystem, "asked", staticmethod(lambda operation: seen.__setitem__(0, seen[0] + 1)))
+    trained(tmp_path / "counted")
+    gone(monkeypatch, seen[0] * 2 // 3)
+    with pytest.raises(AddressError, match="to answer"):
+        trained(tmp_path / "disturbed")
+    steps = int(list_checkpoints(tmp_path / "disturbed")[-1].name.removeprefix("step-"))
+    assert 0 < steps < settings.steps
+    monkeypatch.setattr(DroppingFileSystem, "asked", staticmethod(lambda operation: None))
+    found = trained(tmp_path / "disturbed")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

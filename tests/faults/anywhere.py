@@ -85,6 +85,7 @@ class Fault:
             replace(*paths)
 
         os.replace = struck  # type: ignore[assignment]
+        os.fsync = lambda handle: None  # type: ignore[assignment]  # a kill leaves what the system has taken
         DroppingFileSystem.asked = staticmethod(lambda operation: moment(far=True))
 
 
@@ -259,9 +260,12 @@ def main() -> None:
 
     import kyomei.cli.runs
     import kyomei.stages.certify
-    import kyomei.stages.train  # noqa: F401  so that no fork has to
+    import kyomei.stages.train  # noqa: F401
+    from kyomei.source.model import LanguageModel
 
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
+    LanguageModel.load("embedded")  # so that no fork has to import what this does
     with tempfile.TemporaryDirectory() as folder:
         counts, wrong = campaign(args.count, args.seed, args.stages, Path(folder))
     print("| verb | " + " | ".join(KINDS) + " |\n|---|" + "---|" * len(KINDS))

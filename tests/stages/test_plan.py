@@ -55,6 +55,9 @@ def test_a_gpu_is_reckoned_from_the_table_and_priced() -> None:
     assert one.price == pytest.approx(one.total_seconds / 3600 * GPUS["h100"].price)
     assert plan(wide, "h100", price=6.0).price == pytest.approx(2 * (one.price or 0), rel=0.01)
     assert eight.total_seconds < one.total_seconds
+    far = plan(wide.with_values({"source.store": "s3://bucket/rows"}), "h100")
+    assert one.address_bytes == 0 < far.address_bytes and "at the address" in dict(plan_table(far.to_dict(), "h100", 3).rows)
+    assert far.disk_bytes == pytest.approx(one.disk_bytes), "so few rows are all copied"
     # The table's smallest GPU holds a part of such a dictionary only.
     rows, latents = map(int, plan(wide, "rtx4090", gpus=4).mesh.split("x"))
     assert rows * latents == 4 and latents > 1

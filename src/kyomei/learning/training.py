@@ -15,7 +15,7 @@ from torch import Tensor
 from kyomei.config import TrainRecipe
 from kyomei.dictionary.mechanisms import Mechanism
 from kyomei.dictionary.sae import SparseAutoencoder
-from kyomei.errors import DataError, Interrupted, RecipeError, RunError
+from kyomei.errors import AddressError, DataError, Interrupted, RecipeError, RunError
 from kyomei.learning import checkpoint
 from kyomei.learning.checkpoint import Checkpoint
 from kyomei.learning.latents import Latents
@@ -110,6 +110,7 @@ def train(
         RecipeError: if the mechanism or the settings do not fit the start.
         TrainingError: if the loss or a gradient is not finite, before the optimiser moves.
         RunError: if checkpoints cannot be written, are there without `resume`, or belong to other settings.
+        AddressError: if rows are at an address that no longer answers; one process has saved the steps before.
         Interrupted: if `stop` said so.
 
     Source: arXiv:2506.14002, §3.
@@ -135,7 +136,13 @@ def train(
                 if folder is not None and saved_step != step:
                     checkpoint.save(folder, training.at(step, identity), mesh)
                 raise _interrupted(step, recipe.steps, folder)
-            index, x = ahead.batch(step)
+            try:
+                index, x = ahead.batch(step)
+            except AddressError:
+                # Rows come from elsewhere; the steps that were done are not lost with the connection.
+                if folder is not None and saved_step != step and mesh.size == 1:
+                    checkpoint.save(folder, training.at(step, identity), mesh)
+                raise
             values = training.step(x, step, index, work.stop() if mesh.size > 1 else False)
             done = step + 1
             if done % recipe.log_every == 0 or done == recipe.steps:

@@ -29,10 +29,10 @@ from kyomei.learning.spaces import Normalisation
 from kyomei.learning.step import Training
 from kyomei.source.model import LanguageModel
 from kyomei.source.rows import TensorRows
-from kyomei.source.shard_files import bytes_of_row
 from kyomei.source.shards import RELEASE_BYTES
 from kyomei.source.stream import KEPT_SHARE
 from kyomei.stages.harvest import load_model
+from kyomei.stages.room import Room
 from kyomei.stages.traffic import Traffic
 from kyomei.views.numbers import duration
 
@@ -100,7 +100,7 @@ class Plan:
         hardware: where; "here" was probed, a GPU is reckoned from its maker's figures.
         seconds: of each part of the work.
         memory_bytes: largest resident memory of a process (here), or of a GPU.
-        disk_bytes: activations, tokens, dictionaries and checkpoints.
+        disk_bytes: activations, tokens, dictionaries and checkpoints; of activations at an address only copies.
         price: US dollars in all; none: no price an hour was given.
         mesh: parts of rows × parts of latents to train on.
         harvested_tokens: stored, all parts together.
@@ -108,6 +108,7 @@ class Plan:
         rows: that one replica has.
         advice: what to change, in sentences, where something is out of proportion.
         traffic_bytes: that a rank sends in one step of training; 0 for one rank.
+        address_bytes: activations and tokens at the recipe's address; 0 without one.
     """
 
     hardware: str
@@ -121,6 +122,7 @@ class Plan:
     rows: int
     advice: tuple[str, ...] = ()
     traffic_bytes: float = 0.0
+    address_bytes: float = 0.0
 
     @property
     def total_seconds(self) -> float:
@@ -235,8 +237,8 @@ class Probe:
         cost = None if self.price is None else self.price * hours
         mesh, read = f"{gpus // features}x{features}", recipe.train.steps * recipe.train.batch_rows
         advice = tuple(_advice(recipe, seconds, read / size.rows))
-        known = size.disk_bytes, cost, mesh, size.tokens, read, size.rows, advice, first.sent_bytes
-        return Plan(self.hardware, seconds, memory, *known)
+        known = size.room.disk_bytes, cost, mesh, size.tokens, read, size.rows, advice, first.sent_bytes
+        return Plan(self.hardware, seconds, memory, *known, size.room.address_bytes)
 
 
 def plan(
@@ -354,15 +356,10 @@ class _Size:
         return (self.weights_bytes + scores) / features + 2e9
 
     @property
-    def disk_bytes(self) -> float:
-        source = self.recipe.source
-        dictionaries = source.replicas + NUM_NULLS
-        # Two checkpoints and the dictionary itself; what parts of a training left that began wide; the widest's checkpoints.
-        first = self.first_widths
-        parts = sum([*first[1:], self.width]) / self.width if len(first) > 1 else 0.0
-        own = self.weights_bytes * self.width / first[0]
-        kept = dictionaries * own * ((1 + parts) / 4 + 2 * 2 * 0.75) + 2 * 2 * 0.75 * (self.weights_bytes - own)
-        return self.tokens * (bytes_of_row(source.dtype, self.dim) * max(1, len(source.sites)) + 20) + kept
+    def room(self) -> Room:
+        """On the disk, and at an address."""
+        source, all_widths = self.recipe.source, [*self.first_widths, self.width]
+        return Room.of(source, (self.tokens, self.dim), self.weights_bytes, all_widths, source.replicas + NUM_NULLS)
 
 
 def _dim(recipe: Recipe, model: LanguageModel) -> int:

@@ -190,6 +190,8 @@ def plan_table(facts: Facts, title: str, replicas: int) -> Table:
     rows.append(("rows trained on", f"{facts['read_rows']:,} of {facts['rows']:,} ({times:.2g} times each)"))
     rows.append(("memory", f"{facts['memory_bytes'] / 1e9:.2f} GB"))
     rows.append(("disk", f"{facts['disk_bytes'] / 1e9:.2f} GB"))
+    if facts.get("address_bytes"):
+        rows.append(("at the address", f"{facts['address_bytes'] / 1e9:.2f} GB"))
     if facts["price"] is not None:
         rows.append(("money", f"{facts['price']:.2f} dollars"))
     rows.append(("mesh", facts["mesh"]))
