@@ -158,7 +158,7 @@ def test_an_address_that_does_not_answer_is_not_an_empty_one(tmp_path: Path, mon
 def test_tokens_at_an_address_are_those_that_were_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = torch.arange(24).reshape(4, 6)
     spans = torch.zeros_like(ids, dtype=torch.int32)
-    Tokens(ids, spans, spans, spans, [Document("a", "text")]).save("memory://b/tokens")
+    Tokens(ids, spans, spans.clone(), spans.clone(), [Document("a", "text")]).save("memory://b/tokens")
     found = Tokens.load("memory://b/tokens")
     assert torch.equal(found.ids, ids) and found.documents == [Document("a", "text")]
     memory = fsspec.filesystem("memory")

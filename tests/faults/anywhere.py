@@ -236,7 +236,8 @@ def campaign(count: int, seed: int, stages: list[str], into: Path) -> tuple[coll
     references = References(into)
     cases = [(verb, ranks) for verb in stages for ranks in ((1,) if verb == "certify" else (1, 2))]
     for number in range(count):
-        (verb, ranks), kind = cases[number % len(cases)], KINDS[(number + number // len(cases)) % len(KINDS)]
+        turn, case = divmod(number, len(cases))
+        (verb, ranks), kind = cases[case], KINDS[(case + turn) % len(KINDS)]
         victim = chance.randrange(ranks)
         fault = Fault(kind, chance.randint(1, references.of(verb, ranks).moments[victim]), victim)
         found = inject(fault, verb, ranks, references)
