@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SITES = (("embedded", "model.layers.2.mlp", 256), (MINILM, "encoder.layer.3.output.dense", 128))
-WIDTH, LONG_WIDTH = 512, 4096
-TOKENS, LONG_TOKENS = 150_000, 3_000_000
-BATCH, LONG_BATCH = 256, 512
+WIDTH, LONG_WIDTH = 384, 4096
+TOKENS, LONG_TOKENS = 100_000, 3_000_000
+BATCH, LONG_BATCH = 128, 512
 REPLICAS = 3
 TAUS = (0.6, 0.7, 0.8, 0.9)
 FORM: dict[str, Any] = {"name": "gba", "start": "random", "groups": 10, "lowest_frequency": 1e-3, "adapt_every": 50}
 LOW, OWN = "low L0", "the paper's L0 to d"
 GBA, TOPK, L1 = "GBA, paper's form", "TopK", "ℓ1"
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
-    (GBA, LOW): {"mechanism": {**FORM, "highest_frequency": 0.1}, "steps": 8000},
-    (GBA, OWN): {"mechanism": {**FORM, "highest_frequency": 0.5}, "steps": 8000},
-    (TOPK, LOW): {"mechanism": {"name": "topk", "k": 10}, "steps": 2000},
-    (TOPK, OWN): {"mechanism": {"name": "topk", "k": 40}, "steps": 2000},
-    (L1, LOW): {"mechanism": {"name": "l1"}, "l0": 10, "steps": 2000},
-    (L1, OWN): {"mechanism": {"name": "l1"}, "l0": 40, "steps": 2000},
+    (GBA, LOW): {"mechanism": {**FORM, "highest_frequency": 0.1}, "steps": 6000},
+    (TOPK, LOW): {"mechanism": {"name": "topk", "k": 10}, "steps": 1500},
+    (L1, LOW): {"mechanism": {"name": "l1"}, "l0": 10, "steps": 1500},
+    (GBA, OWN): {"mechanism": {**FORM, "highest_frequency": 0.5}, "steps": 6000},
+    (TOPK, OWN): {"mechanism": {"name": "topk", "k": 36}, "steps": 1500},
+    (L1, OWN): {"mechanism": {"name": "l1"}, "l0": 36, "steps": 1500},
 }
 """GBA at the paper's two HTFs; the others at about the L0 that it comes to there."""
 
