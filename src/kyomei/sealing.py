@@ -27,6 +27,9 @@ FORGETTING = "forgetting"
 """Folder of what `kyomei forget` prepares in a run."""
 UNFINISHED = f"{FORGETTING}/begun"
 """Is there as long as some of it is done and some is not."""
+_LOCK = "a lock, which comes and goes with the process that holds the folder"
+_STAGED = "prepared by `kyomei forget`, which ends or clears it"
+_UNFINISHED = "left by a process that was killed while it wrote; the next verb removes it"
 _UNSEALED = "0" * 64
 _SEALED = re.compile(rb'"sha256": "([0-9a-f]{64})"\n}\n\Z')
 
@@ -67,6 +70,22 @@ def files_of(folder: Path, holder: str) -> dict[str, Stat]:
                 continue
             with contextlib.suppress(FileNotFoundError):
                 found[relative] = _stat(here / name)
+    return found
+
+
+def uncovered(folder: Path, holder: str) -> dict[str, str]:
+    """What `files_of` leaves out beside `holder`, by name, with why: nothing can vouch for a file that does not stay."""
+    found: dict[str, str] = {}
+    for place, inside, names in os.walk(folder):
+        here = Path(place)
+        inside[:] = sorted(name for name in inside if not (here / name / holder).is_file())
+        parts = here.relative_to(folder).parts
+        unfinished = any(TEMPORARY.fullmatch(part) for part in parts)
+        for name in names:
+            why = _STAGED if FORGETTING in parts else _UNFINISHED if unfinished or TEMPORARY.fullmatch(name) else None
+            why = _LOCK if name == LOCK else why
+            if why:
+                found[(here / name).relative_to(folder).as_posix()] = why
     return found
 
 

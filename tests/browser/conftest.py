@@ -43,7 +43,7 @@ FACTS = {
                 "name": "balance",
                 "status": "met",
                 "estimate": 0.28,
-                "meaning": "A feature's active scores vary by 28% of their mean (10%–40% in eight features of ten).",
+                "meaning": "A feature's active scores vary by 28 % of their mean (10 %–40 % in eight features of ten).",
                 "advice": "nothing to do",
             },
             {

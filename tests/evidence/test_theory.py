@@ -239,7 +239,7 @@ def test_rows_that_belong_to_none_and_negative_ones() -> None:
     assert found.error.tolist() == pytest.approx([0, 0, 0.5, 0.5])
     assert found.alien_share == 0.5
     assert found.to_dict()["epsilon"]["largest"] == pytest.approx(0.5)
-    assert "50.0% of 4 features identified" in str(found)
+    assert "50.0 % of 4 features identified" in str(found)
     assert identifiability(torch.empty(0, 4), truth).error.tolist() == [2.0] * 4
 
 

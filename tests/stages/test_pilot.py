@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -231,6 +232,8 @@ def test_a_larger_pilot_takes_the_place_of_the_smaller_one_even_after_a_crash(fo
     assert (after["tokens"], after["steps"]) == (13_000, 12)
     (kept_as,) = after["earlier"]
     assert json.loads((folder / "earlier" / kept_as / "verdict.json").read_text()) == before
+    facts = done("audit", folder)
+    assert facts["whole"] and not facts["unverified"], "what the smaller pilot came to is of this run"
     assert run.path(rollout.ROLLOUT).exists() and not run.path("growing.json").exists()
     (listed,) = json.loads(kyomei("list", folder.parent, "--json").stdout)["runs"]
     assert listed["name"] == "p"
@@ -324,6 +327,62 @@ def test_each_step_has_its_gate_and_leaves_a_line_that_cannot_be_changed(folder:
         assert "line" in refused("rollout", folder)
     log.write_text(whole)
     assert done("rollout", folder)["stage"] == "pilot"
+
+
+def next_of(result: Result) -> list[str]:
+    """The command that the last line names, as words for `kyomei`."""
+    assert result.exit_code == 0, result.stderr
+    said = " ".join(result.stdout.split())
+    return shlex.split(said.rpartition("next: `")[2].partition("`")[0])[1:]
+
+
+@pytest.mark.slow
+def test_a_roll_out_goes_all_the_way_as_it_says_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three stages on one harvest: gates met and not met, with reason and without, one stopped and gone on with."""
+    monkeypatch.chdir(tmp_path)
+    sizes = options({**TINY, "source.num_tokens": 12_000})
+    left = [part for name in WANTED for part in ("--without", name)]
+    done("harvest", "H", *sizes, "--threads", 1)
+    with tiny_pilots():
+        done("pilot", "P", "--from", "H", *sizes, "--full-tokens", 12_000, *left, "--threads", 1)
+        assert next_of(kyomei("rollout", "P")) == ["rollout", "P", "--to", "tenth", "--reason", "…"]
+        for more in ([], ["--reason", " "]):
+            said = refused("rollout", "P", "--to", "tenth", *more)
+            assert "go at stage 'pilot'" in said and "--reason" in said and not Path("P/rollout").exists()
+        begin = next_of(kyomei("rollout", "P", "--to", "tenth", "--reason", "we try the path"))
+        assert begin == ["pilot", "P/rollout/tenth", "--recipe", "P/rollout/tenth.yaml", "--from", "H"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pilot, "train_run", stopping)
+            assert kyomei(*begin, *left).exit_code == 130
+        assert "no verdict that holds" in refused("rollout", "P", "--to", "all")
+        go_on = next_of(kyomei("rollout", "P"))
+        assert go_on == ["pilot", "P/rollout/tenth"]
+        ended = kyomei(*go_on)
+        assert ended.exit_code == 0 and "its verdict is the gate to 'all'; `kyomei rollout P --to all`" in ended.stdout
+        judged(Path("P/rollout/tenth"), "go")
+        done("pilot", "P", "--full-tokens", 2_400_000)  # the same roll-out is to lead further: its tenth is a larger one now
+        assert "tokens 12,000 where the stage asks for 240,000" in refused("rollout", "P", "--to", "all")
+        done("pilot", "P", "--full-tokens", 12_000)
+        last = next_of(kyomei("rollout", "P", "--to", "all"))
+        ended = kyomei(*last, *left)
+        assert ended.exit_code == 0 and "the last one" in ended.stdout and "The full run" not in ended.stdout
+        assert next_of(kyomei("rollout", "P")) == ["watch", "P/rollout/all"]
+    lines = [json.loads(line) for line in Path("P/rollout.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["gate"]["level"], line["met"], line["reason"]) for line in lines] == [
+        ("tenth", "no-go", False, "we try the path"),
+        ("all", "go", True, None),
+    ]
+    assert Run.open("P/rollout/all").recipe == Recipe.read("P/full-recipe.yaml")
+    for page in ("report.html", "report.ja.html"):
+        assert "we try the path" in Path("P", page).read_text()
+    facts = done("audit", "P")
+    assert (
+        facts["whole"] and not facts["unverified"] and {".", "rollout/tenth", "rollout/all", "harvest H"} <= {*facts["chains"]}
+    )
+
+
+def stopping(*_: Any) -> None:
+    raise Interrupted("dictionaries to be trained", "a signal to stop", "run again")
 
 
 def told(dictionary: str) -> dict[str, Any]:

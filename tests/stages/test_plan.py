@@ -71,7 +71,7 @@ def test_what_is_out_of_proportion_is_said() -> None:
     assert dict(shown.rows)["tokens harvested"] == "50,000,000"
     assert dict(shown.rows)["rows trained on"] == "1,024,000 of 12,500,000 (0.082 times each)"
     assert {row[0] for row in shown.rows} <= {name for name, _ in shown.legend}
-    assert any("Training reads 8% of what is harvested" in line for line in found.advice)
+    assert any("Training reads 8 % of what is harvested" in line for line in found.advice)
     (searched,) = _advice(large, {"resonance": 6.3 * 3600, "training": 2.6 * 3600}, 1.0)
     assert searched.startswith("Resonance takes 6.3 hours of 8.9 hours") and "resonance.rounds" in searched
     even = large.with_values({"source.num_tokens": 100_000, "train.steps": 20_000, "mechanism.name": "topk"})

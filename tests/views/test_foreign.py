@@ -30,6 +30,7 @@ from kyomei.stages.certify import certificate_path, certificates_of, certify_run
 from kyomei.stages.explore import explorer_of, explorer_of_alone
 from kyomei.stages.foreign import Foreign, certify_foreign
 from kyomei.stages.index import index_run
+from kyomei.stages.listing import runs_below
 from kyomei.stages.measure import measure_run, measured
 from kyomei.stages.progress import Reporter
 from kyomei.stages.report import report_run
@@ -157,13 +158,13 @@ def test_a_run_that_is_made_for_it_is_about_it(run: Run, tmp_path: Path) -> None
     path = as_elsewhere(turned, tmp_path / "theirs")
     certify(run, path)
     mine, theirs = own_pair(run), imported_pairs(run)[0]
-    page = report_run(run).read_text(encoding="utf-8")
+    page = report_run(run).read_text(encoding="utf-8").replace("\u00a0%", " %")
     lead = f'<p class="lead"><b>{mine.title}.</b> {verdict_of(run, pair=mine).headline}'
     assert lead in page and '<p class="about">theirs, imported: ' in page, "the run was not made for it"
     run.note(**made_for("theirs"))
     with run.lock():
         measure_run(run, Reporter())
-        page = report_run(run).read_text(encoding="utf-8")
+        page = report_run(run).read_text(encoding="utf-8").replace("\u00a0%", " %")
         index_run(run, Reporter(), ["imported-theirs-0"])
     assert f'<p class="lead"><b>theirs, imported.</b> {verdict_of(run, pair=theirs).headline}' in page
     assert f'<p class="about">{mine.title}: {verdict_of(run, pair=mine).headline}</p>' in page
@@ -175,6 +176,9 @@ def test_a_run_that_is_made_for_it_is_about_it(run: Run, tmp_path: Path) -> None
         assert feature is not None and feature["frequency"] == pytest.approx(example["frequency"]), "cards are of theirs"
     said = verb("report", run.folder)
     assert said.stdout.startswith("theirs, imported: "), said.stdout
+    (listed,) = runs_below(run.folder)
+    shares = [c.to_dict()["shares"]["count"]["status"]["certified"] for c in certificates_of(run).values()]
+    assert (listed["mechanism"], listed["certified"]) == ("theirs, imported", shares[0]) and shares[0] != shares[1]
     for client in client_of(explorer_of(run), read_only=True):
         assert client.get("/api/state").json()["dictionary"] == "imported-theirs-0"
         found = client.get("/api/overview").json()

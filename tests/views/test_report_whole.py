@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.views.samples import certificate, feature, premises
 from tests.views.test_report import Page
+from tests.views.test_spelling import seconds
 from typer.testing import CliRunner
 
 from kyomei.cli import app
@@ -42,20 +43,20 @@ WORDS = re.compile(r"[A-Za-z][A-Za-z'’]+(?:[ ,;:]+[A-Za-z'’]+)+")
 SAID_BY_CHECK = [
     (
         "sparse structure",
-        "78% of the 241 stable directions of two disjoint halves were found again by the other half (cosine above 0.70); on "
-        "Gaussian rows of the same covariance 0.0%.",
+        "78 % of the 241 stable directions of two disjoint halves were found again by the other half (cosine above 0.70); on "
+        "Gaussian rows of the same covariance 0.0 %.",
         "nothing to do",
     ),
     (
         "co-occurrence",
-        "Given a feature, its most frequent companion is there in 15% of the rows (13%–20% for eight features in ten; by "
-        "chance 18%); rows of one feature vary 5.1 times as much along one axis as noise would; children come with their "
+        "Given a feature, its most frequent companion is there in 15 % of the rows (13 %–20 % for eight features in ten; by "
+        "chance 18 %); rows of one feature vary 5.1 times as much along one axis as noise would; children come with their "
         "parent, see hierarchy.",
         "features that come together are found as one: read such directions as groups, and harvest more varied text",
     ),
     (
         "hierarchy",
-        "3% of the features nearly always come with another, more frequent one that often comes without them; most features "
+        "3 % of the features nearly always come with another, more frequent one that often comes without them; most features "
         "point partly the same way as another, as children of one parent do.",
         "a child is found together with its parent: read such directions as 'parent and child', not as one concept",
     ),
@@ -156,6 +157,13 @@ def test_no_english_sentence_is_left_in_the_japanese_report(reported: Run) -> No
     assert len(words_of(english)) > 150, "English is found where it is"
     assert Page(japanese).ids == Page(english).ids
     assert '<html lang="ja">' in japanese
+
+
+def test_both_pages_keep_to_one_spelling(reported: Run) -> None:
+    for language, name in PAGES.items():
+        page = re.sub("<[^>]+>", "|", DATA.sub("", reported.path(name).read_text("utf-8")))
+        assert "%" in page and seconds(page, language) == []
+        assert not re.search(r"\d %", page), "no line ends between a number and its percent sign"
 
 
 def test_cards_evidence_and_certificates_are_said_in_japanese() -> None:
@@ -405,6 +413,11 @@ def test_a_report_prints_on_numbered_a4_pages(reported: Run) -> None:
         sizes = re.findall(rb"/MediaBox\s*\[0 0 ([\d.]+) ([\d.]+)\]", pdf)
         assert 5 <= len(sizes) <= 20 and all(abs(float(w) - 595) < 2 and abs(float(h) - 842) < 2 for w, h in sizes)
         assert reported.recorded(path)
+    date = json.loads(reported.path(FIGURES).read_text("utf-8").splitlines()[-1])["written"][:10].replace("-", "").encode()
+    first = [path.read_bytes() for path in printed]
+    assert all(pdf.count(b"Date (D:" + date) == 2 for pdf in first), "the document's date is the report's, not the printing's"
+    with reported.lock():
+        assert [path.read_bytes() for path in print_report(reported)] == first, "the same run prints the same bytes"
 
 
 def test_without_a_browser_one_line_says_how_to_get_one(reported: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,4 +437,4 @@ def test_a_browser_that_prints_nothing_is_named(tmp_path: Path, monkeypatch: pyt
     page.write_text("<p>x")
     monkeypatch.setenv(printing.BROWSER, shutil.which("false") or "/bin/false")
     with pytest.raises(KyomeiError, match="printed none"):
-        printing.print_pdf(page)
+        printing.print_pdf(page, "2026-01-02T03:04:05+00:00")

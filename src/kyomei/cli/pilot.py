@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -105,9 +106,17 @@ def _show(facts: dict[str, Any], folder: Path, lang: str, replicas: int, as_json
     parts, full = decisions.pilot_table(made, f"The pilot in {folder}"), made["full"]["plan"]
     place = "this machine, going by what the pilot took" if full["hardware"] == "here" else full["hardware"]
     planned = tables.plan_table(full, f"The full run on {place}", replicas)
-    notes = decisions.pilot_notes(made, shlex.quote(str(folder)), made["full"]["recipe"])
+    from kyomei.stages.rollout import stage_of
+
+    place, of = shlex.quote(str(folder)), stage_of(folder)
+    if of is None:
+        notes = decisions.pilot_notes(made, place, made["full"]["recipe"])
+    else:
+        pilot, stage, following = of
+        notes = decisions.stage_notes(made, place, shlex.quote(os.path.relpath(pilot)), stage, following)
     closing = [*notes, f"report: {facts['report']}"]
-    show(facts, as_json, parts, planned, opening=decisions.decision_words(facts["verdict"], lang), closing=closing)
+    ahead = () if of is not None and of[2] is None else (planned,)  # the last stage is the full run
+    show(facts, as_json, parts, *ahead, opening=decisions.decision_words(facts["verdict"], lang), closing=closing)
 
 
 @app.command("rollout")
@@ -131,17 +140,12 @@ def rollout_command(
         from kyomei.stages.rollout import status, step
 
         run = Run.open(folder)
-        closing = []
         if reason is not None and to is None:
             raise RecipeError("--to with --reason", "--reason alone", "name the stage")
         if to is not None:
             with run.lock():
-                line = step(run, to, reason)
-            place = shlex.quote(str(folder))
-            if line["gate"] is not None:
-                next_run = f"kyomei pilot {place}/rollout/{to} --recipe {place}/{line['recipe']}"
-                closing = [f"next: `{next_run}`; its verdict is the next gate"]
+                step(run, to, reason)
         facts = status(run)
         lines = decisions.rollout_lines(facts["log"]) or ["no step has been taken yet"]
         table = decisions.rollout_table(facts, f"Roll-out of {folder}: at '{facts['stage']}'")
-        show(facts, as_json, table, closing=[*lines, *closing])
+        show(facts, as_json, table, closing=[*lines, f"next: `{facts['do']}`"])

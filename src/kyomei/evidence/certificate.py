@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float64
 from kyomei.atomic import write_atomic
 from kyomei.errors import EvidenceError
 from kyomei.evidence import kinship, origin, reproduction
+from kyomei.evidence.intervals import as_percent
 from kyomei.evidence.origin import ORIGINS, Origin
 from kyomei.evidence.reproduction import DENSE_FREQUENCY, STATUSES, Status, Verdicts
 from kyomei.evidence.verdict import Verdict, verdict
@@ -170,14 +171,15 @@ class Certificate:
         certified = self.having("certified")
         kinds = [feature["origin"]["kind"] for feature in certified]
         origins = ", ".join(f"{kinds.count(name)} {name}" for name in ORIGINS)
-        null = self.null
+        null, passed = self.null, as_percent(self.null["false_positive_rate"], 2)
         lines = [
             (self.answer or verdict(self.to_dict())).headline,
             f"  dictionary  {self.mechanism} at {self.site} of {self.model}; {len(self.replicas)} replicas",
             f"  latents     {self.width}{drawn}: {counts}",
-            f"  null        {null['false_positive_rate']:.2%} of {null['latents']} live latents of the {null['name']} pass",
+            f"  null        {passed} of {null['latents']} live latents of the {null['name']} pass",
             f"  origin      of the certified: {origins}",
-            "  fidelity    FVU {fvu:.3f}, L0 {l0:.1f}, dead {dead:.1%}".format(**self.fidelity) + f"; {self.num_rows:,} rows",
+            "  fidelity    FVU {fvu:.3f}, L0 {l0:.1f}, dead ".format(**self.fidelity)
+            + f"{as_percent(self.fidelity['dead'], 1)}; {self.num_rows:,} rows",
         ]
         best = [describe_briefly(feature) for feature in self.best(BEST)] or ["no feature is certified"]
         return "\n".join([*lines, f"  best        {best[0]}", *(f"              {line}" for line in best[1:])])

@@ -1,4 +1,4 @@
-"""Intervals of shares."""
+"""Intervals of shares, and how a share is written."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     reach = SIGMA / (1 + SIGMA**2 / count) * math.sqrt(share * (1 - share) / count + SIGMA**2 / (4 * count**2))
     # At a share of 0 or 1 the bound is exact, and rounding would leave 1e-18 of it.
     return max(0.0, centre - reach) if share > 0 else 0.0, min(1.0, centre + reach) if share < 1 else 1.0
+
+
+def as_percent(share: float, decimals: int = 0) -> str:
+    """A share as every English sentence writes it: "62 %"."""
+    return f"{100 * share:.{decimals}f} %"

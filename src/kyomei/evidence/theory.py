@@ -22,6 +22,7 @@ from torch import Tensor
 from kyomei.dictionary.cosines import cosine_blocks, nearest
 from kyomei.errors import EvidenceError
 from kyomei.evidence.cosines import unit_rows
+from kyomei.evidence.intervals import as_percent
 
 COMPARABLE = 0.1
 """Our reading of "comparable coefficients" (H2): the smallest is at least this share of the median one."""
@@ -381,9 +382,11 @@ class Identifiability:
         }
 
     def __str__(self) -> str:
+        shares = self.identified_share, self.split_share, self.alien_share
+        identified, split, alien = (as_percent(share, 1) for share in shares)
         return (
-            f"{self.identified_share:.1%} of {len(self.error)} features identified within {1 - self.tau:.2g}, "
-            f"{self.split_share:.1%} split, {self.alien_share:.1%} of {len(self.belongs_to)} learnt rows belong to none"
+            f"{identified} of {len(self.error)} features identified within {1 - self.tau:.2g}, {split} split, "
+            f"{alien} of {len(self.belongs_to)} learnt rows belong to none"
         )
 
     __repr__ = __str__

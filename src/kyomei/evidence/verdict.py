@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from kyomei.config import VerdictRecipe
-from kyomei.evidence.intervals import wilson
+from kyomei.evidence.intervals import as_percent, wilson
 from kyomei.evidence.origin import share_difference
 from kyomei.evidence.reproduction import DENSE_FREQUENCY
 
@@ -130,7 +130,9 @@ def _premises(premises: Mapping[str, Any] | None) -> Reason:
     meaning = (
         "what share of the features a search would find is not known here"
         if expected is None
-        else "of the features a quick search would find {:.0%} (90 %: {:.0%}–{:.0%})".format(expected, *premises["interval"])
+        else "of the features a quick search would find {} (90 %: {}–{})".format(
+            *map(as_percent, (expected, *premises["interval"]))
+        )
     )
     return Reason("premises", "against" if found == "not met" else "for", found, meaning)
 
@@ -162,7 +164,7 @@ def _certified(certificate: Mapping[str, Any]) -> tuple[Level, str, list[Reason]
             "certified by explained variance",
             _side(variance >= MOST),
             _percent(variance),
-            f"of what latents active on at most {DENSE_FREQUENCY:.0%} of the rows explain",
+            f"of what latents active on at most {as_percent(DENSE_FREQUENCY)} of the rows explain",
         ),
         Reason(
             "null",
@@ -205,7 +207,7 @@ def _side(speaks_for: bool) -> Side:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.0095 or share == 0 else f"{100 * share:.1f} %"
+    return as_percent(share, 0 if share >= 0.0095 or share == 0 else 1)
 
 
 # ── Shall we go on? ──

@@ -85,7 +85,7 @@ class ReadLog:
         parts = [f"{_count(self.documents, 'document')}" + (f" from {kinds}" if kinds else "")]
         if len(self.shares) > 1:
             whole = max(1, self.shares.total())
-            parts[0] += " (" + ", ".join(f"{n / whole:.0%} {address}" for address, n in self.shares.items()) + ")"
+            parts[0] += " (" + ", ".join(f"{100 * n / whole:.0f} % {address}" for address, n in self.shares.items()) + ")"
         for reason, names in self.skipped.items():
             shown = ", ".join(names[:2]) + (", …" if len(names) > 2 else "")
             parts.append(f"skipped {_count(len(names), 'file')} ({reason}): {shown}")

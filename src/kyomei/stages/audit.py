@@ -13,7 +13,7 @@ from kyomei.config import Recipe
 from kyomei.errors import KyomeiError, RunError
 from kyomei.locks import refuse_if_locked
 from kyomei.runs import CHANGED, MANIFEST, RECIPE
-from kyomei.sealing import UNFINISHED, beside, digest_line, digest_of, files_of, seal_of, vouched_for
+from kyomei.sealing import UNFINISHED, beside, digest_line, digest_of, files_of, seal_of, uncovered, vouched_for
 from kyomei.source.text import Tokens
 from kyomei.stages.harvested import NAMED
 from kyomei.stages.journal import FILE as JOURNAL
@@ -77,12 +77,14 @@ class _Folder:
         called: how findings name it.
         broken: what is not as it was written.
         unverified: files that nothing vouches for.
+        uncovered: files that nothing can vouch for, with why.
     """
 
     path: Path
     called: str
     broken: list[Broken] = field(default_factory=list)
     unverified: list[str] = field(default_factory=list)
+    uncovered: dict[str, str] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
 
     def name(self, file: str) -> str:
@@ -128,6 +130,7 @@ class _Folder:
         """Compare every file with the digest that vouches for it."""
         outputs, files = self.manifest["outputs"], {*files_of(self.path, MANIFEST), *self._elsewhere}
         self.broken += [Broken(self.name(name), "missing", outputs[name]) for name in sorted(set(outputs) - set(files))]
+        self.uncovered = {self.name(name): why for name, why in uncovered(self.path, MANIFEST).items()}
         with reporter.progress(f"audit {self.called}") as progress:
             for number, name in enumerate(sorted(files), 1):
                 self._check_file(name, outputs.get(name))
@@ -165,7 +168,8 @@ def audit(folder: Path, reporter: Reporter) -> dict[str, Any]:
         reporter: shows progress.
 
     Returns:
-        "whole" (whether nothing is broken), "broken", "unverified" (files that nothing vouches for), "unnamed" (artefacts that
+        "whole" (whether nothing is broken), "broken", "unverified" (files that nothing vouches for), "uncovered"
+        (files that do not stay, with why), "unnamed" (artefacts that
         do not say what they are of), "chains" (links by run), "names" (what the run is of) and "forgotten" (tombstones).
 
     Raises:
@@ -189,6 +193,7 @@ def audit(folder: Path, reporter: Reporter) -> dict[str, Any]:
         "files": sum(len(one.digests) for one in held.values()),
         "broken": [asdict(finding) for finding in broken],
         "unverified": [name for one in held.values() for name in one.unverified],
+        "uncovered": {name: why for one in held.values() for name, why in one.uncovered.items()},
         "unnamed": [name for one in held.values() for name in _unnamed(one)],
         "chains": {called: [asdict(link) for link in chain] for called, chain in chains.items() if chain},
         "names": held[folder].manifest.get(NAMES),

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from kyomei.config import Recipe
 from kyomei.errors import KyomeiError
@@ -18,6 +19,10 @@ from kyomei.stages.harvested import beside, tokens_of
 from kyomei.stages.plan import Plan, Probe
 from kyomei.views.numbers import duration
 
+FILE = "full-recipe.yaml"
+"""The recipe of the full run, in a pilot's folder."""
+ROLLOUT = "rollout.jsonl"
+"""What a roll-out writes down, in its pilot's folder; the stages' runs lie beside it in a folder of its name."""
 FULL = 100
 """Tokens of the full run for each of the pilot's; steps grow by the root of it, so that rows are read less often."""
 WIDEST = 8.0
@@ -30,8 +35,14 @@ TRAINING = ("resonance", "placing latents", "training", "streaming")
 """Parts of a plan that are one part of a pilot."""
 
 
+def pilot_above(folder: Path) -> Path | None:
+    """The folder of the pilot of whose roll-out a run is a stage; none: of none."""
+    place = folder.resolve().parent
+    return place.parent if place.name == Path(ROLLOUT).stem and (place.parent / FILE).is_file() else None
+
+
 def full_recipe(run: Run, asked: Recipe, tokens: int | None, dim: int) -> Recipe:
-    """The recipe of the full run.
+    """The recipe of the full run; of a stage of a roll-out, that which the roll-out leads to.
 
     Args:
         run: the pilot, harvested and checked.
@@ -39,7 +50,9 @@ def full_recipe(run: Run, asked: Recipe, tokens: int | None, dim: int) -> Recipe
         tokens: asked for in so many words; none: `FULL` times the pilot's, as far as there is text.
         dim: of its rows.
     """
-    pilot = run.recipe
+    pilot, above = run.recipe, pilot_above(run.folder)
+    if above is not None and tokens is None:
+        return Recipe.read(above / FILE)
     wanted = tokens or min(FULL * pilot.source.num_tokens, _tokens_there(run, FULL * pilot.source.num_tokens))
     wanted = max(wanted, pilot.source.num_tokens)
     ratio = wanted / pilot.source.num_tokens

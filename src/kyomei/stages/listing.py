@@ -14,6 +14,8 @@ from kyomei.runs import MANIFEST, Run
 _DONE = ("harvest", "check", "train", "certify", "measure", "report")
 _WITHIN = {"controls", "activations", "tokens", "replicas", "baselines", "imported", "certificates", "earlier"}
 """Folders of a run that hold no runs of the user's."""
+_IMPORTED = "imported"
+"""Where a dictionary from elsewhere is, as `kyomei.stages.arms.imported_pair` has it; to ask there would load torch."""
 
 
 def runs_below(folder: Path) -> list[dict[str, Any]]:
@@ -24,7 +26,8 @@ def runs_below(folder: Path) -> list[dict[str, Any]]:
 
     Returns:
         "name", "state" (stages that are done, or "damaged: …"), "model", "site", "mechanism", "width", "certified" (share of
-        the width) and "harvest" (the folder whose rows it learns from, or the address of its own; none: in it) of each.
+        the width; of a run that was made for a dictionary from elsewhere these three are that one's) and "harvest" (the folder
+        whose rows it learns from, or the address of its own; none: in it) of each.
     """
     return [_described(found, folder) for found in _run_folders(folder)]
 
@@ -44,15 +47,16 @@ def _described(folder: Path, below: Path) -> dict[str, Any]:
         manifest, recipe = run.manifest, run.recipe
         varied = {key: tuple(values) for key, values in manifest.get("family", {}).items()}
         axes = Family(recipe, varied).axes
-        named = manifest.get("harvest")
+        named, made_for = manifest.get("harvest"), manifest.get("made_for")
+        shown = "replicas" if made_for is None else f"{_IMPORTED}/{made_for}"
         facts = {
             "name": name,
             "state": _state(run, manifest),
             "model": recipe.source.model,
             "site": ", ".join(manifest.get("sites") or recipe.source.sites) or None,
-            "mechanism": recipe.mechanism.label,
-            "width": _width(run),
-            "certified": _certified(run),
+            "mechanism": recipe.mechanism.label if made_for is None else f"{made_for}, imported",
+            "width": _width(run, shown),
+            "certified": _certified(run, shown),
             "harvest": _named(folder, named["path"], below) if named else recipe.source.store,
         }
         if axes:
@@ -91,14 +95,15 @@ def _state(run: Run, manifest: dict[str, Any]) -> str:
     return ", ".join(words) or "begun"
 
 
-def _width(run: Run) -> int | None:
-    """Of the dictionary that ships, or else as it is asked for."""
-    config = "replicas/0/config.json"
+def _width(run: Run, shown: str) -> int | None:
+    """Of the dictionary that the run is about, or else as it is asked for."""
+    config = f"{shown}/0/config.json"
     width = run.read_json(config)["width"] if run.path(config).exists() else run.recipe.dictionary.width
     return None if width is None else int(width)
 
 
-def _certified(run: Run) -> float | None:
-    if not run.path("certificate.json").exists():
-        return None
-    return float(run.read_json("certificate.json")["shares"]["count"]["status"]["certified"])
+def _certified(run: Run, shown: str) -> float | None:
+    """Share of its latents that are certified; none: it has no certificate, or has lost it."""
+    file = "certificate.json" if shown == "replicas" else f"{shown}/certificate.json"
+    certificate = run.read_json(file) if run.path(file).exists() else {"expired": True}
+    return None if certificate.get("expired") else float(certificate["shares"]["count"]["status"]["certified"])

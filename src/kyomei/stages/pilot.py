@@ -42,7 +42,8 @@ from kyomei.stages.check import FILE as PREMISES
 from kyomei.stages.check import adopt_premises, check_run, checked
 from kyomei.stages.deciding import FILE as VERDICT
 from kyomei.stages.deciding import decide_run, own_goals, standing_verdict
-from kyomei.stages.full import full_plan, full_recipe, with_plan
+from kyomei.stages.full import FILE as FULL_RECIPE
+from kyomei.stages.full import ROLLOUT, full_plan, full_recipe, with_plan
 from kyomei.stages.goals import nothing_certified, require_goals, tell_goals
 from kyomei.stages.harvest import harvest_run, harvested_run
 from kyomei.stages.harvested import STAGE as HARVEST
@@ -54,15 +55,14 @@ from kyomei.stages.report import report_run
 from kyomei.stages.train import train_baseline, train_run, trained
 from kyomei.views.numbers import duration
 
-FILE, FULL_RECIPE, EARLIER, STAGE = "pilot.json", "full-recipe.yaml", "earlier", "pilot"
+FILE, EARLIER, STAGE = "pilot.json", "earlier", "pilot"
 SCHEMA_VERSION = 1
-ROLLOUT = "rollout.jsonl"
-"""What a larger pilot of the same run leaves where it is, beside what smaller ones came to."""
 USUAL_MINUTES = 10.0
 """Budget where neither minutes nor a size is given."""
 USUAL_WIDTH = 2.0
 """Latents for each dimension, where no width is given."""
-KEPT_OF_EARLIER = (VERDICT, FILE, FULL_RECIPE, CERTIFICATE, PREMISES, MANIFEST, "recipe.yaml", "evidence.json", "goals.json")
+KEPT_OF_EARLIER = (VERDICT, FILE, FULL_RECIPE, CERTIFICATE, PREMISES, "recipe.yaml", "evidence.json", "goals.json")
+"""Not the manifest: the folder would be a run of its own, most of whose files are gone."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from kyomei.config import Recipe, ResonanceRecipe
 from kyomei.dictionary.mechanisms import GBA, Mechanism, TopK, mechanism_from
 from kyomei.errors import RecipeError
 from kyomei.evidence.check.structure import HALF_ROWS, NULL_NEURONS, QUICK
+from kyomei.evidence.intervals import as_percent
 from kyomei.evidence.reproduction import MAX_ROWS
 from kyomei.learning.fit import starts_from_resonance
 from kyomei.learning.latents import random_start
@@ -281,8 +282,8 @@ def _advice(recipe: Recipe, seconds: dict[str, float], read_share: float) -> Ite
         )
     if read_share < MOST and not recipe.source.streamed_tokens:
         yield (
-            f"Training reads {read_share:.0%} of what is harvested for it: raise train.steps, or lower source.num_tokens if "
-            "resonance does not need the rows."
+            f"Training reads {as_percent(read_share)} of what is harvested for it: raise train.steps, or lower "
+            "source.num_tokens if resonance does not need the rows."
         )
 
 

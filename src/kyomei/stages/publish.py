@@ -14,6 +14,7 @@ from kyomei.dictionary.formats import read, tensors_path
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import RunError
 from kyomei.evidence.certificate import Certificate
+from kyomei.evidence.intervals import as_percent
 from kyomei.runs import MANIFEST, Run
 from kyomei.stages.arms import own_pair
 from kyomei.stages.certify import FILE as CERTIFICATE
@@ -135,7 +136,8 @@ def _of_run(run: Run, folder: Path, wanted: Wanted) -> tuple[SparseAutoencoder, 
 
 def _rule(certificate: Certificate) -> str:
     null = certificate.to_dict()["null"]
-    return f"Of the null ({null['name']}), which has no features, the same rule certifies {null['false_positive_rate']:.1%}."
+    passed = as_percent(null["false_positive_rate"], 1)
+    return f"Of the null ({null['name']}), which has no features, the same rule certifies {passed}."
 
 
 def told(certificate: Certificate, examples: bool) -> Certificate:

@@ -78,11 +78,11 @@ def print_report(run: Run) -> list[Path]:
     Raises:
         KyomeiError: there is no Chromium to print with, or the folder cannot be written to.
     """
-    printed = []
+    printed, written = [], _read_kept(run)[-1]["written"]
     for page in PAGES.values():
         path = run.path(page).with_suffix(".pdf")
         with refusals_named(run.folder):
-            write_atomic(path, print_pdf(run.path(page)))
+            write_atomic(path, print_pdf(run.path(page), written))
         run.record(path)
         printed.append(path)
     return printed

@@ -8,7 +8,7 @@
     host              on which machine
     gate              of the verdict at the stage before: "level", "decided_by", "run" (its folder, from the pilot's) and
                       "sha256" of its verdict.json; none for a step back, which needs no gate
-    met               whether that verdict was go
+    met               whether that verdict was go, of a run that is all that its stage asks for
     reason            why the step was taken all the same; none: none was given
     width, tokens, steps   of the stage's recipe
     traffic           share of the traffic that is watched at this stage
@@ -24,22 +24,28 @@ import getpass
 import hashlib
 import json
 import os
+import shlex
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kyomei.atomic import refusals_named, sha256_of, write_atomic
+from kyomei.atomic import sha256_of, write_atomic
 from kyomei.config import Recipe
 from kyomei.errors import RecipeError, RunError
 from kyomei.provenance import OPERATOR, now
 from kyomei.runs import MANIFEST, Run
 from kyomei.stages.deciding import FILE as VERDICT
 from kyomei.stages.deciding import standing_verdict
-from kyomei.stages.harvested import beside
-from kyomei.stages.pilot import FULL_RECIPE, ROLLOUT, STAGE, finished
+from kyomei.stages.full import FILE as FULL_RECIPE
+from kyomei.stages.full import ROLLOUT, pilot_above
+from kyomei.stages.harvested import beside, harvest_of
+from kyomei.stages.pilot import STAGE, finished
+from kyomei.stages.report import report_run
 from kyomei.views.decisions import headline
 
+_SAME = ("model", "site", "side", "mechanism")
+"""What the runs of all stages have in common."""
 FOLDER = Path(ROLLOUT).stem
 """Folder of the stages' recipes and runs, in the pilot's."""
 
@@ -72,7 +78,7 @@ def status(run: Run) -> dict[str, Any]:
     Returns:
         "stage", where it is; "stages", of each its name, traffic, size, folder of its run, verdict ("level" and "decided_by";
         none: there is none that holds) and state ("passed", "here" or "ahead"); "next", the stage that comes next, or none;
-        "log", the lines of the file.
+        "do", the command that goes on with it; "log", the lines of the file.
 
     Raises:
         RunError: it is no ended pilot, or the file's chain is broken.
@@ -95,11 +101,11 @@ def status(run: Run) -> dict[str, Any]:
             }
         )
     following = STAGES[at + 1].name if at + 1 < len(STAGES) else None
-    return {"stage": NAMES[at], "stages": stages, "next": following, "log": log}
+    return {"stage": NAMES[at], "stages": stages, "next": following, "do": _next_command(run, at), "log": log}
 
 
 def step(run: Run, to: str, reason: str | None = None) -> dict[str, Any]:
-    """Take a roll-out to a stage, through the gate before it, and write the stage's recipe.
+    """Take a roll-out to a stage, through the gate before it; write the stage's recipe, and the pilot's report with the step.
 
     Args:
         run: the pilot, which this process holds.
@@ -121,13 +127,12 @@ def step(run: Run, to: str, reason: str | None = None) -> dict[str, Any]:
         found, ahead = f"'{to}', with the roll-out at '{where['stage']}'", where["next"]
         do = f"take `--to {ahead}` first" if wanted > at else "there is nothing to do"
         raise RecipeError("the next stage, or one before", found, do)
-    stage, gate = STAGES[wanted], None
+    stage, gate, reason = STAGES[wanted], None, (reason or "").strip() or None
     if wanted > at:
         gate = _gate(run, STAGES[at])
-        if not gate["met"] and not reason:
-            found = gate["headline"].rstrip(".") if gate["level"] else "no verdict that holds"
+        if not gate["met"] and reason is None:
             do = "give --reason to take the step all the same; it is written down with your name"
-            raise RunError(f"go at stage '{where['stage']}'", f"in {stage_folder(run, STAGES[at])}: {found}", do)
+            raise RunError(f"go at stage '{where['stage']}'", f"in {stage_folder(run, STAGES[at])}: {gate['found']}", do)
     recipe = stage_recipe(run, stage)
     path = run.path(f"{FOLDER}/{stage.name}.yaml")
     if stage.tokens is not None:
@@ -146,7 +151,36 @@ def step(run: Run, to: str, reason: str | None = None) -> dict[str, Any]:
         "recipe": "recipe.yaml" if stage.tokens is None else path.relative_to(run.folder).as_posix(),
     }
     _append(run, line)
+    report_run(run)
     return line
+
+
+def stage_of(folder: Path) -> tuple[Path, str, str | None] | None:
+    """Of the run of a stage the pilot's folder, the stage and the one after it, or none; of another run none."""
+    pilot = pilot_above(folder)
+    if pilot is None or folder.resolve().name not in NAMES:
+        return None
+    at = NAMES.index(folder.resolve().name)
+    return pilot, NAMES[at], NAMES[at + 1] if at + 1 < len(NAMES) else None
+
+
+def _next_command(run: Run, at: int) -> str:
+    """What goes on with a roll-out, as a shell takes it: the stage's run where it has no verdict, else the step to the next."""
+    stage, place, folder = STAGES[at], shlex.quote(str(run.folder)), stage_folder(run, STAGES[at])
+    if _verdict(folder) is None:
+        begun = "" if (folder / MANIFEST).exists() else f" --recipe {place}/{FOLDER}/{stage.name}.yaml{_rows(run, stage)}"
+        return f"kyomei pilot {shlex.quote(str(folder))}{begun}"
+    if at + 1 == len(STAGES):
+        return f"kyomei watch {shlex.quote(str(folder))}"
+    why = "" if _gate(run, stage)["met"] else ' --reason "…"'
+    return f"kyomei rollout {place} --to {STAGES[at + 1].name}{why}"
+
+
+def _rows(run: Run, stage: Stage) -> str:
+    """The option that has a stage learn from the pilot's harvest, where that holds all that the stage asks for."""
+    host, source = harvest_of(run), stage_recipe(run, stage).source
+    same = host is not run and host.recipe.source.model_copy(update={"sites": source.sites}) == source
+    return f" --from {shlex.quote(os.path.relpath(host.folder))}" if same else ""
 
 
 def require_pilot(run: Run) -> None:
@@ -209,11 +243,9 @@ def _lines(run: Run) -> list[bytes]:
 def _append(run: Run, line: dict[str, Any]) -> None:
     lines = _lines(run)
     before = hashlib.sha256(lines[-1] if lines else b"").hexdigest()
-    text = json.dumps({**line, "before": before}, ensure_ascii=False) + "\n"
-    with refusals_named(run.path(ROLLOUT)), run.path(ROLLOUT).open("ab") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
+    added = json.dumps({**line, "before": before}, ensure_ascii=False).encode()
+    # All of it anew and at once: half a line, from a full disk, would end the file for good.
+    write_atomic(run.path(ROLLOUT), b"".join(each + b"\n" for each in [*lines, added]))
 
 
 def _gate(run: Run, stage: Stage) -> dict[str, Any]:
@@ -222,9 +254,21 @@ def _gate(run: Run, stage: Stage) -> dict[str, Any]:
     found = _verdict(folder)
     where = os.path.relpath(folder, run.folder)
     if found is None:
-        return {"level": None, "decided_by": [], "run": where, "sha256": None, "met": False}
-    own = {"level": found["level"], "decided_by": found["decided_by"], "headline": headline(found)}
-    return {**own, "run": where, "sha256": sha256_of(folder / VERDICT), "met": found["level"] == "go"}
+        return {"level": None, "decided_by": [], "run": where, "sha256": None, "met": False, "found": "no verdict that holds"}
+    other = _otherwise(run, stage, found)
+    said = headline(found).rstrip(".") + (f"; but it is of {', '.join(other)}" if other else "")
+    own = {"level": found["level"], "decided_by": found["decided_by"], "found": said}
+    return {**own, "run": where, "sha256": sha256_of(folder / VERDICT), "met": found["level"] == "go" and not other}
+
+
+def _otherwise(run: Run, stage: Stage, verdict: dict[str, Any]) -> list[str]:
+    """In what the run of a stage is another one than the roll-out's, or smaller than the stage asks for."""
+    pilot, asked = (standing_verdict(run) or verdict)["run"], _size(stage_recipe(run, stage))
+    of = verdict["run"]
+    other = [f"{name} {of[name]} instead of {pilot[name]}" for name in _SAME if of[name] != pilot[name]]
+    size = _size(Run.open(stage_folder(run, stage)).recipe)
+    smaller = [name for name in asked if (size[name] or 0) < (asked[name] or 0)]
+    return [*other, *(f"{name} {size[name] or 0:,} where the stage asks for {asked[name]:,}" for name in smaller)]
 
 
 def _verdict(folder: Path) -> dict[str, Any] | None:

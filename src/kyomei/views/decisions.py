@@ -106,15 +106,41 @@ def pilot_notes(facts: Mapping[str, Any], folder: str, name: str) -> list[str]:
         folder: of the run, quoted for a shell.
         name: of the recipe's file.
     """
-    notes = []
-    left = [part for part in facts["parts"] if part["state"] == "left out"]
-    if left:
-        need = math.ceil(sum(part["planned"] for part in left) / 60)
-        named = ", ".join(part["name"] for part in left)
-        notes.append(f"not afforded: {named}; `kyomei pilot {folder} --minutes {need}` goes on with it")
     size = "{tokens:,} tokens, {steps:,} steps, width {width:,}".format(**facts["full"])
-    notes.append(f"the full run: {size}; `kyomei train NEW --recipe {folder}/{name}`")
-    return [*notes, f"step by step: `kyomei rollout {folder}`"]
+    full = f"the full run: {size}; `kyomei train NEW --recipe {folder}/{name}`"
+    return [*_left_out(facts, folder), full, f"step by step: `kyomei rollout {folder}`"]
+
+
+def stage_notes(facts: Mapping[str, Any], folder: str, pilot: str, stage: str, following: str | None) -> list[str]:
+    """The same of a run that is a stage of a roll-out.
+
+    Args:
+        facts: what its pilot.json holds.
+        folder: of the run, quoted for a shell.
+        pilot: folder of the roll-out's pilot, quoted for a shell.
+        stage: which it is.
+        following: the stage after it; none: it is the last.
+    """
+    told = f"this is the stage '{stage}' of the roll-out of {pilot}"
+    if following is None:
+        return [
+            *_left_out(facts, folder),
+            f"{told}, the last one: no gate is left; `kyomei watch {folder}` watches its dictionary",
+        ]
+    return [
+        *_left_out(facts, folder),
+        f"{told}: its verdict is the gate to '{following}'; `kyomei rollout {pilot} --to {following}`",
+    ]
+
+
+def _left_out(facts: Mapping[str, Any], folder: str) -> list[str]:
+    """What a pilot could not afford."""
+    left = [part for part in facts["parts"] if part["state"] == "left out"]
+    if not left:
+        return []
+    need = math.ceil(sum(part["planned"] for part in left) / 60)
+    named = ", ".join(part["name"] for part in left)
+    return [f"not afforded: {named}; `kyomei pilot {folder} --minutes {need}` goes on with it"]
 
 
 def rollout_table(facts: Mapping[str, Any], title: str) -> Table:

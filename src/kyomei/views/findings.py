@@ -168,7 +168,7 @@ def expected_recovery(premises: Facts, speech: Speech = ENGLISH) -> str:
     from kyomei.evidence.check.calibration import COVERAGE  # it imports torch, which help does without
 
     bounds = speech.written(f"{interval[0]:.2f}–{interval[1]:.2f}")
-    return speech.t("interval.of", estimate=f"{expected:.2f}", of=f"{COVERAGE:.0%}", interval=bounds)
+    return speech.t("interval.of", estimate=f"{expected:.2f}", of=speech.percent(COVERAGE), interval=bounds)
 
 
 # ── Evidence ──

@@ -46,6 +46,7 @@ def audit_notes(facts: Mapping[str, Any]) -> list[str]:
     expired = [link for links in facts["chains"].values() for link in links if link["state"] == "expired"]
     notes += [f"expired: {link['file']}: {link['said']}" for link in expired]
     notes += _listed("not verified, as nothing says how it was written", facts["unverified"])
+    notes += _listed("not covered", [f"{name}: {why}" for name, why in facts["uncovered"].items()])
     notes += _listed("does not say what it is of, as an older Kyomei wrote it", facts["unnamed"])
     for entry in facts["forgotten"]:
         what = f"{len(entry['documents'])} document{'s' * (len(entry['documents']) != 1)}, {entry['files']} files"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from kyomei.evidence.intervals import as_percent
+
 Figure = float | int | str | None
 """A number, ready-made words, or none where there is nothing to say."""
 
@@ -38,7 +40,7 @@ def percent(share: float | None) -> str:
     size = 100 * abs(share)
     decimals = 0 if size >= 9.95 or size == 0 else 1 if size >= 0.095 else 2
     # A share that is not zero never looks like one.
-    return "< 0.01 %" if 0 < size < 0.005 else f"{100 * share:.{decimals}f} %"
+    return f"< {as_percent(1e-4, 2)}" if 0 < size < 0.005 else as_percent(share, decimals)
 
 
 def span(values: Sequence[float]) -> str | None:
@@ -55,7 +57,8 @@ def span(values: Sequence[float]) -> str | None:
 def duration(seconds: float) -> str:
     """Seconds, minutes or hours, whichever reads best."""
     if seconds < 90:
-        return f"{seconds:.0f} seconds"
+        whole = f"{seconds:.0f}"
+        return f"{whole} second{'s' * (whole != '1')}"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 

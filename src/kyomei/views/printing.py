@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
+from datetime import datetime, timezone
 from pathlib import Path
 
 from kyomei.errors import KyomeiError
@@ -23,6 +25,8 @@ PLACES = (
 """Where it is on machines that put it on no search path."""
 SECONDS = 180
 """Time after which printing is given up."""
+_PRINTED_AT = re.compile(rb"(?<=Date \(D:)\d{14}(?=\+00'00'\))")
+"""The moment of printing, in UTC, as Chromium writes it down twice: /CreationDate and /ModDate."""
 
 
 def browser() -> str:
@@ -48,11 +52,12 @@ def browser() -> str:
     raise KyomeiError("Chromium or Chrome to print with", "none", do)
 
 
-def print_pdf(page: Path) -> bytes:
-    """A page as PDF: A4, pages numbered.
+def print_pdf(page: Path, written: str) -> bytes:
+    """A page as PDF: A4, pages numbered; from the same page the same browser prints the same bytes.
 
     Args:
         page: file of the page.
+        written: when what it says was written, as ISO 8601 has it: the date of the document, instead of that of printing.
 
     Raises:
         KyomeiError: there is no browser, or it printed nothing.
@@ -70,7 +75,13 @@ def print_pdf(page: Path) -> bytes:
             raise _failed(page, executable, str(error)) from error
         if not printed.exists():
             raise _failed(page, executable, (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1])
-        return printed.read_bytes()
+        return _dated(printed.read_bytes(), written)
+
+
+def _dated(pdf: bytes, written: str) -> bytes:
+    """A printed document of another date; the dates have one length, so that every offset in it stays right."""
+    moment = datetime.fromisoformat(written).astimezone(timezone.utc)
+    return _PRINTED_AT.sub(moment.strftime("%Y%m%d%H%M%S").encode(), pdf)
 
 
 def _failed(page: Path, executable: str, why: str) -> KyomeiError:

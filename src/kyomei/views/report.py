@@ -216,7 +216,16 @@ def render_report(data: ReportData) -> str:
         )
     )
     # Text read with surrogateescape holds code points that UTF-8 cannot.
-    return page.encode("utf-8", "replace").decode("utf-8")
+    return _unbroken(page).encode("utf-8", "replace").decode("utf-8")
+
+
+_EXCERPTS = re.compile(r'(<ol class="contexts">.*?</ol>|<ul class="tokens">.*?</ul>)', re.DOTALL)
+
+
+def _unbroken(page: str) -> str:
+    """A page in which no line ends between a number and its percent sign; excerpts of text stay as they are."""
+    parts = _EXCERPTS.split(page)
+    return "".join(part if number % 2 else re.sub(r"(?<=\d) %", "\u00a0%", part) for number, part in enumerate(parts))
 
 
 def _summary_from(values: Mapping[str, Any] | None) -> Summary | None:

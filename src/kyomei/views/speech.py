@@ -103,7 +103,8 @@ class Speech:
     def duration(self, seconds: float) -> str:
         """Seconds, minutes or hours, whichever reads best."""
         unit, length = ("seconds", 1) if seconds < 90 else ("minutes", 60) if seconds < 5400 else ("hours", 3600)
-        return self.t(f"time.{unit}", value=f"{seconds / length:.{int(unit == 'hours')}f}")
+        value = f"{seconds / length:.{int(unit == 'hours')}f}"
+        return self.t("time.second" if (unit, value) == ("seconds", "1") else f"time.{unit}", value=value)
 
     def size(self, num_bytes: float) -> str:
         """Bytes as megabytes or gigabytes."""

@@ -88,8 +88,9 @@ def difference_words(among: str, found: Mapping[str, float] | None, speech: Spee
     if found is None:
         shown = speech.t("measured.difference.none")
     else:
-        interval = speech.written("{low:.3f}–{high:.3f}".format(**found))
-        shown = speech.t("measured.difference.shown", difference=f"{found['difference']:.3f}", interval=interval)
+        difference, low, high = (f"{found[name]:.3f}".replace("-", "−") for name in ("difference", "low", "high"))
+        interval = speech.written(f"{low}–{high}")
+        shown = speech.t("measured.difference.shown", difference=difference, interval=interval)
     return speech.t("measured.difference", among=speech.named("among", among), shown=shown)
 
 

@@ -22,7 +22,7 @@ from kyomei.evidence.check.calibration import (
     statistics,
 )
 from kyomei.evidence.check.structure import Progress, Structure, search
-from kyomei.evidence.intervals import wilson
+from kyomei.evidence.intervals import as_percent, wilson
 from kyomei.learning.refinement import PARTS
 from kyomei.learning.undisturbed import undisturbed
 from kyomei.source.rows import RowsLike
@@ -122,7 +122,7 @@ class Premises:
         if self.expected_frr is None or self.interval is None:
             return f"unknown ({self.statistics['why_unknown']})"
         low, high = self.interval
-        return f"{self.expected_frr:.2f} ({COVERAGE:.0%}: {low:.2f}–{high:.2f})"
+        return f"{self.expected_frr:.2f} ({as_percent(COVERAGE)}: {low:.2f}–{high:.2f})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -237,8 +237,9 @@ def has_structure(s: Structure) -> bool:
 def _sparse_structure(s: Structure) -> Premise:
     met = has_structure(s)
     meaning = (
-        f"{s.reproduced:.0%} of the {sum(s.found)} stable directions of two disjoint halves were found again by the other half "
-        f"(cosine above {s.null_level:.2f}); on Gaussian rows of the same covariance {s.null_reproduced:.1%}."
+        f"{as_percent(s.reproduced)} of the {sum(s.found)} stable directions of two disjoint halves were found again by the "
+        f"other half (cosine above {s.null_level:.2f}); on Gaussian rows of the same covariance "
+        f"{as_percent(s.null_reproduced, 1)}."
     )
     advice = "do not read features off these rows: harvest more tokens, or try another layer or site"
     return _premise("sparse structure", s.reproduced, None, meaning, advice, met=met, not_met=not met)
@@ -272,8 +273,9 @@ def _between(bounds: tuple[float, float] | None) -> str:
 def _occurrence(s: Structure) -> Premise:
     low, median, high = s.occurrence
     ratio = high / max(low, 1e-9)
+    usual, rarest, commonest = (as_percent(share, 2) for share in (median, low, high))
     meaning = (
-        f"Half of the features stand out in more than {median:.2%} of the rows, eight in ten in {low:.2%} to {high:.2%}; weak "
+        f"Half of the features stand out in more than {usual} of the rows, eight in ten in {rarest} to {commonest}; weak "
         "occurrences are not counted."
     )
     advice = "expect rare features to be missed: harvest more tokens, and read the recovery as one of the frequent features"
@@ -285,10 +287,11 @@ def _sparsity(s: Structure, bounds: tuple[float, float] | None) -> Premise:
     """A code stops at eight features, and weak ones are lost in it: what is not explained says how many more there may be."""
     estimate = number_active(s)
     counted = f"{estimate:.0f}" if estimate < PARTS else f"{PARTS} or more"
+    explained, least = (as_percent(max(0.0, share)) for share in (s.explained.median, least_explained(s)))
     meaning = (
         f"{counted} features are seen in the usual row, in {s.dim} dimensions; sums of at most {PARTS} explain "
-        f"{max(0.0, s.explained.median):.0%} of it, and no more than {max(0.0, least_explained(s)):.0%} in a tenth of the "
-        f"rows; {s.basin_share:.0%} of random starts were drawn to a feature" + _between(bounds)
+        f"{explained} of it, and no more than {least} in a tenth of the rows; "
+        f"{as_percent(s.basin_share)} of random starts were drawn to a feature" + _between(bounds)
     )
     advice = (
         "rows are dense or noisy: try another layer, or a site before features are summed, such as an MLP's or a head's output"
@@ -306,10 +309,11 @@ def _co_occurrence(s: Structure) -> Premise:
     low, median, high = s.partner
     together = median > TWICE_CHANCE * max(s.chance_partner, max(1, s.features) ** -0.5)
     divided = s.split.median > DIVIDED or _hierarchical(s)
+    usual, least, most, chance = map(as_percent, (median, low, high, s.chance_partner))
     meaning = (
-        f"Given a feature, its most frequent companion is there in {median:.0%} of the rows ({low:.0%}–{high:.0%} for eight "
-        f"features in ten; by chance {s.chance_partner:.0%}); rows of one feature vary {s.split.median:.1f} times as much "
-        "along one axis as noise would" + ("; children come with their parent, see hierarchy." if _hierarchical(s) else ".")
+        f"Given a feature, its most frequent companion is there in {usual} of the rows ({least}–{most} for eight features in "
+        f"ten; by chance {chance}); rows of one feature vary {s.split.median:.1f} times as much along one axis as noise would"
+        + ("; children come with their parent, see hierarchy." if _hierarchical(s) else ".")
     )
     advice = "features that come together are found as one: read such directions as groups, and harvest more varied text"
     return _premise("co-occurrence", median, (low, high), meaning, advice, met=True, not_met=together or divided)
@@ -317,7 +321,8 @@ def _co_occurrence(s: Structure) -> Premise:
 
 def _balance(s: Structure) -> Premise:
     low, median, high = s.balance
-    meaning = f"A feature's active scores vary by {median:.0%} of their mean ({low:.0%}–{high:.0%} in eight features of ten)."
+    usual, least, most = map(as_percent, (median, low, high))
+    meaning = f"A feature's active scores vary by {usual} of their mean ({least}–{most} in eight features of ten)."
     advice = "weak occurrences will be missed: lower thresholds after training, and do not read absence from a zero"
     balanced = median <= UNBALANCED
     return _premise("balance", median, (low, high), meaning, advice, met=balanced, not_met=not balanced)
@@ -347,7 +352,8 @@ def _siblings(s: Structure) -> bool:
 def _hierarchy(s: Structure) -> Premise:
     siblings = _siblings(s)
     meaning = (
-        f"{s.child_share:.0%} of the features nearly always come with another, more frequent one that often comes without them"
+        f"{as_percent(s.child_share)} of the features nearly always come with another, more frequent one that often comes "
+        "without them"
         + ("; most features point partly the same way as another, as children of one parent do." if siblings else ".")
     )
     advice = "a child is found together with its parent: read such directions as 'parent and child', not as one concept"

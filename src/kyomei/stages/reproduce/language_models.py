@@ -156,7 +156,7 @@ def shares(
     }
     for name, (score, null_score) in scores.items():
         for alpha in ALPHAS:
-            chosen[f"top {alpha:.0%} by {name}"] = agreement.among(name, score, alpha, null_score)
+            chosen[f"top {100 * alpha:g} % by {name}"] = agreement.among(name, score, alpha, null_score)
     return {
         name: {f"{tau:g}": [figure.share_above(tau), figure.null_share_above(tau)] for tau in taus}
         for name, figure in chosen.items()

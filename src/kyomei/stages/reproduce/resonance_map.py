@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from scipy.stats import mannwhitneyu, spearmanr  # type: ignore[import-untyped, unused-ignore]
 
+from kyomei.evidence.intervals import as_percent
 from kyomei.evidence.theory import resonance_band
 from kyomei.learning.merging import merge
 from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary
@@ -183,7 +184,9 @@ def _table(method: str, bands: dict[tuple[int, int], MeasuredBand], n: int, s: i
         "theory's band",
     )
     return Table(
-        f"{method}; n = {n}, s = {s}, f = {s / n:.4f}; width is 0 where the peak is below {PRESENT:.0%}.", header, tuple(rows)
+        f"{method}; n = {n}, s = {s}, f = {s / n:.4f}; width is 0 where the peak is below {as_percent(PRESENT)}.",
+        header,
+        tuple(rows),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from kyomei.evidence.intervals import as_percent
 from kyomei.evidence.recovery import recovery
 from kyomei.evidence.theory import width_bound
 from kyomei.stages.reproduce.experiment import Cell, Experiment, Record, Summary
@@ -89,7 +90,14 @@ def summarise(records: list[Record]) -> Summary:
         slopes.append((rows_are, "log10 M by s", f"{-math.log10(p):.2g} (exponential)", _slope(fitted["by_s"])))
         slopes.append((rows_are, "log10 M by log10 s", "–", _slope(fitted["by_log_s"])))
     most = records[0]["widths"][-1]
-    header = ("rows", "n", "s", f"smallest M for FRR 0.9 of {FOUND:.0%}", "paper's bound n·p^(−s)", f"FRR 0.9 at M = {most}")
+    header = (
+        "rows",
+        "n",
+        "s",
+        f"smallest M for FRR 0.9 of {as_percent(FOUND)}",
+        "paper's bound n·p^(−s)",
+        f"FRR 0.9 at M = {most}",
+    )
     title = f"Neurons needed at p = {records[0]['p']:g}, d = {records[0]['d']}; mean (smallest–largest) over seeds."
     needed_table = Table(title, (*header, "null", "neurons within 0.9"), tuple(rows))
     fits = Table("Least-squares slopes over all seeds.", ("rows", "slope of", "paper", "ours"), tuple(slopes))

@@ -68,7 +68,8 @@ export function short(value) {
 export function percent(value) {
   if (!is(value)) return NONE;
   const share = value * 100;
-  if (share === 0) return "0%";
+  const sign = language === "ja" ? "%" : "\u00a0%"; // English writes "62 %", and never breaks it
+  if (share === 0) return `0${sign}`;
   const digits = share >= 99.95 || share >= 10 ? 0 : share >= 1 ? 1 : share >= 0.1 ? 2 : share >= 0.01 ? 3 : 4;
-  return `${share.toFixed(digits)}%`;
+  return `${share.toFixed(digits)}${sign}`;
 }
