@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 from rich.console import Console
+from tests.faults.moments import stopped_at
 from typer.testing import CliRunner
 
 from kyomei.atomic import remove, sha256_of
@@ -27,6 +28,7 @@ from kyomei.errors import Interrupted, RecipeError
 from kyomei.evidence.goals.detector import Detector, file_of
 from kyomei.runs import Run
 from kyomei.stages import budget, goals, pilot, rollout
+from kyomei.stages.audit import audit
 from kyomei.stages.budget import CONTROL, MEASURE, afforded, part_seconds
 from kyomei.stages.deciding import decide_run, standing_verdict
 from kyomei.stages.plan import Probe, Rates
@@ -353,7 +355,7 @@ def test_a_roll_out_goes_all_the_way_as_it_says_itself(tmp_path: Path, monkeypat
         assert begin == ["pilot", "P/rollout/tenth", "--recipe", "P/rollout/tenth.yaml", "--from", "H"]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(pilot, "train_run", stopping)
-            assert kyomei(*begin, *left).exit_code == 130
+            assert isinstance(kyomei(*begin, *left).exception, Interrupted)
         assert "no verdict that holds" in refused("rollout", "P", "--to", "all")
         go_on = next_of(kyomei("rollout", "P"))
         assert go_on == ["pilot", "P/rollout/tenth"]
@@ -383,6 +385,30 @@ def test_a_roll_out_goes_all_the_way_as_it_says_itself(tmp_path: Path, monkeypat
 
 def stopping(*_: Any) -> None:
     raise Interrupted("dictionaries to be trained", "a signal to stop", "run again")
+
+
+@pytest.mark.sweep
+def test_a_kill_at_any_moment_of_a_step_leaves_a_roll_out_that_goes_on(made: Path, tmp_path: Path) -> None:
+    """Some 30 moments, of about two seconds each."""
+
+    def stepped(folder: Path) -> None:
+        run = Run.open(folder)
+        with run.lock():
+            rollout.step(run, "tenth", "we try the path")
+
+    moments = stopped_at(0, lambda: stepped(shutil.copytree(made, tmp_path / "undisturbed")))
+    assert moments
+    for moment in range(1, moments + 1):
+        folder = Path(shutil.copytree(made, tmp_path / str(moment)))
+        assert stopped_at(moment, lambda: stepped(folder)) is None, moment  # noqa: B023
+        if rollout.status(Run.open(folder))["stage"] == "pilot":
+            stepped(folder)
+        else:
+            done("report", folder)
+        assert [line["stage"] for line in rollout.read_log(Run.open(folder))] == ["tenth"], moment
+        facts = audit(folder, Reporter(Console(quiet=True)))
+        assert facts["whole"] and not facts["unverified"], (moment, facts["broken"], facts["unverified"])
+        shutil.rmtree(folder)
 
 
 def told(dictionary: str) -> dict[str, Any]:

@@ -31,6 +31,8 @@ _ORDER = (
 )  # fmt: skip
 _SPEAKING = ("certificate.json", "evidence.json", "premises.json", "config.json")
 """Files that say themselves what they are of."""
+_EARLIER = "earlier/"
+"""What smaller pilots of a run came to: of dictionaries and rows that are gone, so no links of its chain."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,8 @@ class _Chain:
     def links(self) -> list[Link]:
         own = self.own
         found = [self._made(stage, rests) for stage, rests in own.manifest.get("made_from", {}).items()]
-        found += [self._certificate(name) for name in own.digests if Path(name).name == "certificate.json"]
+        certificates = [name for name in own.digests if Path(name).name == "certificate.json" and not name.startswith(_EARLIER)]
+        found += [self._certificate(name) for name in certificates]
         indices = [name for name in own.digests if name.startswith("explore/") and name.endswith("/index.json")]
         found += [self._rests("index", name, own.json(name).get("made_from", {})) for name in indices]
         directions = [name for name in own.digests if name.endswith("/directions.safetensors")]
