@@ -311,7 +311,7 @@ def test_histogram_heights_are_shares() -> None:
     tallest = max(bar.height for bar in chart.bars)
     assert heights == {("null", round(tallest, 1)), ("real", round(tallest / 2, 1))}
     assert chart.mark is not None
-    assert chart.mark.label == "null’s 99th percentile 0.12"
+    assert chart.mark.label == "null's 99th percentile 0.12"
 
 
 def test_spectrum_counts_every_living_feature_and_names_the_dead() -> None:
