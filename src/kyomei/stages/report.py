@@ -203,6 +203,7 @@ def _data(run: Run, gathered: _Gathered, speech: Speech, before: dict[str, Any] 
     changes = changed(before["figures"], figures_of(account), speech) if before else []
     since = before["written"] if before else ""
     stale = [] if evidence is None or measured(run) else [speech.t("missing.stale")]
+    cards = _cards(gathered.examples, certificates.get(main.name), speech)
     return ReportData(
         title=f"{account.model}: {account.site}",
         folder=account.folder,
@@ -218,7 +219,7 @@ def _data(run: Run, gathered: _Gathered, speech: Speech, before: dict[str, Any] 
         frequencies=directions.get("frequency", []),
         mcs=directions.get("mcs", []),
         null_mcs=directions.get("null_mcs", []),
-        features=_cards(gathered.examples, certificates.get(main.name), speech),
+        features=cards,
         provenance=_provenance(run, speech),
         language=speech.language,
         date=written,
@@ -231,7 +232,7 @@ def _data(run: Run, gathered: _Gathered, speech: Speech, before: dict[str, Any] 
         planned=costs.planned_costs(account, speech),
         rollout=account.rollout,
         sampling=caveats.sampling(account, speech),
-        risks=[*caveats.risks(account, speech), *([speech.t("risk.text")] if gathered.examples and account.own else [])],
+        risks=[*caveats.risks(account, speech), *([speech.t("risk.text")] if cards else [])],
         untested=caveats.untested(account, speech),
     )
 
