@@ -31,6 +31,8 @@ from kyomei.stages import budget, goals, pilot, rollout
 from kyomei.stages.audit import audit
 from kyomei.stages.budget import CONTROL, MEASURE, afforded, part_seconds
 from kyomei.stages.deciding import decide_run, standing_verdict
+from kyomei.stages.full import FILE as FULL_RECIPE
+from kyomei.stages.full import ROLLOUT
 from kyomei.stages.plan import Probe, Rates
 from kyomei.stages.progress import Reporter
 
@@ -187,7 +189,7 @@ def test_what_was_not_afforded_is_said_and_made_up_for(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_train_takes_the_full_recipe_unchanged(folder: Path) -> None:
-    written = folder / pilot.FULL_RECIPE
+    written = folder / FULL_RECIPE
     assert written.read_text().startswith("# The full run that p is a pilot of")
     recipe = Recipe.read(written)
     assert (recipe.source.num_tokens, recipe.dictionary.width, recipe.resonance) == (24_000, 32, Recipe().resonance)
@@ -211,7 +213,7 @@ def test_a_larger_pilot_takes_the_place_of_the_smaller_one_even_after_a_crash(fo
     run = Run.open(folder)
     facts = run.manifest[pilot.STAGE]
     run.note(**{pilot.STAGE: {**facts, "left_out": {}}})  # as if no more had been wanted
-    run.path(rollout.ROLLOUT).write_bytes(b"")
+    run.path(ROLLOUT).write_bytes(b"")
     before = run.read_json("verdict.json")
     removed: list[Path] = []
 
@@ -236,7 +238,7 @@ def test_a_larger_pilot_takes_the_place_of_the_smaller_one_even_after_a_crash(fo
     assert json.loads((folder / "earlier" / kept_as / "verdict.json").read_text()) == before
     facts = done("audit", folder)
     assert facts["whole"] and not facts["unverified"], "what the smaller pilot came to is of this run"
-    assert run.path(rollout.ROLLOUT).exists() and not run.path("growing.json").exists()
+    assert run.path(ROLLOUT).exists() and not run.path("growing.json").exists()
     (listed,) = json.loads(kyomei("list", folder.parent, "--json").stdout)["runs"]
     assert listed["name"] == "p"
 
@@ -297,7 +299,7 @@ def judged(folder: Path, level: str) -> None:
 @pytest.mark.slow
 def test_each_step_has_its_gate_and_leaves_a_line_that_cannot_be_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KYOMEI_OPERATOR", "Ada")
-    log = folder / rollout.ROLLOUT
+    log = folder / ROLLOUT
     assert done("rollout", folder)["stage"] == "pilot" and not log.exists()
     judged(folder, "no-go")
     said = refused("rollout", folder, "--to", "tenth")
