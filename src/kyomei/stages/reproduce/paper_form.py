@@ -136,7 +136,7 @@ def _agreement(title: str, records: list[Record], metric: str) -> Table:
 def _draw(figure: Figure, records: list[Record]) -> None:
     """Share above each τ under the paper's two selections, one line a method."""
     chosen = [record for record in records if record["model"] == records[0]["model"]]
-    selections = ("top 5% by activation", "top 5% by Z-score")
+    selections = ("top 5 % by activation", "top 5 % by Z-score")
     for axes, selection in zip(figure.subplots(1, 2, sharey=True), selections, strict=True):
         for i, method in enumerate(values_of(chosen, "method")):
             for record in where(chosen, method=method):
