@@ -105,5 +105,7 @@ def _width(run: Run, shown: str) -> int | None:
 def _certified(run: Run, shown: str) -> float | None:
     """Share of its latents that are certified; none: it has no certificate, or has lost it."""
     file = "certificate.json" if shown == "replicas" else f"{shown}/certificate.json"
-    certificate = run.read_json(file) if run.path(file).exists() else {"expired": True}
+    if not run.path(file).exists():
+        return None
+    certificate = run.read_json(file)
     return None if certificate.get("expired") else float(certificate["shares"]["count"]["status"]["certified"])
