@@ -41,7 +41,7 @@ from kyomei.learning.resonance import resonate
 from kyomei.learning.spaces import Whitening
 from kyomei.provenance import Act
 from kyomei.runs import Run
-from kyomei.source.rows import Rows, TensorRows
+from kyomei.source.rows import Rows, TensorRows, as_seen
 from kyomei.stages.harvest import harvested_run, load_model
 from kyomei.stages.harvested import activations, site_of, tokens_of
 from kyomei.stages.measure import kept_rows
@@ -151,7 +151,7 @@ class Trial:
         path = folder / "directions.safetensors"
         if not path.exists():
             began = time.process_time()
-            resonate(rows, seed=seed, recipe=recipe.search).save(path)
+            resonate(as_seen(rows, recipe.dictionary.unit_rows), seed=seed, recipe=recipe.search).save(path)
             (folder / "resonance.json").write_text(json.dumps(time.process_time() - began))
         return Directions.load(path)
 

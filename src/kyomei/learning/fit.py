@@ -83,7 +83,8 @@ def fit(
         recipe: how, as a recipe or a dict of settings, nested or by dotted keys; the default finds directions by resonance and
             needs no knowledge of the data.
         seed: overrides the recipe's.
-        directions: resonant directions found before, if there are any; otherwise they are found here.
+        directions: resonant directions found before, if there are any, of rows of norm 1 where the recipe asks for such
+            (`UnitRows`); otherwise they are found here.
         stream: what training steps read in place of `x`, from which directions, thresholds and the last fit then come.
         workplace: folder of checkpoints, listeners and ranks; none: this process alone, saving nothing.
 
