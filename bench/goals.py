@@ -36,7 +36,7 @@ import numpy as np
 
 from kyomei.dictionary.formats import load
 from kyomei.evidence.goals.baselines import all_features, probe
-from kyomei.evidence.goals.search import smallest_as_good
+from kyomei.evidence.goals.search import chosen_set
 from kyomei.evidence.goals.targets import Target, targets, three_parts
 from kyomei.evidence.goals.telling import Search
 from kyomei.evidence.survey import survey
@@ -195,7 +195,8 @@ def random_labels(run: Run, path: Path) -> dict[str, Any]:
             target = Target("random", "label", np.arange(len(names)), label)
             parts = three_parts(target, names, lambda group, seed=seed: unit_hash(seed, group))
             search = Search(target, parts, numbers, seed)
-            auc = search.told(smallest_as_good(search.sets(pools.features)).values(pools.features))
+            chosen = chosen_set(pools.features, search.sides(), search.sets(pools.features))
+            auc = search.told(chosen.values(pools.features))
             low, high = auc["interval"]
             covered += low <= 0.5 <= high
             values.append(auc["value"])

@@ -8,7 +8,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 from scipy.stats import mannwhitneyu, spearmanr
 
 from kyomei.evidence.goals.detector import Detector
-from kyomei.evidence.goals.search import Pooled, p_values, q_values, threshold_of
+from kyomei.evidence.goals.search import Pooled, p_values, q_values, threshold_of, weigh
 from kyomei.evidence.goals.targets import Target, three_parts
 from kyomei.evidence.goals.telling import Pools, Search, tell
 from kyomei.source.parts import unit_hash
@@ -72,6 +72,19 @@ def test_what_is_planted_is_found_alone_and_together_with_its_weights() -> None:
     assert facts["beside"]["all features"]["auc"]["value"] > 0.9 and facts["beside"]["probe"]["less"]["value"] < 0
     assert Detector.of(detector.to_dict()) == detector
     assert tell(search(label), pools(x), [100 + i for i in range(FEATURES)], "ab")[1] == facts, "the same again"
+
+
+def test_all_documents_but_those_that_report_weigh_the_set_that_is_taken_and_give_its_threshold() -> None:
+    x = sparse(9)
+    label = ((x[:, 7] + 0.5 * x[:, 20] + np.random.default_rng(9).normal(size=DOCUMENTS)) > 1).astype(float)
+    asked = search(label)
+    detector, _ = tell(asked, pools(x), list(range(FEATURES)), "ab")
+    known = np.concatenate([asked.parts["fit"], asked.parts["choose"]])
+    own = x[known][:, list(detector.latents)]
+    weights, intercept = weigh(own, label[known], "label")
+    assert detector.pooling == "max" and detector.weights == pytest.approx(weights, rel=1e-4)
+    assert detector.intercept == pytest.approx(intercept, rel=1e-4)
+    assert detector.threshold == pytest.approx(threshold_of(detector.scores(own), label[known]), rel=1e-6)
 
 
 def test_the_pooling_that_tells_more_is_chosen() -> None:

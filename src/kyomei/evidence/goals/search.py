@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -124,7 +124,7 @@ def best_sets(
     """Of every size up to `most` the set that tells the goal best where sets are chosen.
 
     For each pooling, orthogonal matching pursuit (scikit-learn) on features of unit variance finds nested sets; each is weighed
-    by logistic regression, or ridge regression for a score.
+    by logistic regression, or ridge regression for a score. docs/tried.md has what else was tried.
 
     Args:
         pooled: activations of all documents by pooling.
@@ -148,6 +148,13 @@ def smallest_as_good(sets: Sequence[FeatureSet]) -> FeatureSet:
     """The smallest set that is about as good as the best."""
     best = max(each.chosen for each in sets)
     return next(each for each in sets if each.chosen >= best - min(AS_GOOD, (1 - best) / 10))
+
+
+def chosen_set(pooled: Pooled, sides: Sides, sets: Sequence[FeatureSet]) -> FeatureSet:
+    """The set that is taken, weighed anew by all documents that fit and choose: they are half as many again."""
+    chosen = smallest_as_good(sets)
+    both = replace(sides, fit=np.concatenate([sides.fit, sides.choose]))
+    return weighed(chosen.pooling, np.array(chosen.features, dtype=np.int64), pooled, both)
 
 
 def _sets(pooled: Pooled, pooling: Pooling, sides: Sides, p: Float64[np.ndarray, " features"], most: int) -> list[FeatureSet]:

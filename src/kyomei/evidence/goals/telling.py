@@ -20,9 +20,9 @@ from kyomei.evidence.goals.search import (
     Pooled,
     Sides,
     best_sets,
+    chosen_set,
     p_values,
     q_values,
-    smallest_as_good,
     threshold_of,
     weighed,
 )
@@ -128,7 +128,7 @@ def tell(search: Search, pools: Pools, latents: Sequence[int], dictionary: str) 
     """
     sides = search.sides()
     sets = search.sets(pools.features)
-    chosen = smallest_as_good(sets)
+    chosen = chosen_set(pools.features, sides, sets)
     detector = _detector(search, chosen, pools, latents, dictionary)
     beside = {
         "probe": probe(pools.rows, sides),
@@ -169,9 +169,10 @@ def _detector(search: Search, chosen: FeatureSet, pools: Pools, latents: Sequenc
     detector = Detector(target.name, target.kind, chosen.pooling, own, chosen.weights, chosen.intercept, None, dictionary)
     if target.kind == "score":
         return detector
-    choose = search.parts["choose"]
-    pooled = pools.features[chosen.pooling].tocsr()[choose][:, list(chosen.features)].toarray()
-    return replace(detector, threshold=threshold_of(detector.scores(pooled), target.values[choose]))
+    # On all documents that fitted the weights: a threshold is one number more, and few documents place it worse.
+    known = np.concatenate([search.parts["fit"], search.parts["choose"]])
+    pooled = pools.features[chosen.pooling].tocsr()[known][:, list(chosen.features)].toarray()
+    return replace(detector, threshold=threshold_of(detector.scores(pooled), target.values[known]))
 
 
 def _figures(search: Search, detector: Detector, values: Float64[np.ndarray, " n"]) -> dict[str, Any]:
@@ -238,7 +239,7 @@ def _shuffled(search: Search, pooled: Pooled) -> dict[str, Any]:
     for number in range(SHUFFLES):
         own = {pooling: each[:, number] for pooling, each in p.items()}
         sides = search.sides(values[:, number])
-        scores = smallest_as_good(best_sets(pooled, sides, own)).values(pooled)
+        scores = chosen_set(pooled, sides, best_sets(pooled, sides, own)).values(pooled)
         one = Sides(sides.fit, report, values[:, number], sides.kind)
         found.append(one.told(scores[report]))
         discoveries.append(int((q_values(own) <= SIGNIFICANT).sum()))
@@ -275,7 +276,7 @@ def _replicas(search: Search, chosen: FeatureSet, pools: Pools) -> list[dict[str
     name, found = "auc" if search.target.kind == "label" else "r2", []
     sides = search.sides()
     for replica, pooled in pools.replicas.items():
-        there = smallest_as_good(search.sets(pooled))
+        there = chosen_set(pooled, sides, search.sets(pooled))
         same = set(chosen.features) & set(there.features)
         either = set(chosen.features) | set(there.features)
         anew = weighed(chosen.pooling, np.array(chosen.features, dtype=np.int64), pooled, sides)
