@@ -148,7 +148,7 @@ def watched(
 
 def false_alarms(found: list[dict[str, int]], documents: int) -> dict[str, Any]:
     count = sum(bool(each) for each in found)
-    kinds = {kind: sum(kind in each for each in found) for kind in ("text", "reconstruction", "features")}
+    kinds = {kind: sum(kind in each for each in found) for kind in ("text", "reconstruction", "features", "learnt")}
     low, high = interval(count, len(found))
     return {"streams": len(found), "documents": documents, "alarms": count, "kinds": kinds, "interval": [low, high]}
 

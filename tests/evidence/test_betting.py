@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kyomei.evidence.betting import MOST, POWERS, STEP, Bets
+from kyomei.evidence.betting import MOST, STEP, TAILS, Bets
 
 ROUNDS = 4000
 
@@ -36,7 +36,8 @@ def by_hand(reference: list[float], stream: list[float], edges: list[float], dra
         cells.append(cell)
     steps = -(-len(stream) // STEP)
     stakes = [0.5, *(0.5 / (k * (k + 1)) for k in range(1, steps))]
-    bets = [f for k in POWERS for f in (lambda p, k=k: k * p ** (k - 1), lambda p, k=k: k * (1 - p) ** (k - 1))]
+    high = [lambda p, d=d, a=a: a / d if p <= d else (1 - a) / (1 - d) for d, a in TAILS]
+    bets = [*high, *(lambda p, f=f: f(1 - p) for f in high)]
     laid = sum(
         stake / len(bets) * sum(float(np.prod([f(p) for p in ps[number * STEP :]])) for f in bets)
         for number, stake in enumerate(stakes)

@@ -12,6 +12,7 @@ from kyomei.evidence.documents import DocumentFigures, DocumentSums, DocumentTab
 from kyomei.evidence.drift import (
     FEATURES,
     GOALS,
+    LEARNT,
     RATE,
     RECONSTRUCTION,
     TEXT,
@@ -59,8 +60,8 @@ def monitor(**more: object) -> Monitor:
 def test_the_rate_is_shared_out_whole() -> None:
     found = monitor()
     sizes = {TEXT: len(TEXT_STATISTICS), FEATURES: WIDTH}
-    assert found.kinds == [TEXT, RECONSTRUCTION, FEATURES, GOALS]
-    assert [each.name for each in found.statistics()] == [*TEXT_STATISTICS, RECONSTRUCTION, FEATURES, "apples"]
+    assert found.kinds == [TEXT, RECONSTRUCTION, FEATURES, LEARNT, GOALS]
+    assert [each.name for each in found.statistics()] == [*TEXT_STATISTICS, RECONSTRUCTION, FEATURES, LEARNT, "apples"]
     assert sum(found.level(kind) * sizes.get(kind, 1) for kind in found.kinds) == pytest.approx(RATE)
 
 

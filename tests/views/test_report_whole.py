@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.views.explorer_samples import watched_stream
 from tests.views.samples import certificate, feature, premises
 from tests.views.test_report import Page
 from tests.views.test_spelling import seconds
@@ -202,7 +203,8 @@ def test_cards_evidence_and_certificates_are_said_in_japanese() -> None:
 
 def test_both_pages_of_a_run_have_every_section(reported: Run) -> None:
     sections = (
-        "summary verdict changes premises certificate figures evidence features goals cost rollout sampling risks provenance"
+        "summary verdict changes premises certificate figures evidence features goals cost rollout watch sampling "
+        "risks provenance"
     )
     for name in PAGES.values():
         assert set(sections.split()) <= Page(reported.path(name).read_text("utf-8")).ids
@@ -211,7 +213,12 @@ def test_both_pages_of_a_run_have_every_section(reported: Run) -> None:
     shown = [example["index"] for example in reported.read_json("examples.json") if example["index"] in certified]
     assert page.count("article") == page.count("article", **{"class": "card status-certified"}) == min(10, len(shown))
     assert shown or "No feature is certified" in page.text_of["features"]
-    for part, words in (("goals", "No goal was set"), ("cost", "No pilot was run"), ("rollout", "No stage of a roll-out")):
+    for part, words in (
+        ("goals", "No goal was set"),
+        ("cost", "No pilot was run"),
+        ("rollout", "No stage of a roll-out"),
+        ("watch", "Nothing was watched yet"),
+    ):
         assert words in page.text_of[part]
     assert "24,000 tokens were asked for" in page.text_of["sampling"]
     assert reported.recorded(FIGURES) and all(reported.recorded(name) for name in PAGES.values())
@@ -313,6 +320,32 @@ def test_time_is_counted_from_a_command_to_its_last_result() -> None:
     results = [day.format(hour).replace(":00:00", ":30:00") for hour in (0, 1, 6)]
     assert _wall_seconds(history, results) == 3600 * (1.5 + 0 + 1.5)
     assert _wall_seconds(history, []) == 0
+
+
+def test_what_a_watch_found_is_said_in_both_languages() -> None:
+    turned = watched_stream()["status"]
+    at = turned["alarms"]["text"]
+    turned["alarms"] |= {"features": {**at, "latents": [3, 17]}, "learnt": {**at, "latents": [5]}}
+    quiet = {**turned, "alarms": {}, "certificate": {**turned["certificate"], "state": "valid", "reasons": []}}
+    both = [{"name": "requests", "status": turned}, {"name": "<1>", "status": quiet}]
+    told = {
+        ENGLISH: (
+            "text as a whole.",
+            "features, above all latents 3, 17.",
+            "learnt on the stream",
+            "2 January 2026",
+            "until 1 June",
+        ),
+        JAPANESE: ("テキスト全体。", "主に潜在変数 3、17", "監視中に学習した方向", "2026年1月2日", "認証は失効しました"),
+    }
+    for speech, words in told.items():
+        html = render_report(ReportData("t", language=speech.language, watched=both))
+        page = Page(html)
+        for word in (*words, speech.t("watch.alarm"), speech.t("watch.quiet"), "131"):
+            assert word in page.text_of["watch"], word
+        assert "&lt;1&gt;" in html and "<1>" not in html.split('id="watch"')[1].split("</section>")[0]
+        assert speech.is_english or words_of(html.split('id="watch"')[1].split("</section>")[0]) == []
+    assert figures_of(an_account(watched=both))["alarms"] == 3
 
 
 def test_decision_goals_and_roll_out_are_shown_where_they_are() -> None:

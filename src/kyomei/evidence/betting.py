@@ -24,13 +24,55 @@ from typing import final
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-POWERS = (0.45, 0.65, 0.85)
-"""κ of the bets κ p^(κ−1), for high figures, and κ (1 − p)^(κ−1), for low ones."""
+TAILS = ((0.02, 0.1), (0.05, 0.15), (0.2, 0.35))
+"""δ and a of the bets a/δ where p ≤ δ, otherwise (1 − a) / (1 − δ): on more than a share δ of figures among the highest δ.
+
+A turn of a part of the text does that: most ranks stay as they were, and some become the lowest few percent."""
 STEP = 50
 """Documents from one stake to the next."""
 MOST = 1e150
 """Where wealth stops growing: less than it could be, which keeps the guarantee, and no overflow."""
-_LEAST = 1e-12
+SCALAR_EDGES = 200
+"""Cells of a statistic that is one of few, at most, below the largest figure of the documents that lay them down."""
+BEYOND = np.arange(1, 33) / 8
+"""Further edges above it, in units of the distance from the median to the largest figure."""
+
+
+def scalar_edges(values: Float64[np.ndarray, " documents"]) -> Float64[np.ndarray, " edges"]:
+    """Edges for a statistic from its figures on documents that will not be counted: quantiles, and edges beyond the largest."""
+    inside = np.quantile(values, np.linspace(0, 1, SCALAR_EDGES))
+    reach = max(float(inside[-1] - np.median(values)), 1e-9 * max(1.0, abs(float(inside[-1]))))
+    return np.concatenate([inside, inside[-1] + reach * BEYOND])
+
+
+def cells_of(edges: Float64[np.ndarray, "some edges"], values: Float64[np.ndarray, " some"]) -> Int64[np.ndarray, " some"]:
+    """The cell of each figure: the number of its edges below it."""
+    found: np.ndarray = (edges < values[:, None]).sum(axis=1)
+    return found
+
+
+def ranks(
+    counts: Int64[np.ndarray, "statistics cells"],
+    cells: Int64[np.ndarray, " statistics"],
+    uniforms: Float64[np.ndarray, " statistics"],
+) -> Float64[np.ndarray, " statistics"]:
+    """p of a document's figures among those that are counted.
+
+    Args:
+        counts: figures before it, by cell.
+        cells: of its own.
+        uniforms: U of each, drawn for this document alone.
+    """
+    rows, upto = np.arange(len(cells)), np.cumsum(counts, axis=1)
+    found: np.ndarray = (upto[:, -1] - upto[rows, cells] + uniforms * (counts[rows, cells] + 1)) / (upto[:, -1] + 1)
+    return found
+
+
+def odds(p: Float64[np.ndarray, " statistics"]) -> Float64[np.ndarray, "statistics tails"]:
+    """What each bet on high figures multiplies its stake by; of 1 − p, on low ones."""
+    tail, share = np.array(TAILS).T
+    found: np.ndarray = np.where(p[:, None] <= tail, share / tail, (1 - share) / (1 - tail))
+    return found
 
 
 @final
@@ -47,19 +89,17 @@ class Bets:
         self.edges = edges
         size = len(edges)
         self.counts: Int64[np.ndarray, "statistics cells"] = np.zeros((size, edges.shape[1] + 1), dtype=np.int64)
-        self.wealth: Float64[np.ndarray, "statistics bets"] = np.zeros((size, 2 * len(POWERS)))
+        self.wealth: Float64[np.ndarray, "statistics bets"] = np.zeros((size, 2 * len(TAILS)))
         self.highest: Float64[np.ndarray, " statistics"] = np.ones(size)
-        self.counted, self.bets, self.rest = 0, 0, 1.0
+        self.bets, self.rest = 0, 1.0
 
     def cells(self, values: Float64[np.ndarray, " some"], which: Int64[np.ndarray, " some"]) -> Int64[np.ndarray, " some"]:
         """The cell of each figure, of the statistic whose number stands beside it."""
-        found: np.ndarray = (self.edges[which] < values[:, None]).sum(axis=1)
-        return found
+        return cells_of(self.edges[which], values)
 
     def count(self, cells: Int64[np.ndarray, " statistics"]) -> None:
         """Count a document of the reference in."""
         self.counts[np.arange(len(cells)), cells] += 1
-        self.counted += 1
 
     def bet(self, cells: Int64[np.ndarray, " statistics"], uniforms: Float64[np.ndarray, " statistics"]) -> None:
         """Bet on a document of the stream, then count it in.
@@ -70,13 +110,8 @@ class Bets:
         """
         if self.bets % STEP == 0:
             self._lay()
-        rows = np.arange(len(cells))
-        below = np.cumsum(self.counts, axis=1)[rows, cells]
-        higher, equal = self.counted - below, self.counts[rows, cells]
-        p = (higher + uniforms * (equal + 1)) / (self.counted + 1)
-        for number, power in enumerate(POWERS):
-            self.wealth[:, 2 * number] *= power * np.maximum(p, _LEAST) ** (power - 1)
-            self.wealth[:, 2 * number + 1] *= power * np.maximum(1 - p, _LEAST) ** (power - 1)
+        p = ranks(self.counts, cells, uniforms)
+        self.wealth *= np.concatenate([odds(p), odds(1 - p)], axis=1)
         np.minimum(self.wealth, MOST, out=self.wealth)
         np.maximum(self.highest, self.values, out=self.highest)
         self.bets += 1
@@ -102,12 +137,12 @@ class Bets:
 
     def arrays(self, prefix: str) -> dict[str, np.ndarray]:
         """All that it has to remember, by name."""
-        numbers = np.array([self.counted, self.bets, self.rest])
+        numbers = np.array([self.bets, self.rest])
         held = {"counts": self.counts, "wealth": self.wealth, "highest": self.highest, "numbers": numbers}
         return {f"{prefix}.{name}": array for name, array in held.items()}
 
     def restore(self, arrays: Mapping[str, np.ndarray], prefix: str) -> None:
         """Go on from what `arrays` gave."""
         self.counts, self.wealth, self.highest = (arrays[f"{prefix}.{name}"].copy() for name in ("counts", "wealth", "highest"))
-        counted, bets, rest = arrays[f"{prefix}.numbers"]
-        self.counted, self.bets, self.rest = int(counted), int(bets), float(rest)
+        bets, rest = arrays[f"{prefix}.numbers"]
+        self.bets, self.rest = int(bets), float(rest)

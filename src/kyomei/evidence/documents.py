@@ -9,12 +9,15 @@ from typing import final
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int32, Int64
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError
 from kyomei.evidence.codes import SCORES_PER_BLOCK
 
+SMALL_RATE = 1e-3
+"""ε of log(1 + r / ε), by which rates are seen on axes: rare features count there, too."""
 _TINY = 1e-30
 _COLUMNS = ("num_rows", "error", "squares", "starts", "latents", "fired", "peak", "total")
 
@@ -45,6 +48,12 @@ class DocumentFigures:
     def rates(self) -> Float64[np.ndarray, " active"]:
         """Share of the rows on which each active latent fires."""
         return self.fired / float(self.num_rows)
+
+    @property
+    def log_rates(self) -> Float64[np.ndarray, " active"]:
+        """log(1 + r / ε) of the rates; of a silent latent it is 0."""
+        found: np.ndarray = np.log1p(self.rates / SMALL_RATE)
+        return found
 
     @property
     def unexplained(self) -> float:
@@ -172,6 +181,12 @@ class DocumentTable:
         fired = np.bincount(self.latents, self.fired, minlength=self.width)
         found: np.ndarray = fired / max(1, int(self.num_rows.sum()))
         return found
+
+    @property
+    def log_rates(self) -> csr_matrix:
+        """log(1 + r / ε) of every document's rates, sparse [documents, width]."""
+        seen = np.log1p(self.fired / np.repeat(self.num_rows, np.diff(self.starts)) / SMALL_RATE)
+        return csr_matrix((seen, self.latents, self.starts), shape=(len(self), self.width))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Its columns, as `of_arrays` takes them."""

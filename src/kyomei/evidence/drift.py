@@ -16,25 +16,20 @@ from typing import Any, Protocol, final
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from kyomei.evidence.betting import POWERS, Bets
+from kyomei.evidence.betting import TAILS, Bets, scalar_edges
 from kyomei.evidence.documents import DocumentFigures, DocumentTable
+from kyomei.evidence.learnt import LIVE, Learnt
 
 RATE = 0.05
 """Familywise rate of false alarms, over all statistics and all times."""
-TEXT, RECONSTRUCTION, FEATURES, GOALS = "text", "reconstruction", "features", "goals"
+TEXT, RECONSTRUCTION, FEATURES, LEARNT, GOALS = "text", "reconstruction", "features", "learnt", "goals"
 TEXT_STATISTICS = ("distance", "activity", "energy", "axis 1", "axis 2")
 """Of a document as a whole: how far its firing rates lie from the usual ones, active latents a row, mean square of its rows,
 and where it lies on the axes along which the reference's own documents differ most."""
-SMALL_RATE = 1e-3
-"""ε of log(1 + r / ε), by which rates are seen on axes: rare features count there, too."""
 WINDOW_DOCUMENTS, WINDOW_TOKENS = 50, 10_000
 """A window ends when it has both."""
 FEATURE_EDGES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 """Quantiles of a feature's rate, over the scale's documents in which it fires, at which its cells end; first comes 0."""
-SCALAR_EDGES = 200
-"""Cells of the statistics that are few, at most, below the scale's largest figure."""
-BEYOND = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Further edges above it, in units of the distance from the scale's median to its largest figure."""
 SEED = 0
 
 
@@ -105,7 +100,7 @@ class Axes:
         """Of the documents that lay down the scale; axes that they do not span are 0."""
         seen = np.zeros((len(scale), scale.width))
         for row, each in zip(seen, scale, strict=True):
-            row[each.latents] = np.log1p(each.rates / SMALL_RATE)
+            row[each.latents] = each.log_rates
         mean, variance = seen.mean(axis=0), seen.var(axis=0)
         weight = 1 / np.sqrt(variance + variance.mean() + 1e-12)
         _, _, right = np.linalg.svd((seen - mean) * weight, full_matrices=False)
@@ -115,8 +110,7 @@ class Axes:
 
     def to(self, document: DocumentFigures) -> Float64[np.ndarray, " axes"]:
         """Where a document lies on them."""
-        seen = np.log1p(document.rates / SMALL_RATE)
-        found: np.ndarray = self.directions[:, document.latents] @ seen - self.center
+        found: np.ndarray = self.directions[:, document.latents] @ document.log_rates - self.center
         return found
 
 
@@ -125,7 +119,7 @@ class Statistic:
     """One thing that is watched.
 
     Attributes:
-        kind: "text", "reconstruction", "features" or "goals".
+        kind: "text", "reconstruction", "features", "learnt" or "goals".
         name: of a figure of the text or of a goal; the number of a feature; otherwise that of the kind.
         level: its share of the rate.
         evidence: E now.
@@ -178,17 +172,18 @@ class Monitor:
     ) -> None:
         self.width, self.detectors, self._seed, self.rate = scale.width, list(detectors), seed, rate
         self._distance, self._axes = Distance.of(scale), Axes.of(scale)
-        self.scalars = Bets(np.stack([_edges(column) for column in np.stack([self.scores(d) for d in scale]).T]))
+        self.scalars = Bets(np.stack([scalar_edges(column) for column in np.stack([self.scores(d) for d in scale]).T]))
         self.features = Bets(_feature_edges(scale))
         for document in ranked:
             self.scalars.count(self._scalar_cells(document))
             self.features.count(self._feature_cells(document))
+        self.learnt = Learnt(scale, ranked)
         self.num_ranked = len(ranked)
 
     @property
     def kinds(self) -> list[str]:
         """What is watched; goals only where there are some."""
-        return [TEXT, RECONSTRUCTION, FEATURES, *([GOALS] if self.detectors else [])]
+        return [TEXT, RECONSTRUCTION, FEATURES, LEARNT, *([GOALS] if self.detectors else [])]
 
     def level(self, kind: str) -> float:
         """The share of the rate of one statistic of a kind."""
@@ -215,6 +210,7 @@ class Monitor:
         draws = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 0, self.scalars.bets]))
         self.scalars.bet(self._scalar_cells(document), draws.random(len(self.scalars.edges)))
         self.features.bet(self._feature_cells(document), draws.random(self.width))
+        self.learnt.bet(document, draws.random(LIVE))
 
     @property
     def documents(self) -> int:
@@ -229,14 +225,22 @@ class Monitor:
         few = [Statistic(kind, name, self.level(kind), float(e), float(top)) for kind, name, e, top in values]
         (first,) = self.leading(1)
         one = Statistic(FEATURES, FEATURES, first.level, first.evidence, first.highest)
+        learnt = Statistic(LEARNT, LEARNT, self.level(LEARNT), self.learnt.value, self.learnt.highest)
         at = len(TEXT_STATISTICS) + 1
-        return [*few[:at], one, *few[at:]]
+        return [*few[:at], one, learnt, *few[at:]]
 
     def leading(self, count: int) -> list[Statistic]:
         """The features with the most evidence so far, those that raised an alarm first."""
-        order = np.lexsort([-self.features.values, -self.features.highest])[:count]
+        order: list[int] = np.lexsort([-self.features.values, -self.features.highest])[:count].tolist()
+        return self._of_features(order)
+
+    def carriers(self, count: int) -> list[Statistic]:
+        """The features that carry most of the learnt direction; each may be far from an alarm of its own."""
+        return self._of_features(self.learnt.carriers(count))
+
+    def _of_features(self, latents: Sequence[int]) -> list[Statistic]:
         level, values, highest = self.level(FEATURES), self.features.values, self.features.highest
-        return [Statistic(FEATURES, str(i), level, float(values[i]), float(highest[i])) for i in order.tolist()]
+        return [Statistic(FEATURES, str(i), level, float(values[i]), float(highest[i])) for i in latents]
 
     def changed_features(self) -> Bool[np.ndarray, " width"]:
         """The features that raised an alarm: with the rate's probability at most, any of them wrongly."""
@@ -245,17 +249,20 @@ class Monitor:
     @property
     def alarmed(self) -> list[str]:
         """The kinds that raised an alarm, whenever that was."""
-        found = {each.kind for each in self.statistics() if each.alarmed}
-        return [kind for kind in self.kinds if kind in found]
+        few, at = self.scalars.highest, len(TEXT_STATISTICS)
+        highest = {TEXT: few[:at], RECONSTRUCTION: few[at], FEATURES: self.features.highest, LEARNT: self.learnt.highest}
+        highest[GOALS] = few[at + 1 :]
+        return [kind for kind in self.kinds if np.max(highest[kind]) >= 1 / self.level(kind)]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All that it has to remember of the stream and of the reference, by name."""
-        return {**self.scalars.arrays("scalars"), **self.features.arrays("features")}
+        return {**self.scalars.arrays("scalars"), **self.features.arrays("features"), **self.learnt.arrays("learnt")}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Go on from what `arrays` gave, of a monitor of the same reference."""
         self.scalars.restore(arrays, "scalars")
         self.features.restore(arrays, "features")
+        self.learnt.restore(arrays, "learnt")
 
     def _scalar_cells(self, document: DocumentFigures) -> Int64[np.ndarray, " scalars"]:
         return self.scalars.cells(self.scores(document), np.arange(len(self.scalars.edges)))
@@ -275,7 +282,7 @@ def least_share(num_ranked: int, rate: float = RATE, *, documents: int = 5 * WIN
 
     Args:
         num_ranked: n, documents of the reference.
-        rate: familywise; a kind has a quarter, and of that a figure of the text a fifth.
+        rate: familywise; a kind has a fifth where there are goals, and of that a figure of the text a fifth.
         documents: t, of the stream.
 
     Returns:
@@ -283,16 +290,9 @@ def least_share(num_ranked: int, rate: float = RATE, *, documents: int = 5 * WIN
     """
     if not num_ranked:
         return None
-    nats = math.log(4 * len(TEXT_STATISTICS) / rate) + math.log(2 * 2 * len(POWERS))
+    nats = math.log(5 * len(TEXT_STATISTICS) / rate) + math.log(2 * 2 * len(TAILS))
     share = nats / (documents * math.log1p(num_ranked / documents))
     return share if share <= 1 else None
-
-
-def _edges(values: Float64[np.ndarray, " documents"]) -> Float64[np.ndarray, " edges"]:
-    """Edges for a statistic from its figures on the scale: its quantiles, and beyond the largest ever wider ones."""
-    inside = np.quantile(values, np.linspace(0, 1, SCALAR_EDGES))
-    reach = max(float(inside[-1] - np.median(values)), 1e-9 * max(1.0, abs(float(inside[-1]))))
-    return np.concatenate([inside, inside[-1] + reach * np.array(BEYOND)])
 
 
 def _feature_edges(scale: DocumentTable) -> Float64[np.ndarray, "width edges"]:

@@ -27,6 +27,7 @@ from kyomei.stages.expiry import REPORT, drawn_from, expired_words
 from kyomei.stages.harvested import harvest_of, site_of
 from kyomei.stages.measure import measured
 from kyomei.stages.named import names_of
+from kyomei.stages.watched import FOLDER as WATCHED
 from kyomei.views import caveats, costs
 from kyomei.views.account import Account
 from kyomei.views.changes import changed, figures_of
@@ -37,6 +38,7 @@ from kyomei.views.report import FeatureCard, Provenance, ReportData, render_repo
 from kyomei.views.speech import ENGLISH, Speech
 from kyomei.views.strings import LANGUAGES
 from kyomei.views.summary import summary
+from kyomei.views.watch import streams
 from kyomei.views.words import dictionary_title, difference_words, measured_title, origin_words, sentences, why
 
 CARDS = 10
@@ -126,6 +128,7 @@ def _gather(run: Run) -> _Gathered:
         pilot=_read(run, OTHERS_FILES["pilot"]),
         goals=standing_goals(run.folder),
         rollout=[json.loads(line) for line in rollout.read_text("utf-8").splitlines()] if rollout.exists() else [],
+        watched=[{"name": each["name"], "status": each["status"]} for each in streams(run.path(WATCHED))],
         cost=_cost(run, certificates),
     )
     return _Gathered(certificates, account, _read(run, "examples.json") or [])
@@ -231,6 +234,7 @@ def _data(run: Run, gathered: _Gathered, speech: Speech, before: dict[str, Any] 
         costs=costs.measured_costs(account, speech),
         planned=costs.planned_costs(account, speech),
         rollout=account.rollout,
+        watched=account.watched,
         sampling=caveats.sampling(account, speech),
         risks=[*caveats.risks(account, speech), *([speech.t("risk.text")] if cards else [])],
         untested=caveats.untested(account, speech),

@@ -16,7 +16,7 @@ from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import Interrupted, KyomeiError, RunError
 from kyomei.evidence.certificate import Certificate
 from kyomei.evidence.documents import DocumentFigures
-from kyomei.evidence.drift import FEATURES, GOALS, WINDOW_DOCUMENTS, WINDOW_TOKENS, Monitor, least_share
+from kyomei.evidence.drift import FEATURES, GOALS, LEARNT, WINDOW_DOCUMENTS, WINDOW_TOKENS, Monitor, Statistic, least_share
 from kyomei.evidence.goals.detector import Detector, detectors, standing_goals
 from kyomei.evidence.validity import MAX_AGE_DAYS, Validity, validity
 from kyomei.provenance import now
@@ -168,7 +168,7 @@ class Watch:
             "reference": self._usual,
             "least_share": least_share(self.monitor.num_ranked),
             "evidence": [each.to_dict() for each in self.monitor.statistics()],
-            "features": self._features("all", facts.all.rows),
+            "features": self._features("all", facts.all.rows, self.monitor.leading(LEADING)),
             "num_features": self.monitor.width,
             "changed_features": np.flatnonzero(self.monitor.changed_features()).tolist(),
             "goals": self._goals(facts.all),
@@ -216,9 +216,10 @@ class Watch:
         new = [kind for kind in self.monitor.alarmed if kind not in self.facts.alarms]
         for kind in new:
             facts = self.facts
-            where = {"document": facts.all.documents, "window": facts.windows + 1, "time": facts.last}
+            features = self._named(kind)
+            latents = [each["latent"] for each in features if each["alarm"] or kind == LEARNT]
+            where = {"document": facts.all.documents, "window": facts.windows + 1, "time": facts.last, "latents": latents}
             facts.alarms[kind] = where
-            features = self._features("all", facts.all.rows) if kind == FEATURES else []
             goals = [each.name for each in self.monitor.statistics() if each.kind == GOALS and each.alarmed]
             self._tell("alarm", kind=kind, **where, features=features, goals=goals if kind == GOALS else [])
         if new:
@@ -236,7 +237,7 @@ class Watch:
             unexplained=facts.window.unexplained,
             reference_unexplained=self._usual["unexplained"],
             evidence=[each.to_dict() for each in self.monitor.statistics()],
-            features=self._features("window", facts.window.rows),
+            features=self._features("window", facts.window.rows, self.monitor.leading(LEADING)),
             goals=self._goals(facts.window),
             alarms=list(facts.alarms),
         )
@@ -245,11 +246,16 @@ class Watch:
         self._fired["window"][:] = 0
         return 1
 
-    def _features(self, of: str, rows: int) -> list[dict[str, Any]]:
-        """The features with the most evidence: their rates in the window that is open, or in all, beside the reference's."""
+    def _named(self, kind: str) -> list[dict[str, Any]]:
+        """The features that an alarm of this kind is about: those that changed, or that carry the learnt direction."""
+        chosen = {FEATURES: self.monitor.leading, LEARNT: self.monitor.carriers}.get(kind)
+        return [] if chosen is None else self._features("all", self.facts.all.rows, chosen(LEADING))
+
+    def _features(self, of: str, rows: int, chosen: Sequence[Statistic]) -> list[dict[str, Any]]:
+        """Features: their rates in the window that is open, or in all, beside the reference's."""
         usual, fired = self._reference.ranked.rates, self._fired[of] / max(1, rows)
         found = []
-        for each in self.monitor.leading(LEADING):
+        for each in chosen:
             latent = int(each.name)
             known = None if self._certificate is None else self._certificate.feature(latent)
             figures = {name: value for name, value in each.to_dict().items() if name not in ("kind", "name")}

@@ -18,7 +18,7 @@ from kyomei.evidence.documents import DocumentFigures
 from kyomei.runs import plain
 from kyomei.sealing import beside, vouched, write_vouched
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STATE, EVENTS, STATUS = "state.safetensors", "events.jsonl", "status.json"
 MOST_SOURCES = 200
 """Sources of a stream whose places are remembered."""
@@ -80,7 +80,7 @@ class Facts:
         all, window: sums over the stream, and over the window that is open.
         windows: that are closed.
         skipped: documents without a token, and records that could not be read.
-        alarms: by kind, the document, the window and the time of the first.
+        alarms: by kind, the document, the window and the time of the first, and the latents that it is about.
         expired: reasons for which the certificate was said to have expired.
         sources: places by source.
         events: bytes of the file of events that belong to this state.

@@ -31,6 +31,7 @@ class Account:
         pilot: what pilot.json holds.
         goals: by name, as goals.json has them.
         rollout: lines of rollout.jsonl.
+        watched: "name" and "status" of every stream that is watched.
         cost: "seconds" by stage, "wall_seconds", "disk_bytes", "cores" and "memory_bytes".
     """
 
@@ -49,6 +50,7 @@ class Account:
     pilot: Values | None = None
     goals: Mapping[str, Values] = field(default_factory=dict)
     rollout: Sequence[Values] = ()
+    watched: Sequence[Values] = ()
     cost: Values = field(default_factory=dict)
 
     @property

@@ -55,6 +55,7 @@ def figures_of(account: Account) -> dict[str, Any]:
         "fvu": None if own is None else own["fidelity"]["fvu"],
         "l0": None if own is None else own["fidelity"]["l0"],
         "cross_entropy": crossed.get("recovered"),
+        "alarms": sum(len(each["status"]["alarms"]) for each in account.watched) if account.watched else None,
         "width": account.width,
         "tokens": account.source.get("num_tokens"),
         "seconds": sum((account.cost.get("seconds") or {}).values()) or None,

@@ -35,6 +35,7 @@ from kyomei.views.speech import Speech
 from kyomei.views.steps import rollout_steps
 from kyomei.views.summary import Summary, Tile
 from kyomei.views.tables import compare_table
+from kyomei.views.watch import watched_streams
 from kyomei.views.words import STATUSES, dictionary_title
 
 
@@ -131,6 +132,7 @@ class ReportData:
         goals: by name, as goals.json has them.
         costs, planned: what, and how much of it.
         rollout: lines of rollout.jsonl.
+        watched: "name" and "status" of every stream that is watched.
         sampling, risks, untested: sentences.
     """
 
@@ -161,6 +163,7 @@ class ReportData:
     costs: Sequence[tuple[str, str]] = ()
     planned: Sequence[tuple[str, str]] = ()
     rollout: Sequence[Mapping[str, Any]] = ()
+    watched: Sequence[Mapping[str, Any]] = ()
     sampling: Sequence[str] = ()
     risks: Sequence[str] = ()
     untested: Sequence[str] = ()
@@ -207,6 +210,7 @@ def render_report(data: ReportData) -> str:
             decision=decided,
             goals=goal_lines(data.goals, speech),
             rollout=rollout_steps(data.rollout, speech),
+            watched=watched_streams(data.watched, speech),
             groups=certificate_lines(data.certificates, speech),
             bars=status_bars(data.certificates, speech),
             frontier=frontier_chart(data.frontier, speech),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 from kyomei.errors import RunError
 from kyomei.runs import plain
 from kyomei.views.numbers import format_number, percent
+from kyomei.views.speech import Speech
 from kyomei.views.tables import Table
 
 MOST_WINDOWS = 200
@@ -19,6 +20,7 @@ _KINDS = {
     "text": "text as a whole",
     "reconstruction": "reconstruction",
     "features": "features",
+    "learnt": "a direction learnt on the stream",
     "goals": "goals",
 }
 _TEXT = {
@@ -54,9 +56,7 @@ def event_words(event: Mapping[str, Any]) -> str:
             unexplained = f"unexplained {percent(event['unexplained'])} (reference {percent(event['reference_unexplained'])})"
             return f"window {event['window']}: {at}; {unexplained}; most evidence {evidence}, {_name(strongest)}; {stands}"
         case "alarm":
-            named = ", ".join(f"latent {one['latent']}" for one in event["features"] if one["alarm"]) or ", ".join(
-                event["goals"]
-            )
+            named = ", ".join([*(f"latent {latent}" for latent in event["latents"]), *event["goals"]])
             of = f"{_KINDS[event['kind']]}{f' ({named})' if named else ''}"
             return f"ALARM: {of} is no longer like the reference, at document {event['document']:,} of window {event['window']}"
         case "certificate":
@@ -214,6 +214,37 @@ def streams(folder: Path) -> list[dict[str, Any]]:
             continue
         found.append({"name": path.parent.name, "status": plain(status), "windows": windows})
     return found
+
+
+def watched_streams(found: Sequence[Mapping[str, Any]], speech: Speech) -> list[dict[str, Any]]:
+    """Of every stream what a report says: "name", "told" with its "side", and "sentences".
+
+    Args:
+        found: as `streams` gives them; windows are not needed.
+        speech: the language.
+    """
+    return [{"name": each["name"], **_told(each["status"], speech)} for each in found]
+
+
+def _told(status: Mapping[str, Any], speech: Speech) -> dict[str, Any]:
+    t, alarms, ended = speech.t, status["alarms"], status["certificate"]
+    counted = {name: f"{status[name]:,}" for name in ("documents", "tokens", "windows")}
+    lines = [t("watch.counted", **counted)]
+    for kind, at in alarms.items():
+        where = {"document": f"{at['document']:,}", "window": f"{at['window']:,}", "date": speech.date(at["time"])}
+        latents = speech.listed([str(latent) for latent in at.get("latents", ())])
+        key = "report.watch.latents" if latents else "report.watch.alarm"
+        lines.append(t(key, kind=speech.named("watched", kind), latents=latents, **where))
+    certificate = {
+        "valid": t("watch.valid", until=speech.date(ended["until"] or "")),
+        "expired": t("watch.expired", reasons=speech.listed([speech.named("expired", each) for each in ended["reasons"]])),
+        "none": t("watch.no_certificate"),
+    }
+    if status["last"]:
+        known = f"{status['reference']['documents']:,}"
+        lines.append(t("report.watch.last", date=speech.date(status["last"]), documents=known))
+    told = t("watch.alarm" if alarms else "watch.quiet")
+    return {"told": told, "side": "against" if alarms else "for", "sentences": [*lines, certificate[ended["state"]]]}
 
 
 def _last_windows(path: Path) -> list[dict[str, Any]]:

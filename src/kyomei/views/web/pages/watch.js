@@ -7,7 +7,7 @@ import { fixed, is, named, percent, rich, short, t, whole } from "../words.js";
 
 const SECONDS = 10;
 const SHIPPED = "replicas-0";
-const TONES = { text: "--certified", reconstruction: "--merged", features: "--split", goals: "--unstable" };
+const TONES = { text: "--certified", reconstruction: "--merged", features: "--split", learnt: "--ink", goals: "--unstable" };
 const day = (moment) => (moment ? moment.slice(0, 10) : "–");
 const minute = (moment) => (moment ? moment.slice(0, 16).replace("T", " ") : "–");
 const ten = (log) => (is(log) ? (Math.abs(log) < 3 ? short(10 ** log) : html`10<sup>${fixed(log, 1)}</sup>`) : "–");
