@@ -23,6 +23,8 @@ from kyomei.evidence.learnt import LIVE, Learnt
 RATE = 0.05
 """Familywise rate of false alarms, over all statistics and all times."""
 TEXT, RECONSTRUCTION, FEATURES, LEARNT, GOALS = "text", "reconstruction", "features", "learnt", "goals"
+LEARNT_SHARE = 0.5
+"""Of the rate: what the learnt direction has, since it sees small turns first; the other kinds share the rest equally."""
 TEXT_STATISTICS = ("distance", "activity", "energy", "axis 1", "axis 2")
 """Of a document as a whole: how far its firing rates lie from the usual ones, active latents a row, mean square of its rows,
 and where it lies on the axes along which the reference's own documents differ most."""
@@ -187,8 +189,10 @@ class Monitor:
 
     def level(self, kind: str) -> float:
         """The share of the rate of one statistic of a kind."""
+        if kind == LEARNT:
+            return self.rate * LEARNT_SHARE
         size = {TEXT: len(TEXT_STATISTICS), FEATURES: self.width, GOALS: len(self.detectors)}.get(kind, 1)
-        return self.rate / len(self.kinds) / size
+        return self.rate * (1 - LEARNT_SHARE) / (len(self.kinds) - 1) / size
 
     def scores(self, document: DocumentFigures) -> Float64[np.ndarray, " scalars"]:
         """The figures of a document that are few: those of the text, what is left of its squares, each goal's score."""
@@ -282,7 +286,7 @@ def least_share(num_ranked: int, rate: float = RATE, *, documents: int = 5 * WIN
 
     Args:
         num_ranked: n, documents of the reference.
-        rate: familywise; a kind has a fifth where there are goals, and of that a figure of the text a fifth.
+        rate: familywise; beside the learnt direction each of four kinds has an eighth, and of that a figure of the text a fifth.
         documents: t, of the stream.
 
     Returns:
@@ -290,7 +294,7 @@ def least_share(num_ranked: int, rate: float = RATE, *, documents: int = 5 * WIN
     """
     if not num_ranked:
         return None
-    nats = math.log(5 * len(TEXT_STATISTICS) / rate) + math.log(2 * 2 * len(TAILS))
+    nats = math.log(4 * len(TEXT_STATISTICS) / (rate * (1 - LEARNT_SHARE))) + math.log(2 * 2 * len(TAILS))
     share = nats / (documents * math.log1p(num_ranked / documents))
     return share if share <= 1 else None
 

@@ -1,16 +1,16 @@
 """A direction that is learnt on the way: what tells the stream's last windows from the reference, ranked from then on.
 
 A turn of a part of the text moves each figure of a document a little, and a direction among a thousand firing rates a lot; but
-which one, only the stream tells. So after every window a linear discriminant is fitted: the stream's last windows against one
-half of the reference. Then it is fixed, and documents that come later are ranked along it among the reference's other half and
+which one, only the stream tells. So after every window a linear discriminant is fitted: the stream's last windows against a
+quarter of the reference. Then it is fixed, and documents that come later are ranked along it among the other three quarters and
 each other. Given what it was fitted on, those are of one law in any order if the stream is like the reference. So their ranks
 are independent uniforms, exactly, however bad the discriminant is, and a bet on high ranks is a fair game (`evidence.betting`;
 betting on what a classifier says of what comes next: Podkopaev and Ramdas, arXiv:2305.00143).
 
-Each direction k = 1, 2, … has its own game M_k, begun when it was fitted. All of them are ranked among the same half of the
+Each direction k = 1, 2, … has its own game M_k, begun when it was fitted. All of them are ranked among the same documents of the
 reference, so no filtration makes their sum a martingale; but the rate can be shared out among them,
 
-    E = max_k w_k M_k,   w_k = 1 / (k (k + 1)),   Σ w_k = 1,
+    E = max_k w_k M_k,   w_k = 2 / ((k + 1) (k + 2)),   Σ w_k = 1,
 
 and E reaches 1/α with probability Σ_k w_k α = α at most, over all times and directions together.
 """
@@ -27,6 +27,8 @@ from scipy.sparse import csr_matrix
 from kyomei.evidence.betting import BEYOND, MOST, SCALAR_EDGES, STEP, TAILS, cells_of, odds, ranks, scalar_edges
 from kyomei.evidence.documents import DocumentFigures, DocumentTable
 
+FITTED = 4
+"""Every so manieth document of the reference is fitted on; the others are ranked among."""
 LIVE = 6
 """Directions that are bet on at a time: the last ones."""
 LAG = 5
@@ -76,12 +78,14 @@ class Learnt:
 
     Args:
         scale: documents that are never ranked.
-        ranked: of the reference; every second is fitted on, the others are ranked among.
+        ranked: of the reference; every fourth is fitted on, the others are ranked among.
     """
 
     def __init__(self, scale: DocumentTable, ranked: DocumentTable) -> None:
         width = scale.width
-        lead, own = (DocumentTable.of(list(ranked)[first::2], width) for first in (0, 1))
+        documents = list(ranked)
+        lead = DocumentTable.of(documents[::FITTED], width)
+        own = DocumentTable.of([each for number, each in enumerate(documents) if number % FITTED], width)
         self._fitted = DocumentTable.of([*scale, *lead], width).log_rates
         self._ranked = own.log_rates
         self._usual = np.asarray(lead.log_rates.sum(axis=0)).ravel() / max(1, len(lead))
@@ -121,7 +125,7 @@ class Learnt:
         scores = self._ranked @ direction
         cells = cells_of(np.broadcast_to(self.edges[at], (len(scores), self.edges.shape[1])), scores)
         self.counts[at] = np.bincount(cells, minlength=self.counts.shape[1])
-        self.wealth[at], self.share[at] = 1.0, 1 / (number * (number + 1))
+        self.wealth[at], self.share[at] = 1.0, 2 / ((number + 1) * (number + 2))
         self.sums, self.filled = np.roll(self.sums, -1, axis=0), np.roll(self.filled, -1)
         self.sums[-1], self.filled[-1] = 0.0, 0.0
 
