@@ -15,12 +15,14 @@ from kyomei.evidence.drift import (
     LEARNT,
     RATE,
     RECONSTRUCTION,
+    SEEN,
     TEXT,
     TEXT_STATISTICS,
     Axes,
     Distance,
     Monitor,
     least_share,
+    seen_in_time,
 )
 from kyomei.evidence.goals.detector import Detector
 
@@ -104,6 +106,8 @@ def test_a_quiet_stream_stays_quiet_and_each_kind_of_turn_is_seen() -> None:
         for number in range(250):
             found.add(document(rng, **(how if number % 3 == 0 else {})))  # type: ignore[arg-type]
         assert kind in found.alarmed, kind
+        if kind == TEXT:
+            assert LEARNT in found.alarmed and 0 < len(found.carriers(3)) <= 3
         if kind == FEATURES:
             assert np.flatnonzero(found.changed_features()).tolist() == [35]
             assert found.leading(1)[0].name == "35"
@@ -137,6 +141,11 @@ def test_so_small_a_turn_cannot_be_told_from_so_few_documents() -> None:
     assert shares == sorted(shares, reverse=True)  # type: ignore[type-var]
     assert shares[2] < 0.05 < shares[1] < 0.13  # type: ignore[operator]
     assert least_share(0) is None and least_share(1) is None
+
+
+def test_a_larger_reference_is_never_said_to_see_less() -> None:
+    shares = [seen_in_time(count) for count in (0, 59, 120, 300, 430, 10_000)]
+    assert shares == sorted(shares) and shares[0] == shares[1] == 0.0 and shares[-1] == max(SEEN.values())
 
 
 def sae() -> SparseAutoencoder:

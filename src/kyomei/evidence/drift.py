@@ -32,6 +32,9 @@ WINDOW_DOCUMENTS, WINDOW_TOKENS = 50, 10_000
 """A window ends when it has both."""
 FEATURE_EDGES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 """Quantiles of a feature's rate, over the scale's documents in which it fires, at which its cells end; first comes 0."""
+SEEN = {60: 0.0, 120: 0.0, 240: 0.0, 430: 0.9}
+"""By documents that are ranked, the share of streams in which a turn of a tenth was seen in time, to C++ or to prose, whichever
+was seen less often (`bench/watch.py`, docs/results.md)."""
 SEED = 0
 
 
@@ -297,6 +300,15 @@ def least_share(num_ranked: int, rate: float = RATE, *, documents: int = 5 * WIN
     nats = math.log(4 * len(TEXT_STATISTICS) / (rate * (1 - LEARNT_SHARE))) + math.log(2 * 2 * len(TAILS))
     share = nats / (documents * math.log1p(num_ranked / documents))
     return share if share <= 1 else None
+
+
+def seen_in_time(num_ranked: int) -> float:
+    """In which share of measured streams a turn of a tenth of the text was seen within five windows.
+
+    Args:
+        num_ranked: documents of the reference; between two measured numbers the lower one counts.
+    """
+    return max((share for count, share in SEEN.items() if count <= num_ranked), default=0.0)
 
 
 def _feature_edges(scale: DocumentTable) -> Float64[np.ndarray, "width edges"]:

@@ -16,7 +16,18 @@ from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import Interrupted, KyomeiError, RunError
 from kyomei.evidence.certificate import Certificate
 from kyomei.evidence.documents import DocumentFigures
-from kyomei.evidence.drift import FEATURES, GOALS, LEARNT, WINDOW_DOCUMENTS, WINDOW_TOKENS, Monitor, Statistic, least_share
+from kyomei.evidence.drift import (
+    FEATURES,
+    GOALS,
+    LEARNT,
+    SEEN,
+    WINDOW_DOCUMENTS,
+    WINDOW_TOKENS,
+    Monitor,
+    Statistic,
+    least_share,
+    seen_in_time,
+)
 from kyomei.evidence.goals.detector import Detector, detectors, standing_goals
 from kyomei.evidence.validity import MAX_AGE_DAYS, Validity, validity
 from kyomei.provenance import now
@@ -103,7 +114,8 @@ class Watch:
     def _begin(self) -> None:
         ranked, scale = len(self._reference.ranked), len(self._reference.scale)
         reference = {"documents": ranked, "scale_documents": scale, "way": self._reference.way}
-        self._tell("resume" if self.resumed else "start", reference=reference, least_share=least_share(ranked))
+        power = {"least_share": least_share(ranked), "seen_in_time": seen_in_time(ranked), "measured": SEEN}
+        self._tell("resume" if self.resumed else "start", reference=reference, **power)
         self._renew_certificate()
         self._save(status=True)
 

@@ -48,7 +48,7 @@ def event_words(event: Mapping[str, Any]) -> str:
             share = event["least_share"]
             sees = "no turn of the text in 5 windows" if share is None else f"a turn of {percent(share)} of the text or more"
             of = f"{reference['documents']} documents of the reference; with so many, 5 windows can tell {sees}"
-            return f"{begins}: held to {of}"
+            return f"{begins}: held to {of}; {_power(event)}"
         case "window":
             strongest = max(event["evidence"], key=lambda one: one["log10_evidence"] - one["log10_threshold"])
             evidence = f"{_evidence(strongest['log10_evidence'])} of {_evidence(strongest['log10_threshold'])}"
@@ -63,6 +63,15 @@ def event_words(event: Mapping[str, Any]) -> str:
             return f"the certificate has expired: {'; '.join(_REASONS[reason] for reason in event['reasons'])}"
         case _:
             return f"the stream has ended: {at}"
+
+
+def _power(event: Mapping[str, Any]) -> str:
+    """What so many documents of a reference saw where it was measured, and what more of them would."""
+    most, share = max((int(count), share) for count, share in event["measured"].items())
+    said = f"a turn of a tenth was seen in {percent(event['seen_in_time'])} of measured streams"
+    if event["reference"]["documents"] >= most:
+        return said
+    return f"{said}, with {most} documents in {percent(share)} (more evidence: `--tokens` of the harvest)"
 
 
 def status_tables(status: Mapping[str, Any]) -> list[Table]:
