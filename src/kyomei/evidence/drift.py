@@ -2,8 +2,9 @@
 
 The document is the unit: firings within one depend on each other. What is asked of each document is laid down on documents of
 their own ("scale"), then ranked among other documents ("ranked") and those of the stream so far; `evidence.betting` says why
-no look at it raises the rate of false alarms. One rate holds over all statistics and all times together: it is shared equally
-among the kinds, and within a kind among its statistics.
+no look at it raises the rate of false alarms. One rate holds over all statistics and all times together: half of it is for the
+direction that is learnt on the stream (`evidence.learnt`), the other kinds share the rest equally, and each its own among its
+statistics.
 """
 
 from __future__ import annotations
@@ -289,7 +290,7 @@ def least_share(num_ranked: int, rate: float = RATE, *, documents: int = 5 * WIN
 
     Args:
         num_ranked: n, documents of the reference.
-        rate: familywise; beside the learnt direction each of four kinds has an eighth, and of that a figure of the text a fifth.
+        rate: familywise; beside the learnt direction four kinds have an eighth each, and of that a figure of the text a fifth.
         documents: t, of the stream.
 
     Returns:
