@@ -4,12 +4,12 @@ A turn of a part of the text moves each figure of a document a little, and a dir
 which one, only the stream tells. So after every window a linear discriminant is fitted: the stream's last windows against a
 quarter of the reference. Then it is fixed, and documents that come later are ranked along it among the other three quarters
 and each other. Given what it was fitted on, those are of one law in any order if the stream is like the reference. So their
-ranks are independent uniforms, exactly, however bad the discriminant is, and a bet on high ranks is a fair game (test
-martingales: Shafer, Shen, Vereshchagin and Vovk, Statistical Science 26, 2011, and `evidence.betting`; a bet on what a classifier
-says of the next document: Podkopaev and Ramdas, arXiv:2305.00143).
+ranks are independent uniforms, exactly, however bad the discriminant is, and a bet on high ranks is a fair game (for test
+martingales Shafer, Shen, Vereshchagin and Vovk, Statistical Science 26, 2011, and `evidence.betting`; for bets on what a
+classifier says of the next document Podkopaev and Ramdas, arXiv:2305.00143).
 
-Each direction k = 1, 2, … has its own game M_k, begun when it was fitted. All of them are ranked among the same documents, so no
-filtration makes their sum a martingale; but the rate can be shared out among them,
+Each direction k = 1, 2, … has its own game M_k, begun when it was fitted. All of them are ranked among the same documents, so
+no filtration makes their sum a martingale; but the rate can be shared out among them,
 
     E = max_k w_k M_k,   w_k = 2 / ((k + 1) (k + 2)),   Σ w_k = 1,
 
@@ -29,7 +29,7 @@ from kyomei.evidence.betting import BEYOND, MOST, SCALAR_EDGES, STEP, TAILS, cel
 from kyomei.evidence.documents import DocumentFigures, DocumentTable
 
 FITTED = 4
-"""Every so manieth document of the reference is fitted on; the others are ranked among."""
+"""One in so many documents of the reference is fitted on; the others are ranked among."""
 LIVE = 6
 """Directions that are bet on at a time: the last ones."""
 LAG = 5
