@@ -26,7 +26,8 @@ from scipy.stats import beta
 
 from kyomei.dictionary.formats import load
 from kyomei.evidence.documents import DocumentFigures, DocumentTable
-from kyomei.evidence.drift import WINDOW_DOCUMENTS, Monitor, least_share
+from kyomei.evidence.drift import LEARNT_SHARE, RATE, WINDOW_DOCUMENTS, Monitor, least_share
+from kyomei.evidence.learnt import LIVE, Learnt
 from kyomei.runs import Run
 from kyomei.source.stdlib import stdlib_documents
 from kyomei.source.text import Document
@@ -172,6 +173,34 @@ def held_out(pool: DocumentTable, streams: int, scale: int, ranked: int) -> dict
     return {"ranked": ranked, **false_alarms(found, len(pool) - scale - ranked)}
 
 
+Parts = tuple[list[DocumentFigures], list[DocumentFigures], Iterator[DocumentFigures]]
+
+
+def drawn(pool: DocumentTable, foreign: DocumentTable, seed: int, shape: tuple[int, int, int], share: float) -> Parts:
+    """Scale, reference and a stream whose text turns; of a shape: documents of the scale, ranked ones, quiet ones."""
+    scale, ranked, quiet = shape
+    # What was chosen for the watch was chosen on streams of [3, seed].
+    rng = np.random.default_rng([5, seed])
+    own = iter([pool[i] for i in rng.permutation(len(pool)).tolist()])
+    other = iter([foreign[i] for i in rng.permutation(len(foreign)).tolist()])
+    lead, reference = [next(own) for _ in range(scale)], [next(own) for _ in range(ranked)]
+    strange = rng.random(quiet + IN_TIME) < np.where(np.arange(quiet + IN_TIME) < quiet, 0.0, share)
+    return lead, reference, (next(other) if each else next(own) for each in strange)
+
+
+def seen_by_direction(pool: DocumentTable, foreign: DocumentTable, streams: int, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """In how many streams the learnt direction alone sees a turn of a tenth in time, at its own share of the rate."""
+    seen = 0
+    for seed in range(streams):
+        scale, ranked, stream = drawn(pool, foreign, seed, shape, SHARES[0])
+        learnt = Learnt(DocumentTable.of(scale, pool.width), DocumentTable.of(ranked, pool.width))
+        draws = np.random.default_rng([6, seed])
+        for document in stream:
+            learnt.bet(document, draws.random(LIVE))
+        seen += learnt.highest >= 1 / (RATE * LEARNT_SHARE)
+    return {"streams": streams, "seen": seen, "share_seen": seen / streams, "interval": list(interval(seen, streams))}
+
+
 def turned(
     pool: DocumentTable, foreign: DocumentTable, streams: int, scale: int, ranked: int, quiet: int, share: float
 ) -> dict[str, Any]:
@@ -180,13 +209,8 @@ def turned(
     first: dict[str, int] = {}
     before = 0
     for seed in range(streams):
-        rng = np.random.default_rng([5, seed])  # what was chosen for the watch was chosen on streams of [3, seed]
-        own = iter([pool[i] for i in rng.permutation(len(pool)).tolist()])
-        other = iter([foreign[i] for i in rng.permutation(len(foreign)).tolist()])
-        lead, reference = [next(own) for _ in range(scale)], [next(own) for _ in range(ranked)]
-        strange = rng.random(quiet + IN_TIME) < np.where(np.arange(quiet + IN_TIME) < quiet, 0.0, share)
-        stream = (next(other) if each else next(own) for each in strange)
-        found = watched((lead, reference, stream), pool.width, seed, to_the_end=False)
+        parts = drawn(pool, foreign, seed, (scale, ranked, quiet), share)
+        found = watched(parts, pool.width, seed, to_the_end=False)
         at = min(found.values(), default=None)
         if at is not None and at <= quiet:
             before += 1
@@ -203,8 +227,8 @@ def turned(
 
 
 PARTS = ("known", "held-out", "turns", "references")
-REFERENCES = (60, 120, 240)
-"""Documents ranked, beside those of the turns."""
+REFERENCES = (60, 120, 240, 430)
+"""Documents that are ranked."""
 
 
 def main() -> None:
@@ -243,8 +267,8 @@ def main() -> None:
             keep(f"held out, {base}", held_out(table[base], asked.streams, scale, ranked))
         for name in ("cpp", "prose") if "references" in parts and base == "python" else ():
             for count in REFERENCES:
-                found = turned(table[base], table[name], asked.turns, scale, count, quiet, SHARES[0])
-                keep(f"turn of {SHARES[0]:g}, {base} to {name}, {count} ranked", found)
+                found = seen_by_direction(table[base], table[name], asked.turns, (scale, count, quiet))
+                keep(f"direction alone, {base} to {name}, {count} ranked", found)
         for name in ("cpp", "prose", "tests") if "turns" in parts else ():
             for share in asked.share or SHARES:
                 found = turned(table[base], table[name], asked.turns, scale, ranked, quiet, share)

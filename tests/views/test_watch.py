@@ -257,7 +257,7 @@ def test_a_process_that_is_stopped_anywhere_goes_on_without_counting_twice(run: 
     whole = kyomei(run.folder, "--state", tmp_path / "whole", "--text", text)
     command = [sys.executable, "-m", "kyomei", "watch", str(run.folder), "--state", str(tmp_path / "s"), "--text", str(text)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    for _ in range(600):
+    for _ in range(3000):
         if (tmp_path / "s/state.safetensors").exists() or process.poll() is not None:
             break
         time.sleep(0.05)
