@@ -27,7 +27,7 @@ from kyomei.stages.progress import Reporter
 
 WINDOWS_PER_DOCUMENT = 4
 """Windows of a longer document that are read, evenly from its beginning to its end: a document costs no more than this."""
-MOST_SCALE, MOST_RANKED = 200, 500
+MOST_SCALE, MOST_RANKED = 200, 1_000
 """Documents of the reference at most: those that edges are laid down on, and those that the stream's are ranked among."""
 PARTS = {"scale": ("replica-0", MOST_SCALE), "ranked": ("evidence", MOST_RANKED)}
 """Of a reference: from which part of the documents, and how many at most."""
