@@ -55,6 +55,11 @@ class Rank:
     def sum_over_all(self, x: Tensor) -> Tensor:
         return torch.stack(self.tell(x)).sum(dim=0)
 
+    def from_rank(self, source: int, x: Tensor) -> Tensor:
+        told = self.tell(x)
+        assert len({(part.shape, part.dtype) for part in told}) == 1, "ranks wait for what is sent"
+        return told[source].clone()
+
 
 def together(size: int, work: Callable[[Rank], T]) -> list[T]:
     """What some ranks make of a piece of work; the first error of one of them, once all have ended."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import kyomei
+from kyomei.evidence.certificate import Certificate
 
 SETTINGS = ("--tokens", "24000", "--set", "source.replicas=2", "--set", "source.context=64", "--set", "source.spread=1")
 TRAINING = ("train.steps=60", "train.batch_rows=256", "train.checkpoint_every=10", "dictionary.width=256", "dictionary.l0=16")
@@ -92,6 +93,42 @@ def test_a_harvest_on_ranks_has_the_bytes_of_one_process_also_after_a_rank_is_ki
     assert process.returncode == 0, errors[-3000:]
     assert output.count('"sites"') == 1, "one rank prints the summary"
     assert rows_and_tokens(folder) == expected
+
+
+CERTIFIED = (
+    "source.replicas=3",
+    "source.context=64",
+    "source.spread=1",
+    "mechanism.name=topk",
+    "mechanism.start=random",
+    "dictionary.width=66",
+    "dictionary.l0=6",
+    "train.steps=30",
+    "train.batch_rows=64",
+)
+
+
+@pytest.mark.slow
+def test_a_certificate_under_torchrun_is_that_of_one_process(tmp_path: Path) -> None:
+    run = [sys.executable, "-m", "kyomei"]
+    chosen = [part for value in CERTIFIED for part in ("--set", value)]
+    train = [*run, "train", str(tmp_path / "one"), "--tokens", "12000", *chosen, "--threads", "1"]
+    subprocess.run(train, check=True, capture_output=True, timeout=300)
+    subprocess.run(["cp", "-r", str(tmp_path / "one"), str(tmp_path / "two")], check=True)
+    subprocess.run([*run, "certify", str(tmp_path / "one"), "--threads", "1"], check=True, capture_output=True, timeout=300)
+    process = ranks_of(2, "certify", str(tmp_path / "two"))
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    assert output.count('"certificates"') == 1, "one rank prints the summary"
+    one, two = (Certificate.read(tmp_path / name / "certificate.json") for name in ("one", "two"))
+    assert [feature["status"] for feature in one.features] == [feature["status"] for feature in two.features]
+    assert one.rule == pytest.approx(two.rule, abs=1e-6) and one.fidelity == pytest.approx(two.fidelity, abs=1e-6)
+    for name in ("count", "activation", "explained variance"):
+        for kind, shares in one.shares[name].items():
+            assert shares == pytest.approx(two.shares[name][kind], abs=1e-6)
+    assert kyomei.load(tmp_path / "two" / "replicas" / "0").provenance["certificate"]["latents"] == 66
+    refused = ranks_of(2, "certify", str(tmp_path / "two"), "--baseline", "topk")
+    assert "certify those in one process" in refused.communicate(timeout=120)[1] and refused.returncode != 0
 
 
 def test_a_run_that_is_not_harvested_is_refused_on_a_mesh(tmp_path: Path) -> None:

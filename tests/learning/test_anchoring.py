@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from tests.threads_as_ranks import Rank, together
 from torch.nn.functional import normalize
 
-from kyomei.learning.anchoring import Cone, anchored_decoders, usual_scores
+from kyomei.learning.anchoring import Cone, anchored_decoders, usual_scores, usual_scores_in_turn
 from kyomei.learning.latents import Latents, random_start
 from kyomei.learning.least_squares import CodeMoments, SharedCodes, least_squares
 from kyomei.learning.mesh import Mesh
-from kyomei.learning.placement import _Anchoring
-from kyomei.learning.spaces import Whitening
+from kyomei.learning.placement import _after, _Anchoring, _before, _free_threshold
+from kyomei.learning.sample import Sample
+from kyomei.learning.spaces import Normalisation, Whitening
 from kyomei.source.rows import open_rows
 
 ROWS, WIDTH, DIM = 3000, 12, 8
@@ -125,16 +126,45 @@ def test_ranks_place_the_latents_that_one_process_places(
     white = Whitening.fit(rows)
     cone = cone_of(correlated_rows(10), 0.9, found=num_found)
     drawn = random_start(num_free, DIM, 4, tied=False) if num_free else Latents.none(DIM)
-    x = rows.read(np.arange(ROWS)) - white.mean
+    x = Sample.of(rows, ROWS, Normalisation(white.mean, 1.0))
 
     def placed(mesh: Any) -> tuple[Latents, float]:
-        return _Anchoring(x, white, cone, drawn, 2.0 if num_free else 0.0, "jumprelu", mesh).run()
+        here = mesh.share(num_found + num_free)
+        own, free = cone.part(_before(here, num_found)), drawn.part(_after(here, num_found))
+        return _Anchoring(x, white, own, free, 2.0 if num_free else 0.0, "jumprelu", mesh).run()
 
     expected, explained = placed(Mesh())
-    for found, share in together(size, placed):
+    found = together(size, placed)
+    for latents, share in found:
         assert share == pytest.approx(explained, abs=1e-5)
-        for name in ("encoder", "decoder", "threshold", "frequency", "centre"):
-            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-4, msg=name)
+        torch.testing.assert_close(latents.centre, expected.centre, rtol=0, atol=1e-4)
+    for name in ("encoder", "decoder", "threshold", "frequency"):
+        joined = torch.cat([getattr(latents, name) for latents, _ in found])
+        torch.testing.assert_close(joined, getattr(expected, name), rtol=0, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("l0", [0.5, 3.0, 30.0])
+def test_the_common_threshold_is_the_score_that_so_many_exceed(l0: float) -> None:
+    """Found by bins, of one process and of three, it is the one that sorting all scores finds; none is negative."""
+    rows = open_rows(correlated_rows(3))
+    x, centre = Sample.of(rows, ROWS), torch.full((DIM,), 0.1)
+    free, found = random_start(40, DIM, 1, tied=False), Latents.of(torch.eye(DIM)[:2], None, threshold=torch.full((2,), 1.5))
+    y = rows.read(np.arange(ROWS)) - centre
+    taken = int((y @ found.encoder.T > found.threshold).sum())
+    ordered = (y @ free.encoder.T).flatten().sort(descending=True).values
+    expected = ordered[max(1, round(l0 * ROWS - taken)) - 1].clamp_min(0)
+
+    def own(mesh: Any) -> torch.Tensor:
+        return _free_threshold(x, found.part(mesh.share(2)), free.part(mesh.share(40)), l0, centre, mesh)
+
+    for threshold in (own(Mesh()), *together(3, own)):
+        torch.testing.assert_close(threshold, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_usual_scores_of_rows_that_come_by_in_turn() -> None:
+    x, encoder = correlated_rows(9), torch.randn(30, DIM, generator=torch.Generator().manual_seed(1))
+    found = usual_scores_in_turn(iter(x.split(70)), len(x), encoder)
+    torch.testing.assert_close(found, usual_scores(x, encoder))
 
 
 @settings(max_examples=25, deadline=None)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.threads_as_ranks import together
 
 import kyomei
 import kyomei.learning.fit
@@ -19,6 +20,7 @@ from kyomei.learning.fit import choose_device, refit
 from kyomei.learning.placement import resonant_plan, spectrum_targets
 from kyomei.learning.resonance import resonate
 from kyomei.learning.spaces import Normalisation
+from kyomei.learning.spread import Spread
 from kyomei.learning.workplace import Workplace
 from kyomei.source.rows import open_rows
 
@@ -63,7 +65,10 @@ def test_refitted_decoders_reconstruct_better(x: torch.Tensor) -> None:
     spoilt = torch.nn.functional.normalize(sae.decoder + 0.1 * torch.randn(sae.decoder.shape), dim=1)
     worse = SparseAutoencoder(sae.encoder, spoilt, sae.threshold, sae.center)
     cone = Cone.around(directions.whitened, RECIPE.mechanism.anchor, directions.whitening)
-    again = refit(worse, open_rows(x), cone)
+    again = refit(Spread.of(worse), open_rows(x), cone).whole()
+    ranks = together(3, lambda rank: refit(Spread.of(worse, rank), open_rows(x), cone.part(rank.share(worse.width))).whole())  # type: ignore[arg-type]
+    for found in ranks:
+        torch.testing.assert_close(found.decoder, again.decoder, rtol=0, atol=1e-4)
     errors = [float((x - s(x)).square().sum()) for s in (sae, worse, again)]
     assert errors[2] < errors[1] and errors[2] == pytest.approx(errors[0], rel=0.03)
     # A latent is active on the same rows, whatever its scale.

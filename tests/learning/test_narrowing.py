@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.threads_as_ranks import together
 from torch.nn.functional import normalize
 
 import kyomei
@@ -15,6 +16,7 @@ from kyomei.learning import fit as fitting
 from kyomei.learning.latents import trained_latents
 from kyomei.learning.narrowing import PARTS, missed, narrowed, widths
 from kyomei.learning.spaces import Normalisation
+from kyomei.learning.spread import Spread
 from kyomei.learning.workplace import Workplace
 from kyomei.source.rows import open_rows
 
@@ -44,17 +46,21 @@ def test_a_latent_is_missed_by_what_the_error_grows_without_it(activation: str, 
         without = code.clone()
         without[:, latent] = 0
         expected.append(float((x - sae.decode(without)).square().sum() - error))
-    assert missed(sae, open_rows(x)).tolist() == pytest.approx(expected, rel=1e-3, abs=1e-2)
+    assert missed(Spread.of(sae), open_rows(x)).tolist() == pytest.approx(expected, rel=1e-3, abs=1e-2)
 
 
 def test_narrowing_leaves_the_latents_that_are_missed_most_as_they_are() -> None:
     sae, x = _dictionary("topk", 4)
     rows = open_rows(x)
-    least = np.sort(missed(sae, rows).argsort(descending=True).numpy()[:9])
-    left = narrowed(sae, rows, 9)
+    whole = Spread.of(sae)
+    least = np.sort(missed(whole, rows).argsort(descending=True).numpy()[:9])
+    left = narrowed(whole, rows, 9)
     for name in ("encoder", "decoder", "threshold"):
         assert torch.equal(getattr(left, name), getattr(sae, name)[least])
-    assert left.k == 4 and narrowed(sae, rows, 3).k == 3 and narrowed(sae, rows, 24) is sae
+    assert left.k == 4 and narrowed(whole, rows, 3).k == 3 and narrowed(whole, rows, 24) is whole
+    ranks = together(3, lambda rank: narrowed(Spread.of(sae, rank), rows, 10).whole())  # type: ignore[arg-type]
+    expected = narrowed(whole, rows, 10).whole()
+    assert all(torch.equal(found.encoder, expected.encoder) and found.k == 4 for found in ranks)
 
 
 def test_what_is_trained_further_is_the_same_in_normalised_space() -> None:

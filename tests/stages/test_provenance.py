@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.threads_as_ranks import together
 
 import kyomei
 from kyomei.config import Recipe
@@ -61,6 +62,34 @@ def test_a_dictionary_copied_out_of_its_run_knows_where_it_belongs(trained: Run,
 
 def test_a_null_says_that_it_is_one(trained: Run) -> None:
     assert kyomei.load(trained.path("controls/gaussian/topk/1")).provenance["control"] == "gaussian"
+
+
+def test_a_certificate_of_ranks_is_that_of_one_process(trained: Run, tmp_path: Path) -> None:
+    """The leading rank writes it, once; the others know that it stands."""
+    folders = [shutil.copytree(trained.folder, tmp_path / name / "first") for name in ("one", "three")]
+    with (one := Run.open(folders[0])).lock():
+        certify_run(one, Reporter())
+    with (run := Run.open(folders[1])).lock():
+        facts = together(3, lambda rank: certify_run(run, Reporter(mesh=rank)))  # type: ignore[arg-type]
+        again = together(2, lambda rank: certify_run(run, Reporter(mesh=rank)))  # type: ignore[arg-type]
+    assert facts[1:] == [{}, {}] and again == [facts[0], {}]
+    found, expected = (json.loads((folder / "certificate.json").read_text()) for folder in (folders[1], folders[0]))
+    assert len(found["features"]) == 64 and found["features"][3]["tokens"]
+    assert_alike(found | {"created": 0}, expected | {"created": 0})
+
+
+def assert_alike(found: object, expected: object, name: str = "") -> None:
+    """Numbers within 1e-6, as sums of single precision are added up in another order, and all else equal."""
+    if isinstance(expected, dict):
+        assert isinstance(found, dict) and found.keys() == expected.keys(), name
+        for key, value in expected.items():
+            assert_alike(found[key], value, f"{name}.{key}")
+    elif isinstance(expected, list):
+        assert isinstance(found, list) and len(found) == len(expected), name
+        for number, value in enumerate(expected):
+            assert_alike(found[number], value, f"{name}[{number}]")
+    else:
+        assert found == (pytest.approx(expected, abs=1e-6) if isinstance(expected, float) else expected), name
 
 
 def test_a_certificate_stands_in_the_dictionary_it_is_of(trained: Run) -> None:

@@ -37,6 +37,8 @@ def test_traffic_and_memory_are_those_of_a_step(data: int, features: int, monkey
     rows = torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(0))
     recipe = Recipe().with_values({"dictionary.width": WIDTH, "train.batch_rows": ROWS, "mechanism.name": "topk"})
     start, normal = random_start(WIDTH, DIM, 0, tied=False), Normalisation.measure(TensorRows(rows))
+    monkeypatch.setattr(Mesh, "tell", lambda mesh, value: [value] * mesh.size)
+    start = start.part(mesh.latents(WIDTH))
     training = Training(start, TopK(WIDTH, 4), normal, recipe.train, "cpu", torch.float32, mesh)
     training.step(rows[mesh.rows(ROWS)], 0, np.arange(ROWS)[mesh.rows(ROWS)])
     traffic = Traffic.of(WIDTH, DIM, ROWS, data, features)

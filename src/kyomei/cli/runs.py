@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -235,6 +235,8 @@ def certify_command(
     """Which features of a trained run's dictionary other replicas confirm, and where they come from.
 
     With --sae the same for a dictionary from elsewhere; other options are then settings of the run that is made for it.
+
+    Under torchrun each process holds its share of the latents of every dictionary.
     """
     with verb(threads) as reporter:
         if sae is not None:
@@ -247,16 +249,26 @@ def certify_command(
         if latents is not None or yes or not asked.says_at_most():
             raise RecipeError("settings with --sae only", "some without it", "leave them out, or add --sae")
         from kyomei.runs import Run
-        from kyomei.stages.certify import certified, certify_run
+        from kyomei.stages.certify import certified, certify_on_mesh, certify_run
+        from kyomei.stages.family import refuse_family
 
-        def certify_it(run: Run) -> Shown:
-            facts = certify_run(run, reporter, baselines=baseline or (), random_weights=random_weights)
+        def show_it(run: Run, facts: dict[str, Any]) -> Shown:
             shown = tables.certify_tables(facts, str(run.folder))
             return Shown(facts, shown, verdict_words(facts["verdict"]), tables.certify_notes(facts))
+
+        def certify_it(run: Run) -> Shown:
+            return show_it(run, certify_run(run, reporter, baselines=baseline or (), random_weights=random_weights))
 
         def only_reads(run: Run) -> bool:
             return certified(run, baseline or (), random_weights)
 
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            run = Run.open(folder)
+            refuse_family(run)
+            facts = certify_on_mesh(run, reporter, baselines=baseline or (), random_weights=random_weights)
+            if facts is not None:
+                present(show_it(run, facts), as_json)
+            return
         do_with(Run.open(folder), certify_it, reporter, as_json, only_reads=only_reads)
 
 

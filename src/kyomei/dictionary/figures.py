@@ -38,12 +38,16 @@ class SampleFigures:
     def measure(cls, sae: SparseAutoencoder, x: Float[Tensor, "rows dim"]) -> SampleFigures:
         """The figures of rows, with float64 sums."""
         code = sae.encode(x, sparse=True)
+        return cls.of(x, sae.decode(code, x), int((code.values() != 0).sum()))
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "rows dim"], reconstruction: Float[Tensor, "rows dim"], active: int) -> SampleFigures:
+        """The same from a reconstruction and the number of active latents in all rows."""
         rows = x.to("cpu", torch.float64)
-        error = float((rows - sae.decode(code, x).to("cpu", torch.float64)).square().sum())
+        error = float((rows - reconstruction.to("cpu", torch.float64)).square().sum())
         variance = float((rows - rows.mean(dim=0)).square().sum())
-        l0 = int((code.values() != 0).sum()) / len(rows)
         fvu = error / variance if variance > 0 else float("inf")
-        return cls(len(rows), float(rows.norm(dim=1).median()), l0, fvu)
+        return cls(len(rows), float(rows.norm(dim=1).median()), active / len(rows), fvu)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain figures to five digits: the last ones depend on how many threads added them up."""

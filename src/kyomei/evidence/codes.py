@@ -16,10 +16,14 @@ from kyomei.dictionary.kernels import sampled_products, supported
 from kyomei.dictionary.products import DENSE_ABOVE
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.learning.least_squares import to_scipy
+from kyomei.learning.mesh import Mesh
+from kyomei.learning.spread import Spread
 from kyomei.source.rows import Rows
 
 SCORES_PER_BLOCK = 2**24
 """Entries of a dense code held at a time (64 MB in float32)."""
+COLUMNS_AT_ONCE = 128
+"""Latents whose codes the ranks of a mesh send each other at a time."""
 
 
 class Codec(Protocol):
@@ -37,8 +41,13 @@ class Autoencoder(Codec, Protocol):
     def width(self) -> int: ...
 
 
-def encode_rows(sae: SparseAutoencoder, rows: Rows, index: Int64[np.ndarray, " taken"]) -> sparse.csr_array:
-    """The code of chosen rows: float32 CSR [taken, width].
+def mesh_of(sae: Autoencoder) -> Mesh:
+    """The ranks that share a dictionary's latents out."""
+    return sae.mesh if isinstance(sae, Spread) else Mesh()
+
+
+def encode_rows(sae: SparseAutoencoder | Spread, rows: Rows, index: Int64[np.ndarray, " taken"]) -> sparse.csr_array:
+    """The code of chosen rows: float32 CSR [taken, width], of a rank its own latents' columns of it.
 
     Args:
         sae: the dictionary.
@@ -47,7 +56,8 @@ def encode_rows(sae: SparseAutoencoder, rows: Rows, index: Int64[np.ndarray, " t
     """
     blocks = []
     for part in _parts(len(index)):
-        blocks.append(to_scipy(sae.encode(rows.read(index[part]), sparse=True)))
+        x = rows.read(index[part])
+        blocks.append(to_scipy(sae.encode(x) if isinstance(sae, Spread) else sae.encode(x, sparse=True)))
     return sparse.vstack(blocks, format="csr")
 
 
@@ -57,14 +67,16 @@ class Coded(NamedTuple):
     Attributes:
         first: number of the first row.
         x: the rows [block, dim].
-        code: of the rows, CSR [block, width].
+        code: of the rows, CSR [block, width]; of a rank its own latents' columns of it.
         reconstruction: x̂ [block, dim].
+        active: latents active in each row, those of all ranks [block].
     """
 
     first: int
     x: Tensor
     code: sparse.csr_array
     reconstruction: Tensor
+    active: Int64[np.ndarray, " block"]
 
 
 def rows_per_block(width: int) -> int:
@@ -81,12 +93,14 @@ def coded_blocks(dictionaries: Sequence[Autoencoder], rows: Rows) -> Iterator[li
 
 
 @torch.no_grad()
-def _coded(sae: Autoencoder, x: Tensor) -> tuple[sparse.csr_array, Tensor]:
-    if isinstance(sae, SparseAutoencoder):
-        z = sae.encode(x, sparse=True)
-        return to_scipy(z if z.dtype == torch.float64 else z.float()), sae.decode(z, x)
+def _coded(sae: Autoencoder, x: Tensor) -> tuple[sparse.csr_array, Tensor, Int64[np.ndarray, " block"]]:
+    if isinstance(sae, SparseAutoencoder | Spread):
+        z = sae.encode(x) if isinstance(sae, Spread) else sae.encode(x, sparse=True)
+        active = mesh_of(sae).sum_over_all(z.crow_indices().diff()).cpu().numpy()
+        return to_scipy(z if z.dtype == torch.float64 else z.float()), sae.decode(z, x), active
     dense = sae.encode(x)
-    return sparse.csr_array(dense.cpu().numpy()), sae.decode(dense)
+    code = sparse.csr_array(dense.cpu().numpy())
+    return code, sae.decode(dense), np.diff(code.indptr).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,12 +118,64 @@ class Moments:
     def correlation(self, latents: Int64[np.ndarray, " n"], partners: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
         """Pearson correlation of given latents of `a` with given ones of `b`; 0 where one never changes."""
         count = self.a.shape[0]
-        a, b = self.a.astype(np.float64).tocsc()[:, latents], self.b.astype(np.float64).tocsc()[:, partners]
+        a, b = self.a.tocsc()[:, latents].astype(np.float64), self.b.tocsc()[:, partners].astype(np.float64)
         mean_a, mean_b = total(a) / count, total(b) / count
         variance = (total(a.power(2)) / count - mean_a**2) * (total(b.power(2)) / count - mean_b**2)
         covariance = total(a.multiply(b)) / count - mean_a * mean_b
         r: np.ndarray = np.divide(covariance, np.sqrt(variance.clip(0)), out=np.zeros(len(latents)), where=variance > 0)
         return r
+
+
+def joined(values: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """What every rank has for its own latents, of all latents on every rank."""
+    return values if mesh.size == 1 else mesh.joined(torch.from_numpy(np.ascontiguousarray(values))).numpy()
+
+
+def columns_in_turn(code: sparse.csr_array, mesh: Mesh) -> Iterator[tuple[int, sparse.csc_array]]:
+    """The codes of all ranks' latents, some latents at a time, on every rank: (number of the first of them, columns)."""
+    own, first = code.tocsc(), 0
+    for source, count in enumerate(mesh.tell(code.shape[1])):
+        for start in range(0, count, COLUMNS_AT_ONCE):
+            stop = min(start + COLUMNS_AT_ONCE, count)
+            here = own[:, start:stop] if source == mesh.rank else None
+            yield first + start, _from_rank(source, here, (code.shape[0], stop - start), code.dtype, mesh)
+        first += count
+
+
+def _from_rank(
+    source: int, columns: sparse.csc_array | None, shape: tuple[int, int], dtype: np.dtype[Any], mesh: Mesh
+) -> sparse.csc_array:
+    """Columns of one rank, on all."""
+    if mesh.size == 1 and columns is not None:
+        return columns
+    starts = torch.zeros(shape[1] + 1, dtype=torch.int64) if columns is None else torch.from_numpy(columns.indptr).long()
+    starts = mesh.from_rank(source, starts)
+    count = int(starts[-1])
+    place = torch.zeros(count, dtype=torch.int32) if columns is None else torch.from_numpy(columns.indices).int()
+    values = torch.from_numpy(np.zeros(count, dtype=dtype) if columns is None else columns.data)
+    place, values = mesh.from_rank(source, place), mesh.from_rank(source, values)
+    return sparse.csc_array((values.numpy(), place.numpy(), starts.int().numpy()), shape=shape)
+
+
+def columns_picked(code: sparse.csr_array, wanted: Int64[np.ndarray, " wanted"], mesh: Mesh) -> sparse.csc_array:
+    """The codes of some latents of all ranks, by ascending number; each rank wants what it wants."""
+    parts = [
+        columns[:, wanted[(wanted >= first) & (wanted < first + columns.shape[1])] - first]
+        for first, columns in columns_in_turn(code, mesh)
+    ]
+    return sparse.hstack(parts, format="csc") if parts else code.tocsc()[:, :0]
+
+
+def partner_correlation(
+    a: sparse.csr_array, b: sparse.csr_array, partner: Int64[np.ndarray, " own"], mesh: Mesh
+) -> Float64[np.ndarray, " own"]:
+    """Pearson correlation of this rank's latents of `a` with their partners among all ranks' latents of `b`."""
+    own, found = a.tocsc(), np.zeros(a.shape[1])
+    for first, columns in columns_in_turn(b, mesh):
+        here = np.flatnonzero((partner >= first) & (partner < first + columns.shape[1]))
+        if len(here):
+            found[here] = Moments(own[:, here], columns).correlation(np.arange(len(here)), partner[here] - first)
+    return found
 
 
 def total(code: Any) -> Float64[np.ndarray, " width"]:
@@ -144,9 +210,9 @@ class ExplainedSums:
     what the centre explains by rows' lengths belongs to no latent.
     """
 
-    def __init__(self, sae: SparseAutoencoder) -> None:
-        self._sae, self._decoder = sae, sae.decoder.detach().cpu()
-        self._products, self._activation = np.zeros(sae.width), np.zeros(sae.width)
+    def __init__(self, sae: SparseAutoencoder | Spread) -> None:
+        self._sae, self._decoder, self._mesh = sae, sae.decoder.detach().cpu(), mesh_of(sae)
+        self._products, self._activation = np.zeros((2, len(self._decoder)))
         self._x, self._reconstruction = (torch.zeros(sae.dim, dtype=torch.float64) for _ in range(2))
         self._squares, self._num_rows = 0.0, 0
         self._shift: Tensor | None = None
@@ -173,5 +239,4 @@ class ExplainedSums:
         # About the mean instead of the first block's, 2x̃ − r is smaller by the mean; Σ_rows (2x̃ − r) = −rows b.
         to_mean = self._decoder.double() @ (bias / self._num_rows - mean)
         squares = self._squares - self._num_rows * float(mean.square().sum())
-        result: Float64[np.ndarray, " width"] = (self._products + self._activation * to_mean.numpy()) / squares
-        return result
+        return joined((self._products + self._activation * to_mean.numpy()) / squares, self._mesh)

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from kyomei.dictionary.edits import Reconstruction
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, EvidenceError
-from kyomei.evidence.codes import Autoencoder, Codec, Coded, coded_blocks, firing_counts
+from kyomei.evidence.codes import Autoencoder, Codec, Coded, coded_blocks, firing_counts, joined, mesh_of
 from kyomei.evidence.site import check_site
 from kyomei.source.rows import RowsLike, open_rows
 
@@ -86,11 +86,13 @@ class Fidelity:
 class FidelitySums:
     """What fidelity is made of, block by block, with float64 sums."""
 
-    def __init__(self, width: int, dim: int) -> None:
+    def __init__(self, sae: Autoencoder, dim: int) -> None:
         self._error, self._squares, self._num_rows = 0.0, 0.0, 0
+        self._mesh, width = mesh_of(sae), sae.width
         self._shift: Tensor | None = None
         self._total = torch.zeros(dim, dtype=torch.float64)
-        self._fired, self._rows_of_l0 = np.zeros(width, dtype=np.int64), np.zeros(width + 1, dtype=np.int64)
+        self._rows_of_l0 = np.zeros(width + 1, dtype=np.int64)
+        self._fired: np.ndarray | None = None
 
     def add(self, block: Coded) -> None:
         x = block.x.double().cpu()
@@ -100,8 +102,9 @@ class FidelitySums:
         shifted = x - self._shift
         self._total += shifted.sum(dim=0)
         self._squares += float(shifted.square().sum())
-        self._fired += firing_counts(block.code)
-        self._rows_of_l0 += np.bincount(np.diff(block.code.indptr), minlength=len(self._rows_of_l0))
+        fired = firing_counts(block.code)
+        self._fired = fired if self._fired is None else self._fired + fired
+        self._rows_of_l0 += np.bincount(block.active, minlength=len(self._rows_of_l0))
         self._num_rows += len(x)
 
     def figures(self) -> Fidelity:
@@ -115,8 +118,9 @@ class FidelitySums:
         if not variance > 1e-12 * self._squares:
             raise DataError("rows that vary", f"{rows} equal rows", "measure on more than one distinct row")
         mean, std, quantiles = _l0_spread(torch.from_numpy(self._rows_of_l0))
-        dead = float((self._fired == 0).mean())
-        return Fidelity(self._error / variance, mean, std, quantiles, dead, torch.from_numpy(self._fired).double() / rows, rows)
+        fired = joined(np.zeros(0, dtype=np.int64) if self._fired is None else self._fired, self._mesh)
+        dead = float((fired == 0).mean())
+        return Fidelity(self._error / variance, mean, std, quantiles, dead, torch.from_numpy(fired).double() / rows, rows)
 
 
 def fidelity(sae: Autoencoder, rows: RowsLike) -> Fidelity:
@@ -136,7 +140,7 @@ def fidelity(sae: Autoencoder, rows: RowsLike) -> Fidelity:
     opened = open_rows(rows)
     if isinstance(sae, SparseAutoencoder) and sae.provenance:
         check_site(sae, opened)
-    sums = FidelitySums(sae.width, opened.dim)
+    sums = FidelitySums(sae, opened.dim)
     for (block,) in coded_blocks([sae], opened):
         sums.add(block)
     return sums.figures()

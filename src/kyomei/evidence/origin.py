@@ -9,6 +9,7 @@ the activation that lies on few tokens, or at the same positions, does not.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from kyomei.errors import EvidenceError
-from kyomei.evidence.codes import total
+from kyomei.evidence.codes import joined, total
+from kyomei.learning.mesh import Mesh
 
 OriginName = Literal["token", "position", "context-or-unexplained"]
 ORIGINS: tuple[OriginName, ...] = ("token", "position", "context-or-unexplained")
@@ -30,6 +32,7 @@ LATENTS_AT_ONCE = 1024
 """Latents whose means by token are held at a time: dense, distinct tokens × latents."""
 TOKENS_NAMED = 8
 TOKENS_MASS = 0.9
+_FIGURES = ("token", "position", "both", "token_mass", "position_mass", "firing")
 """Tokens are named until together they hold this share of a feature's activation."""
 
 
@@ -74,6 +77,14 @@ class Origin:
         return {"kind": self.kind(latent), "r2": r2, "mass": mass, "firing": round(float(self.firing[latent]), 4)}
 
 
+def joined_origin(own: Origin, mesh: Mesh) -> Origin:
+    """The origins of all ranks' latents, on every rank."""
+    if mesh.size == 1:
+        return own
+    figures = {name: joined(getattr(own, name), mesh) for name in _FIGURES}
+    return Origin(**figures, top_tokens=list(chain.from_iterable(mesh.tell(own.top_tokens))))
+
+
 def require_documents(document: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " documents"]:
     """The distinct documents of rows; raises EvidenceError where there is only one: half of them is scored on the others."""
     names = np.unique(document)
@@ -116,7 +127,7 @@ def origin(
         scores = [_score(block, tokens, positions, half) for half in (first, ~first)]
         masses = [_mass(block, values, first, most) for values, most in ((tokens, FEW_TOKENS), (positions, positions.shape[1]))]
         parts.append(np.stack([*np.mean(scores, axis=0), *masses]))
-    by_token, by_position, by_both, token_mass, position_mass = np.concatenate(parts, axis=1)
+    by_token, by_position, by_both, token_mass, position_mass = np.concatenate(parts or [np.zeros((5, 0))], axis=1)
     named, firing = _top_tokens(code, tokens, np.unique(token))
     return Origin(by_token, by_position, by_both, token_mass, position_mass, named, firing)
 

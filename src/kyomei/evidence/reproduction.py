@@ -6,9 +6,9 @@ that no replica saw.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -17,14 +17,15 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kyomei.dictionary.cosines import cosine_blocks
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import EvidenceError
-from kyomei.evidence.codes import Moments, encode_rows, firing_counts
+from kyomei.evidence.codes import encode_rows, firing_counts, joined, mesh_of, partner_correlation
 from kyomei.evidence.kinship import Kinship
 from kyomei.learning.spaces import Whitening
+from kyomei.learning.spread import Spread, in_turn
 from kyomei.source.rows import Rows, as_seen
 
+Dictionary: TypeAlias = SparseAutoencoder | Spread
 Status = Literal["certified", "split", "merged", "unstable", "dead"]
 STATUSES: tuple[Status, ...] = ("certified", "split", "merged", "unstable", "dead")
 MIN_REPLICAS = 3
@@ -37,6 +38,8 @@ DENSE_FREQUENCY = 0.1
 """A latent that is active on a larger share of the rows is dense."""
 MIN_ALIKE = 20
 """Fewer latents of a null say too little about what others of their kind must exceed."""
+OWN_AT_ONCE = 1024
+"""Latents whose cosines are held at a time."""
 MAX_ROWS = 200_000
 """Rows on which activations are compared at most, evenly spread."""
 
@@ -75,12 +78,13 @@ class NullMatches:
     frequency_back: Float64[np.ndarray, " width"]
 
     @classmethod
-    def measure(cls, null: tuple[SparseAutoencoder, SparseAutoencoder], rows: Rows) -> NullMatches:
+    def measure(cls, null: tuple[Dictionary, Dictionary], rows: Rows) -> NullMatches:
         """Compare the two on rows of the null that its replicas did not see."""
         (a, b), space, index = null, space_of(null, rows), rows_used(rows.num_rows)
         code_a, code_b = (encode_rows(sae, rows, index) for sae in null)
         there, back = match(a, b, space, code_a, code_b), match(b, a, space, code_b, code_a)
-        return cls(there, back, firing_counts(code_a) / len(index), firing_counts(code_b) / len(index))
+        fired = (joined(firing_counts(code), mesh_of(a)) for code in (code_a, code_b))
+        return cls(there, back, *(counts / len(index) for counts in fired))
 
 
 class Cosines(NamedTuple):
@@ -184,16 +188,16 @@ class Verdicts:
 
 
 def certify_latents(
-    dictionaries: Sequence[SparseAutoencoder],
+    dictionaries: Sequence[Dictionary],
     rows: Rows,
-    null: tuple[SparseAutoencoder, SparseAutoencoder],
+    null: tuple[Dictionary, Dictionary],
     null_rows: Rows,
     whitening: Whitening | None = None,
 ) -> Verdicts:
     """Test the first dictionary against the others.
 
     Args:
-        dictionaries: replicas; at least two others beside the first.
+        dictionaries: replicas; at least two others beside the first. All may be spread over the ranks of a mesh, null included.
         rows: rows that no replica saw.
         null: two replicas of the same mechanism and width on data without features.
         null_rows: rows of the null that its replicas did not see.
@@ -208,7 +212,7 @@ def certify_latents(
     return compare_coded(dictionaries, codes, NullMatches.measure(null, null_rows), whitening or space_of(dictionaries, rows))
 
 
-def space_of(dictionaries: Sequence[SparseAutoencoder], rows: Rows) -> Whitening:
+def space_of(dictionaries: Sequence[Dictionary], rows: Rows) -> Whitening:
     """The whitened space in which dictionaries are compared: of rows of norm 1, where all of them are of such rows."""
     return Whitening.fit(as_seen(rows, all(sae.unit_rows for sae in dictionaries)))
 
@@ -220,9 +224,7 @@ def require_replicas(count: int) -> None:
         raise EvidenceError("a dictionary and at least two other replicas", f"{count} replica(s)", do)
 
 
-def require_comparable(
-    dictionaries: Sequence[SparseAutoencoder], null: tuple[SparseAutoencoder, SparseAutoencoder], dim: int
-) -> None:
+def require_comparable(dictionaries: Sequence[Dictionary], null: tuple[Dictionary, Dictionary], dim: int) -> None:
     """Raise an EvidenceError with fewer than three replicas, or dictionaries of other inputs."""
     require_replicas(len(dictionaries))
     if any(d.dim != dim for d in (*dictionaries, *null)):
@@ -230,7 +232,7 @@ def require_comparable(
 
 
 def compare_coded(
-    dictionaries: Sequence[SparseAutoencoder],
+    dictionaries: Sequence[Dictionary],
     codes: Sequence[sparse.csr_array],
     null: NullMatches,
     space: Whitening,
@@ -239,19 +241,22 @@ def compare_coded(
     """`certify_latents` where the codes of the rows are at hand: one for each dictionary [rows, width].
 
     Args:
-        latents: of the first dictionary those that are tested, in this order; none: all.
+        codes: of a rank its own latents' columns.
+        latents: of the first dictionary those that are tested, ascending; none: all.
     """
     first, *others = dictionaries
     code, *other_codes = codes
-    kinship = [Kinship.of(code, z) for z in other_codes]  # of all: one is merged together with siblings
+    mesh, own = mesh_of(first), None
+    kinship = [Kinship.of(code, z, mesh) for z in other_codes]  # of all: one is merged together with siblings
     if latents is not None:
         kinship = [Kinship(kin.split[latents], kin.merged[latents]) for kin in kinship]
-        first, code = _rows_of(first, latents), code[:, latents]
-    matches = [match(first, other, space, code, z) for other, z in zip(others, other_codes, strict=True)]
+        own = own_of(latents, mesh.share(first.width))
+        code = code[:, own]
+    matches = [match(first, other, space, code, z, own) for other, z in zip(others, other_codes, strict=True)]
     # The rule comes from the null one way round and is tested the other way, on latents that did not set it.
     rule = Rule.above(null.there, null.frequency)
     false = rule.passed(null.back, null.frequency_back > DENSE_FREQUENCY)[null.frequency_back > 0]
-    frequency = firing_counts(code) / code.shape[0]
+    frequency = joined(firing_counts(code), mesh) / code.shape[0]
     alive, dense = frequency > 0, frequency > DENSE_FREQUENCY
     joint = np.min([match.joint for match in matches], axis=0)
     p_value = _p_values(joint, dense, null.there.joint, null.frequency)
@@ -301,36 +306,63 @@ def _p_values(
 
 
 def match(
-    a: SparseAutoencoder, b: SparseAutoencoder, space: Whitening, code_a: sparse.csr_array, code_b: sparse.csr_array
+    a: Dictionary,
+    b: Dictionary,
+    space: Whitening,
+    code_a: sparse.csr_array,
+    code_b: sparse.csr_array,
+    latents: Int64[np.ndarray, " some"] | None = None,
 ) -> Match:
     """Each latent of `a` in `b`.
 
     An encoder row e scores e·x = (C^(1/2) e)·z on whitened z; a decoder row d adds C^(−1/2) d to it.
 
     Args:
-        a, b: dictionaries of one input space.
+        a, b: dictionaries of one input space; both spread over the same mesh, or neither.
         space: in which cosines are taken.
-        code_a, code_b: of the same rows [rows, width].
+        code_a, code_b: of the same rows [rows, width]; of a rank its own latents' columns, `code_a` of those asked for.
+        latents: of `a`, of a rank among its own; none: all.
     """
-    encoders = [_units(sae.encoder, space.backward) for sae in (a, b)]
-    decoders = [_units(sae.decoder, space.forward) for sae in (a, b)]
-    best: list[tuple[Tensor, ...]] = []
-    for (_, by_encoder), (_, by_decoder) in zip(cosine_blocks(*encoders), cosine_blocks(*decoders), strict=True):
-        both = torch.minimum(by_encoder, by_decoder).max(dim=1)
-        best.append((by_encoder.amax(dim=1), by_decoder.amax(dim=1), both.values, both.indices))
-    encoder, decoder, joint = (torch.cat([part[i] for part in best]).double().numpy() for i in range(3))
-    partner = torch.cat([part[3] for part in best]).numpy()
-    return Match(encoder, decoder, joint, partner, Moments(code_a, code_b).correlation(np.arange(a.width), partner))
+    mesh = mesh_of(a)
+    maps = space.backward, space.forward
+    asked = slice(None) if latents is None else torch.from_numpy(latents)
+    own = [_units(rows[asked], to) for rows, to in zip((a.encoder, a.decoder), maps, strict=True)]
+    theirs = [_units(rows, to) for rows, to in zip((b.encoder, b.decoder), maps, strict=True)]
+    *cosines, partner = _best(own[0], own[1], zip(in_turn(theirs[0], mesh), in_turn(theirs[1], mesh), strict=True))
+    correlation = partner_correlation(code_a, code_b, partner.numpy(), mesh)
+    encoder, decoder, joint = (joined(values.double().numpy(), mesh) for values in cosines)
+    return Match(encoder, decoder, joint, joined(partner.numpy(), mesh), joined(correlation, mesh))
 
 
-def _rows_of(sae: SparseAutoencoder, latents: Int64[np.ndarray, " some"]) -> SparseAutoencoder:
-    """Encoder and decoder of some latents; they are compared, and encode nothing."""
-    taken = torch.from_numpy(latents)
-    return SparseAutoencoder(sae.encoder[taken], sae.decoder[taken], sae.threshold[taken], sae.center)
+def _best(
+    encoder: Float[Tensor, "own dim"],
+    decoder: Float[Tensor, "own dim"],
+    others: Iterable[tuple[tuple[int, Tensor], tuple[int, Tensor]]],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Largest cosines of encoders, of decoders, of both at one other latent, and that latent; others come by in turn."""
+    found = torch.full((3, len(encoder)), -torch.inf, dtype=encoder.dtype)
+    partner = torch.zeros(len(encoder), dtype=torch.int64)
+    for (first, other_encoder), (_, other_decoder) in others:
+        for start in range(0, len(encoder), OWN_AT_ONCE):
+            here = slice(start, start + OWN_AT_ONCE)
+            by_encoder, by_decoder = encoder[here] @ other_encoder.T, decoder[here] @ other_decoder.T
+            both = torch.minimum(by_encoder, by_decoder).max(dim=1)
+            partner[here] = torch.where(both.values > found[2, here], first + both.indices, partner[here])
+            new = torch.stack([by_encoder.amax(dim=1), by_decoder.amax(dim=1), both.values])
+            found[:, here] = torch.maximum(found[:, here], new)
+    return found[0], found[1], found[2], partner
+
+
+def own_of(latents: Int64[np.ndarray, " some"], here: slice) -> Int64[np.ndarray, " own"]:
+    """Those of some latents that are a rank's, by their numbers among its own."""
+    own: np.ndarray = latents[(latents >= here.start) & (latents < here.stop)] - here.start
+    return own
 
 
 def _units(rows: Float[Tensor, "width dim"], to: Float[Tensor, "dim dim"]) -> Float[Tensor, "width dim"]:
-    return normalize(rows.detach().cpu().float() @ to, dim=1)
+    rows = rows.detach().cpu()
+    rows = rows if rows.dtype == torch.float64 else rows.float()
+    return normalize(rows @ to.to(rows.dtype), dim=1)
 
 
 def _statuses(

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kyomei.evidence.codes import Autoencoder, Coded, coded_blocks, firing_counts, total
+from kyomei.evidence.codes import Autoencoder, Coded, coded_blocks, firing_counts, joined, total
+from kyomei.learning.mesh import Mesh
 from kyomei.source.rows import RowsLike, open_rows
 
 
@@ -52,7 +53,8 @@ class Selectivity:
 class SelectivitySums:
     """What selectivity is made of, block by block, with float64 sums."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, mesh: Mesh | None = None) -> None:
+        self._mesh = mesh or Mesh()
         self._total, self._squares = np.zeros(width), np.zeros(width)
         self._fired, self._largest = np.zeros(width, dtype=np.int64), np.full(width, -np.inf)
         self._num_rows = 0
@@ -72,7 +74,7 @@ class SelectivitySums:
         # Rounding alone leaves a variance of this order on a latent that never changes.
         std = np.sqrt(np.where(variance > 1e-12 * squares, variance, 0.0))
         figures = self._largest, mean, std, self._fired / self._num_rows
-        largest, average, spread, frequency = (torch.from_numpy(values) for values in figures)
+        largest, average, spread, frequency = (torch.from_numpy(joined(values, self._mesh)) for values in figures)
         return Selectivity(largest, average, spread, frequency, self._num_rows)
 
 
@@ -85,6 +87,7 @@ class StrongestRows:
     """
 
     def __init__(self, width: int, count: int) -> None:
+        """Of so many latents, those of this rank; see `joined`."""
         self.row = np.full((width, count), -1, dtype=np.int64)
         self.activation = np.zeros((width, count), dtype=np.float32)
 
@@ -94,6 +97,12 @@ class StrongestRows:
         new = entries.data > self.activation[entries.col, -1]
         latent, row, value = entries.col[new], entries.row[new] + block.first, entries.data[new]
         _merge(self.row, self.activation, latent, row, value.astype(np.float32))
+
+    def joined(self, mesh: Mesh) -> StrongestRows:
+        """Those of all ranks' latents."""
+        every = StrongestRows(0, 0)
+        every.row, every.activation = joined(self.row, mesh), joined(self.activation, mesh)
+        return every
 
 
 def selectivity(sae: Autoencoder, rows: RowsLike) -> Selectivity:

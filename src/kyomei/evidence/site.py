@@ -10,6 +10,7 @@ import numpy as np
 
 from kyomei.dictionary.figures import SAMPLE_ROWS, SampleFigures
 from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.learning.spread import Spread
 from kyomei.source.rows import Rows, RowsLike, open_rows
 from kyomei.source.shards import ShardFolder
 
@@ -50,14 +51,14 @@ class SiteCheck:
         return {"verdict": self.verdict, "reasons": list(self.reasons), "here": self.here.to_dict(), "stored": stored}
 
 
-def check_site(sae: SparseAutoencoder, rows: RowsLike) -> SiteCheck:
+def check_site(sae: SparseAutoencoder | Spread, rows: RowsLike) -> SiteCheck:
     """Compare what a dictionary does on rows with what it did on those it was trained on, and warn where that differs much.
 
     What shards say of their model, site and side is compared as well. Of other rows only their figures speak: a site whose rows
     are almost those of the dictionary's own is not told from it.
 
     Args:
-        sae: a dictionary that was trained or loaded here.
+        sae: a dictionary that was trained or loaded here; of one that is spread over a mesh the leading rank warns.
         rows: activations [rows, dim], or whatever holds them; at most 4096 of them are read, evenly taken.
 
     Warns:
@@ -73,20 +74,21 @@ def check_site(sae: SparseAutoencoder, rows: RowsLike) -> SiteCheck:
     figures = [_other_figures(here, each) for each in known]
     reasons = (*_other_place(sae, rows), *(figures[0] if figures and all(figures) else ()))
     judged = bool(known) or (isinstance(rows, ShardFolder) and "site" in sae.provenance)
-    if reasons:
+    if reasons and (isinstance(sae, SparseAutoencoder) or sae.mesh.leads):
         place = f" ({sae.provenance['site']})" if "site" in sae.provenance else ""
         words = f"these rows are not like those that the dictionary was trained on{place}: {'; '.join(reasons)}"
         warnings.warn(words, SiteWarning, stacklevel=2)
     return SiteCheck(ELSEWHERE if reasons else SAME if judged else UNKNOWN, reasons, here, known[0] if known else None)
 
 
-def sample_figures(sae: SparseAutoencoder, rows: Rows) -> SampleFigures:
+def sample_figures(sae: SparseAutoencoder | Spread, rows: Rows) -> SampleFigures:
     """A dictionary's figures on at most 4096 rows, evenly taken."""
     index = np.linspace(0, rows.num_rows - 1, min(SAMPLE_ROWS, rows.num_rows)).astype(np.int64)
-    return SampleFigures.measure(sae, rows.read(index))
+    x = rows.read(index)
+    return sae.figures(x) if isinstance(sae, Spread) else SampleFigures.measure(sae, x)
 
 
-def _known(sae: SparseAutoencoder) -> list[SampleFigures]:
+def _known(sae: SparseAutoencoder | Spread) -> list[SampleFigures]:
     """The figures that training left: on its own rows, then on other parts of its run; none for a dictionary from elsewhere."""
     try:
         return [SampleFigures(**figures) for figures in (sae.provenance["sample"], *sae.provenance.get("other_parts", ()))]
@@ -94,7 +96,7 @@ def _known(sae: SparseAutoencoder) -> list[SampleFigures]:
         return []
 
 
-def _other_place(sae: SparseAutoencoder, rows: Rows) -> list[str]:
+def _other_place(sae: SparseAutoencoder | Spread, rows: Rows) -> list[str]:
     """What shards and dictionary say of themselves, where it differs."""
     if not isinstance(rows, ShardFolder):
         return []

@@ -10,9 +10,10 @@ from jaxtyping import Float64, Int64
 from scipy import sparse
 
 from kyomei.dictionary.sae import SparseAutoencoder
-from kyomei.evidence.codes import Coded, ExplainedSums, coded_blocks
+from kyomei.evidence.codes import Coded, ExplainedSums, coded_blocks, mesh_of
 from kyomei.evidence.fidelity import Fidelity, FidelitySums
 from kyomei.evidence.selectivity import Selectivity, SelectivitySums, StrongestRows
+from kyomei.learning.spread import Spread
 from kyomei.source.rows import Rows
 
 STRONGEST = 20
@@ -27,7 +28,8 @@ class Survey:
         fidelity: reconstruction and sparsity over all rows.
         selectivity: largest activation, mean, spread and frequency of every latent.
         strongest: the rows in which each latent is most active.
-        code: of the rows asked for, float32 CSR [taken, width], in their order; none: none were asked for.
+        code: of the rows asked for, float32 CSR [taken, width], in their order, on a mesh the columns of this rank's latents;
+            none: none were asked for.
         explained: each latent's part of the explained variance [width]; none: it was not asked for.
     """
 
@@ -39,7 +41,7 @@ class Survey:
 
 
 def survey(
-    dictionaries: Sequence[SparseAutoencoder],
+    dictionaries: Sequence[SparseAutoencoder | Spread],
     rows: Rows,
     taken: Int64[np.ndarray, " taken"] | None = None,
     num_explained: int = 0,
@@ -47,7 +49,7 @@ def survey(
     """Every figure of each dictionary, in one pass with float64 sums; memory does not grow with the rows but for `taken`.
 
     Args:
-        dictionaries: of one input space.
+        dictionaries: of one input space; of those that are spread over a mesh all ranks have to call.
         rows: activations [rows, dim].
         taken: ascending numbers of the rows whose codes are kept; none: no code is kept.
         num_explained: of so many dictionaries, from the first on, the latents' parts of the explained variance are taken.
@@ -63,9 +65,10 @@ def survey(
 
 
 class _Pass:
-    def __init__(self, sae: SparseAutoencoder, dim: int, taken: np.ndarray | None, explains: bool) -> None:
-        self._fidelity, self._selectivity = FidelitySums(sae.width, dim), SelectivitySums(sae.width)
-        self._strongest = StrongestRows(sae.width, STRONGEST)
+    def __init__(self, sae: SparseAutoencoder | Spread, dim: int, taken: np.ndarray | None, explains: bool) -> None:
+        self._mesh, own = mesh_of(sae), len(sae.encoder)
+        self._fidelity, self._selectivity = FidelitySums(sae, dim), SelectivitySums(own, self._mesh)
+        self._strongest = StrongestRows(own, STRONGEST)
         self._explained = ExplainedSums(sae) if explains else None
         self._taken = taken
         self._codes: list[sparse.csr_array] = []
@@ -83,7 +86,7 @@ class _Pass:
         return Survey(
             self._fidelity.figures(),
             self._selectivity.figures(),
-            self._strongest,
+            self._strongest.joined(self._mesh),
             None if self._taken is None else sparse.vstack(self._codes, format="csr"),
             None if self._explained is None else self._explained.figures(),
         )

@@ -8,6 +8,7 @@ that reconstructs best among those at a cosine of at least `anchor`, in whitened
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,9 +27,25 @@ SWEEPS = 60
 BISECTIONS = 14
 
 
+def usual_scores_in_turn(
+    blocks: Iterable[Float[Tensor, "block dim"]], num_rows: int, encoder: Float[Tensor, "own dim"]
+) -> Float[Tensor, " own"]:
+    """`usual_scores` of so many rows that come by some at a time."""
+    best = encoder.new_full((len(encoder), _num_strongest(num_rows)), -torch.inf)
+    for x in blocks:
+        scores = encoder @ x.T
+        new = (scores.amax(dim=1) > best[:, -1]).nonzero().flatten()
+        best[new] = torch.cat([best[new], scores[new]], dim=1).topk(best.shape[1], dim=1).values
+    return best.mean(dim=1)
+
+
+def _num_strongest(num_rows: int) -> int:
+    return min(num_rows, max(STRONGEST_ROWS, round(STRONGEST_SHARE * num_rows)))
+
+
 def usual_scores(x: Float[Tensor, "rows dim"], encoder: Float[Tensor, "width dim"]) -> Float[Tensor, " width"]:
     """Mean of each latent's largest scores x·e."""
-    count = min(len(x), max(STRONGEST_ROWS, round(STRONGEST_SHARE * len(x))))
+    count = _num_strongest(len(x))
     # Latents in rows: the largest of contiguous numbers are found many times faster.
     parts = [(rows @ x.T).topk(count, dim=1).values.mean(dim=1) for rows in torch.split(encoder, 256)]
     return torch.cat(parts) if parts else x.new_zeros(0)

@@ -19,8 +19,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.learning.least_squares import to_scipy
-from kyomei.learning.placement import evenly
 from kyomei.learning.refinement import CHUNK_ROWS, positive_code
+from kyomei.learning.sample import evenly
 from kyomei.source.rows import Rows
 
 ROWS = 40_000

@@ -6,17 +6,17 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kyomei.config import Recipe, TrainRecipe
-from kyomei.dictionary.figures import SAMPLE_ROWS, SampleFigures, five_digits
-from kyomei.dictionary.formats import CONFIG_FILE, load, save
+from kyomei.dictionary.figures import SAMPLE_ROWS, five_digits
+from kyomei.dictionary.formats import CONFIG_FILE
 from kyomei.dictionary.mechanisms import TopK
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import RecipeError
@@ -26,7 +26,7 @@ from kyomei.learning.checkpoint import resume_step
 from kyomei.learning.detection import detectors
 from kyomei.learning.directions import Directions
 from kyomei.learning.latents import random_start, trained_latents
-from kyomei.learning.least_squares import least_squares, own_codes
+from kyomei.learning.least_squares import BLOCK_ROWS, least_squares
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.narrowing import narrowed, widths
 from kyomei.learning.placement import (
@@ -34,20 +34,20 @@ from kyomei.learning.placement import (
     EXPLAINS,
     aimed_l0,
     default_width,
-    evenly,
     explained_by_resonance,
     random_plan,
     resonant_plan,
 )
 from kyomei.learning.resonance import resonate
+from kyomei.learning.sample import Sample, evenly
 from kyomei.learning.spaces import Normalisation
-from kyomei.learning.training import train
+from kyomei.learning.spread import Spread
+from kyomei.learning.training import train_spread
 from kyomei.learning.undisturbed import undisturbed
 from kyomei.learning.workplace import Workplace
 from kyomei.source.rows import Rows, RowsLike, as_seen, open_rows
 from kyomei.source.stream import StreamedRows
 
-REFIT_BLOCK_ROWS = 8192
 WARM_FOLDER = "warm"
 
 
@@ -89,13 +89,27 @@ def fit(
         workplace: folder of checkpoints, listeners and ranks; none: this process alone, saving nothing.
 
     Returns:
-        The dictionary, on raw input.
+        The dictionary, on raw input; of several ranks, whole on each.
 
     Raises:
         DataError, RecipeError, TrainingError, Interrupted: see `resonate` and `train`.
     """
     recipe, rows = Recipe.of(recipe), open_rows(x)
     seed = recipe.seed if seed is None else seed
+    given: dict[str, Any] = {"directions": directions, "stream": stream, "workplace": workplace}
+    return fit_spread(rows, recipe, seed=seed, **given).whole()
+
+
+def fit_spread(
+    rows: Rows,
+    recipe: Recipe,
+    *,
+    seed: int,
+    directions: Directions | None = None,
+    stream: StreamedRows | None = None,
+    workplace: Workplace | None = None,
+) -> Spread:
+    """`fit` where no rank ever has more than its own latents: it returns this rank's share of them."""
     work = replace(workplace or Workplace(), device=choose_device(recipe.device))
     if isinstance(rows, StreamedRows) and (starts_from_resonance(recipe) or recipe.mechanism.detects):
         do = "harvest the rows first, or set mechanism.start to random and mechanism.detectors to false"
@@ -108,8 +122,8 @@ def fit(
     stored = rows.sample() if isinstance(rows, StreamedRows) else rows
     normalisation = Normalisation.measure(as_seen(stored, unit))
     sae = _learnt(as_seen(rows, unit), recipe, seed, directions, stream, work, normalisation)
-    sae.unit_rows = unit
-    sae.provenance = {
+    sae = replace(sae, unit_rows=unit)
+    known = {
         "mechanism": recipe.mechanism.label,
         "recipe": recipe.sha256,
         "seed": seed,
@@ -117,9 +131,9 @@ def fit(
             "mean_norm": five_digits(float(normalisation.mean.norm())),
             "scale": five_digits(normalisation.scale),
         },
-        "sample": SampleFigures.measure(sae, stored.read(evenly(stored, SAMPLE_ROWS))).to_dict(),
+        "sample": sae.figures(stored.read(evenly(stored, SAMPLE_ROWS))).to_dict(),
     }
-    return sae
+    return replace(sae, provenance=known)
 
 
 def _learnt(
@@ -130,19 +144,19 @@ def _learnt(
     stream: StreamedRows | None,
     work: Workplace,
     normalisation: Normalisation,
-) -> SparseAutoencoder:
+) -> Spread:
     """The dictionary that `fit` returns."""
     learn = functools.partial(
-        train,
+        train_spread,
         rows=rows if stream is None else stream,
         seed=seed,
         dtype=getattr(torch, recipe.dtype),
         normalisation=normalisation,
     )
     if not starts_from_resonance(recipe):
-        plan = random_plan(rows, recipe, seed, normalisation.varies)
+        plan = random_plan(rows, recipe, seed, normalisation.varies, work.mesh)
         sae = learn(plan.latents, plan.mechanism, recipe=recipe.train, workplace=work)
-        return detectors(sae, rows, seed) if recipe.mechanism.detects else sae
+        return Spread.of(detectors(sae.whole(), rows, seed), work.mesh) if recipe.mechanism.detects else sae
     if directions is None:
         directions = resonate(rows, seed=seed, recipe=recipe.search, device=str(work.device), mesh=work.mesh)
     warm, warm_steps = None, 0
@@ -153,22 +167,22 @@ def _learnt(
     plan = resonant_plan(rows, recipe, directions, seed, normalisation, warm, work.mesh)
     sae = learn(plan.latents, plan.mechanism, **_part(recipe.train, warm_steps, recipe.train.steps, work))
     sae = _about(sae, plan.latents.hold, normalisation.undo(plan.latents.centre))
-    return sae if plan.cone is None else refit(sae, rows, plan.cone, work.mesh)
+    return sae if plan.cone is None else refit(sae, rows, plan.cone)
 
 
-def _about(sae: SparseAutoencoder, held: Bool[Tensor, " width"], placed: Float[Tensor, " dim"]) -> SparseAutoencoder:
+def _about(sae: Spread, held: Bool[Tensor, " own"], placed: Float[Tensor, " dim"]) -> Spread:
     """The same with held latents that are active where they were when they were placed.
 
     Training moved the centre since, and with it the scores of latents whose encoders and thresholds it did not move.
 
     Args:
         sae: a trained dictionary.
-        held: its latents of that kind.
+        held: its latents of that kind; of a rank, among its own.
         placed: the centre at which they were given their thresholds.
     """
     if bool(held.any()):
         moved = sae.encoder @ (sae.center - placed.to(sae.center))
-        sae.threshold = torch.where(held.to(moved.device), sae.threshold - moved, sae.threshold)
+        return replace(sae, threshold=torch.where(held.to(moved.device), sae.threshold - moved, sae.threshold))
     return sae
 
 
@@ -188,7 +202,7 @@ def _leaves_much(rows: Rows, recipe: Recipe, directions: Directions, normalisati
 
 
 def _wide_first(
-    learn: Callable[..., SparseAutoencoder],
+    learn: Callable[..., Spread],
     rows: Rows,
     recipe: Recipe,
     width: int,
@@ -196,40 +210,41 @@ def _wide_first(
     seed: int,
     normalisation: Normalisation,
     work: Workplace,
-) -> SparseAutoencoder:
+) -> Spread:
     """TopK from a random start, wider than asked and narrowed part by part, for the first steps of a training.
 
     Dead latents are not revived: they are the first to be left out.
     """
     k = max(1, round(aimed_l0(recipe, width)))
     parts = widths(width, recipe.mechanism.placing.widest)
-    latents = random_start(parts[0], rows.dim, seed, tied=False, varies=normalisation.varies)
+    latents = random_start(parts[0], rows.dim, seed, False, normalisation.varies, work.mesh.share(parts[0]))
     ends = [round(steps * number / len(parts)) for number in range(len(parts) + 1)]
-    for number, narrower in enumerate([*parts[1:], width]):
+    for number, (wide, narrower) in enumerate(pairwise([*parts, width])):
         part = _part(recipe.train, ends[number], ends[number + 1], work.within(f"{WARM_FOLDER}/{number}"))
         done = _finished(part["workplace"])
         if done is None:
-            done = narrowed(learn(latents, TopK(latents.width, min(k, latents.width)), **part), rows, narrower)
+            done = narrowed(learn(latents, TopK(wide, min(k, wide)), **part), rows, narrower)
             _finish(done, part["recipe"].steps, part["workplace"])
         sae, latents = done, trained_latents(done, normalisation)
     return sae
 
 
-def _finished(work: Workplace) -> SparseAutoencoder | None:
+def _finished(work: Workplace) -> Spread | None:
     """What a part left that ended before; none: it has to be trained, from its last checkpoint if it has one."""
     # The settings' file is written last: where it is, the tensors are whole.
-    if work.folder is None or not work.resume or not (work.folder / CONFIG_FILE).exists():
+    if work.folder is None or not work.resume or not work.mesh.tell((work.folder / CONFIG_FILE).exists())[0]:
         return None
     if work.mesh.leads:
         checkpoint.delete(work.folder)
-    return load(work.folder)
+    return Spread.load(work.folder, work.mesh)
 
 
-def _finish(sae: SparseAutoencoder, steps: int, work: Workplace) -> None:
+def _finish(sae: Spread, steps: int, work: Workplace) -> None:
     """Save what the next part begins with, in place of checkpoints, which are several times as large."""
-    if work.folder is not None and work.mesh.leads:
-        sae.provenance = {"steps": steps}
-        save(sae, work.folder)
+    if work.folder is None:
+        return
+    replace(sae, provenance={"steps": steps}).save(work.folder)
+    if work.mesh.leads:
         checkpoint.delete(work.folder)
 
 
@@ -250,32 +265,30 @@ def starts_from_resonance(recipe: Recipe) -> bool:
     return recipe.mechanism.from_resonance
 
 
-def refit(sae: SparseAutoencoder, rows: Rows, cone: Cone, mesh: Mesh | None = None) -> SparseAutoencoder:
+def refit(sae: Spread, rows: Rows, cone: Cone) -> Spread:
     """The same latents with decoders that reconstruct best together, the first of them within the cone.
 
     Gradients leave noise where the data has little variance, alike in no two replicas; least squares leaves none.
 
     Args:
-        sae: a trained dictionary of threshold latents.
+        sae: a trained dictionary of threshold latents; of several ranks each fits its own, and all call.
         rows: what it was trained on; at most `ANCHOR_ROWS` of them are used, evenly taken.
-        cone: of the first latents' decoders.
-        mesh: ranks that fit a share of the latents each, all calling with the same arguments; none: this process alone.
+        cone: of the first latents' decoders; of a rank, of its own.
     """
-    mesh, own = mesh or Mesh(), sae.to("cpu", torch.float32)
-    share = mesh.share(own.width)
-    encoder, decoder, threshold = own.encoder[share], own.decoder[share], own.threshold[share]
-    index = evenly(rows, ANCHOR_ROWS)
+    own = sae.to("cpu", torch.float32)
+    sample = Sample.of(rows, ANCHOR_ROWS)
 
     def blocks() -> Iterator[tuple[Tensor, Tensor]]:
-        for part in np.array_split(index, max(1, len(index) // REFIT_BLOCK_ROWS)):
-            x = rows.read(part).float().cpu()
-            yield own_codes(x, encoder, decoder, threshold, own.center, own.activation), x - own.center
+        for x in sample.blocks(BLOCK_ROWS):
+            yield own.encode(x), x - own.center
 
-    fitted = mesh.joined(anchored_decoders(least_squares(blocks(), len(index), mesh), decoder, cone.part(share)))
+    fitted = anchored_decoders(least_squares(blocks(), len(sample), own.mesh), own.decoder, cone)
     gain = fitted.norm(dim=1)
     # A latent that never fires has no decoder to fit.
     gain, fitted = torch.where(gain > 0, gain, 1.0), torch.where(gain[:, None] > 0, fitted, own.decoder)
-    refitted = SparseAutoencoder(
-        own.encoder * gain[:, None], fitted / gain[:, None], own.threshold * gain, own.center, activation=own.activation
-    )
-    return refitted.to(sae.encoder.device, sae.encoder.dtype)
+    scaled: dict[str, Any] = {
+        "encoder": own.encoder * gain[:, None],
+        "decoder": fitted / gain[:, None],
+        "threshold": own.threshold * gain,
+    }
+    return replace(own, **scaled).to(sae.encoder.device, sae.encoder.dtype)

@@ -13,6 +13,10 @@ from torch.nn.functional import normalize
 
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.learning.spaces import Normalisation
+from kyomei.learning.spread import Spread
+
+DRAWN_AT_ONCE = 1024
+"""Random rows drawn at a time; each number of them is drawn as it would be with all others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +85,14 @@ class Latents:
         return replace(self, **rows)
 
 
-def random_start(width: int, dim: int, seed: int, tied: bool, varies: Bool[Tensor, " dim"] | None = None) -> Latents:
+def random_start(
+    width: int,
+    dim: int,
+    seed: int,
+    tied: bool,
+    varies: Bool[Tensor, " dim"] | None = None,
+    which: slice | None = None,
+) -> Latents:
     """Random unit rows; an untied decoder starts as a copy of the encoder.
 
     Args:
@@ -90,16 +101,22 @@ def random_start(width: int, dim: int, seed: int, tied: bool, varies: Bool[Tenso
         seed: seed of the draw.
         tied: whether encoder and decoder share their rows.
         varies: coordinates that vary in the rows; in others latents have no part, and training gives them none. None: all.
+        which: of the latents, those that are wanted; none: all. The others are drawn, and not held.
     """
     generator = torch.Generator().manual_seed(seed)
-    encoder = normalize(torch.randn(width, dim, generator=generator), dim=1)
+    start, stop = (0, width) if which is None else (which.start, which.stop)
+    parts = [torch.zeros(0, dim)]
+    for first in range(0, stop, DRAWN_AT_ONCE):
+        drawn = torch.randn(min(DRAWN_AT_ONCE, width - first), dim, generator=generator)
+        parts.append(drawn[max(0, start - first) : max(0, stop - first)].clone())
+    encoder = normalize(torch.cat(parts), dim=1)
     if varies is not None and not bool(varies.all()):
         encoder = normalize(encoder * varies, dim=1)
     return Latents.of(encoder, None if tied else encoder.clone())
 
 
-def trained_latents(sae: SparseAutoencoder, normalisation: Normalisation) -> Latents:
-    """The latents of a trained dictionary in normalised space, to be trained further."""
+def trained_latents(sae: SparseAutoencoder | Spread, normalisation: Normalisation) -> Latents:
+    """The latents of a trained dictionary in normalised space, to be trained further; of a rank its own."""
     centre = ((sae.center.cpu().double() - normalisation.mean.cpu().double()) / normalisation.scale).float()
     encoder, decoder = (rows.detach().cpu().float() for rows in (sae.encoder, sae.decoder))
     return Latents.of(encoder, normalize(decoder, dim=1), centre=centre)

@@ -19,15 +19,19 @@ from jaxtyping import Float
 from scipy import sparse
 from torch import Tensor
 
-from kyomei.dictionary.sae import Activation, SparseAutoencoder
 from kyomei.learning.mesh import Mesh
+from kyomei.learning.spread import in_turn
 
 DENSE_GRAM = 0.05
 """Share of pairs of latents that are active together from which their Gram matrix is kept whole."""
 RIDGE = 1e-4
 GRAM_ADVANTAGE = 20.0
 """A step by the Gram matrix costs a latent so many times less for each number than one by the codes does."""
-Blocks = Iterable[tuple[Tensor, Float[Tensor, "rows dim"]]]
+BLOCK_ROWS = 4096
+"""Rows whose reconstructions the ranks add up at a time."""
+LATENTS_AT_ONCE = 1024
+"""Latents whose decoders the ranks send each other at a time."""
+Blocks = Iterable[tuple[Tensor | sparse.csr_array, Float[Tensor, "rows dim"]]]
 """Sparse CSR codes [rows, own] of this rank's latents and centred rows [rows, dim]; all ranks have the same rows."""
 
 
@@ -42,24 +46,12 @@ class LeastSquares(Protocol):
         """The negative gradient."""
 
 
-def to_scipy(code: Tensor) -> sparse.csr_array:
+def to_scipy(code: Tensor | sparse.csr_array) -> sparse.csr_array:
     """A sparse CSR tensor as SciPy's."""
+    if isinstance(code, sparse.csr_array):
+        return code
     arrays = (t.detach().cpu().numpy() for t in (code.values(), code.col_indices(), code.crow_indices()))
     return sparse.csr_array(tuple(arrays), shape=tuple(code.shape))
-
-
-def own_codes(
-    x: Float[Tensor, "rows dim"],
-    encoder: Float[Tensor, "own dim"],
-    decoder: Float[Tensor, "own dim"],
-    threshold: Float[Tensor, " own"],
-    centre: Float[Tensor, " dim"],
-    activation: Activation,
-) -> Float[Tensor, "rows own"]:
-    """Sparse CSR codes of some latents, of which a rank may have none."""
-    if not len(encoder):
-        return torch.zeros(len(x), 0).to_sparse_csr()
-    return SparseAutoencoder(encoder, decoder, threshold, centre, activation=activation).encode(x, sparse=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +95,10 @@ class CodeMoments:
         return (self.gram + ridge).astype(np.float32).tocsr()
 
     @cached_property
+    def _by_column(self) -> sparse.csc_array:
+        return self._ridged.tocsc()
+
+    @cached_property
     def _dense(self) -> Float[Tensor, "own width"] | None:
         # Frequent latents meet in most pairs: their Gram matrix is sparse no more.
         is_full = self._ridged.nnz > DENSE_GRAM * np.prod(self._ridged.shape)
@@ -113,9 +109,18 @@ class CodeMoments:
         return torch.from_numpy(np.asarray(abs(self._ridged).sum(axis=1)).ravel())
 
     def descent(self, decoder: Float[Tensor, "own dim"]) -> Float[Tensor, "own dim"]:
-        dense, whole = self._dense, self.mesh.joined(decoder)
-        product = torch.from_numpy(self._ridged @ whole.numpy()) if dense is None else dense @ whole
-        return self.products.to(decoder) - product
+        if self.mesh.size == 1:
+            dense = self._dense
+            product = torch.from_numpy(self._ridged @ decoder.numpy()) if dense is None else dense @ decoder
+            return self.products.to(decoder) - product
+        left = self.products.to(decoder, copy=True)
+        for first, rows in in_turn(decoder, self.mesh, LATENTS_AT_ONCE):
+            pairs = slice(first, first + len(rows))
+            if self._dense is not None:
+                left -= self._dense[:, pairs] @ rows
+            else:
+                left -= torch.from_numpy(self._by_column[:, pairs] @ rows.numpy())
+        return left
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +185,8 @@ def least_squares(blocks: Blocks, num_rows: int, mesh: Mesh) -> LeastSquares:
     """
     each: Iterator[tuple[Tensor, Tensor]] = iter(blocks)
     code, x = next(each)
-    active, width = (int(count) for count in mesh.sum_over_all(torch.tensor([len(code.values()), code.shape[1]])))
+    code = to_scipy(code)
+    active, width = (int(count) for count in mesh.sum_over_all(torch.tensor([code.nnz, code.shape[1]])))
     entries = active / len(x) * num_rows / max(1, width)
     kind = CodeMoments if width <= GRAM_ADVANTAGE * entries else SharedCodes
     return kind.of(chain([(code, x)], each), mesh)

@@ -227,6 +227,15 @@ class Mesh:
             dist.all_to_all_single(came, sent, list(lengths), [len(part) for part in parts])
         return list(torch.split(came.to(parts[0].device), list(lengths)))
 
+    def from_rank(self, source: int, x: Tensor) -> Tensor:
+        """What one rank has, on all; the others give a tensor of its shape and dtype."""
+        if self.size == 1:
+            return x
+        moved = x.detach().to(self.device).contiguous()
+        with _loss_named():
+            dist.broadcast(moved, source)
+        return moved.to(x.device)
+
     def _reduced(self, x: Tensor, operation: Any, group: Any) -> Tensor:
         moved = x.detach().to(self.device, copy=True).contiguous()
         with _loss_named():

@@ -7,20 +7,20 @@ would find. Which of it stays is decided by the data: by how much the error grow
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kyomei.dictionary.sae import SparseAutoencoder
-from kyomei.learning.placement import evenly
+from kyomei.learning.sample import Sample
+from kyomei.learning.spread import Spread
 from kyomei.source.rows import Rows
 
 PARTS = 4
 """Parts of a training that begins wide; each has one width."""
 SAMPLE_ROWS = 65_536
 """Rows by which latents are judged at most."""
-BLOCK_ROWS = 1024
 
 
 def widths(width: int, widest: float) -> list[int]:
@@ -35,18 +35,16 @@ def widths(width: int, widest: float) -> list[int]:
     return [round(width * widest ** (1 - part / PARTS)) for part in range(PARTS)]
 
 
-def missed(sae: SparseAutoencoder, rows: Rows) -> Float[Tensor, " width"]:
+def missed(sae: Spread, rows: Rows) -> Float[Tensor, " own"]:
     """By how much the squared error of a sample grows without each latent, the others' values left alone.
 
     Without its part z d the residual r of a row becomes r + z d, so the sum over rows is of z² ‖d‖² + 2 z d·r.
     """
     own = sae.to("cpu", torch.float32)
-    growth, norm = torch.zeros(own.width), own.decoder.square().sum(dim=1)
-    index = evenly(rows, SAMPLE_ROWS)
-    for block in np.array_split(index, max(1, len(index) // BLOCK_ROWS)):
-        x = rows.read(block).float().cpu()
-        code = own.encode(x, sparse=True)
-        rest = x - own.center - code @ own.decoder
+    growth, norm = torch.zeros(len(own.decoder)), own.decoder.square().sum(dim=1)
+    for x in Sample.of(rows, SAMPLE_ROWS).blocks():
+        code = own.encode(x)
+        rest = x - own.decode(code)
         row = torch.repeat_interleave(torch.arange(len(x)), code.crow_indices().diff())
         latent, value = code.col_indices(), code.values()
         along = (own.decoder[latent] * rest[row]).sum(dim=1)
@@ -54,17 +52,16 @@ def missed(sae: SparseAutoencoder, rows: Rows) -> Float[Tensor, " width"]:
     return growth
 
 
-def narrowed(sae: SparseAutoencoder, rows: Rows, width: int) -> SparseAutoencoder:
+def narrowed(sae: Spread, rows: Rows, width: int) -> Spread:
     """The same with the latents that are missed most, in the order in which they were.
 
     Args:
-        sae: a trained dictionary.
+        sae: a trained dictionary; of several ranks all call.
         rows: what it was trained on.
         width: of the result.
     """
     if width >= sae.width:
         return sae
-    most = missed(sae, rows).topk(width).indices.sort().values.to(sae.encoder.device)
-    k = None if sae.k is None else min(sae.k, width)
-    own = (sae.encoder[most], sae.decoder[most], sae.threshold[most], sae.center)
-    return SparseAutoencoder(*own, activation=sae.activation, k=k)
+    most = sae.mesh.joined(missed(sae, rows)).topk(width).indices.sort().values
+    kept = sae.chosen(most[sae.mesh.share(width)])
+    return replace(kept, k=None if sae.k is None else min(sae.k, width), provenance={})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Int64
+from scipy import sparse
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -15,14 +17,16 @@ from kyomei.config import AdaptingSettings, Recipe
 from kyomei.dictionary.cosines import nearest
 from kyomei.dictionary.mechanisms import CLASSES, BiasAdaptation, Mechanism, mechanism_from
 from kyomei.dictionary.mechanisms import aimed_l0 as l0_aimed_at
-from kyomei.dictionary.sae import Activation, SparseAutoencoder
+from kyomei.dictionary.sae import Activation
 from kyomei.errors import RecipeError
-from kyomei.learning.anchoring import ACTIVE_SHARE, CLEAR_SHARE, Cone, anchored_decoders, usual_scores
+from kyomei.learning.anchoring import ACTIVE_SHARE, CLEAR_SHARE, Cone, anchored_decoders, usual_scores_in_turn
 from kyomei.learning.directions import Directions
 from kyomei.learning.latents import Latents, random_start, trained_latents
-from kyomei.learning.least_squares import least_squares, own_codes, to_scipy
+from kyomei.learning.least_squares import BLOCK_ROWS, least_squares, to_scipy
 from kyomei.learning.mesh import Mesh
+from kyomei.learning.sample import Sample
 from kyomei.learning.spaces import Normalisation, Whitening
+from kyomei.learning.spread import Spread, in_turn, numbers
 from kyomei.source.rows import Rows
 
 CALIBRATION_ROWS = 16_384
@@ -35,26 +39,36 @@ TARGET_RANGE = (1e-4, 0.3)
 """Target frequencies are kept within this range: rarer cannot be counted, commoner is not sparse."""
 SAME_COSINE = 0.9
 """A direction at this cosine, in whitened space, to the encoder of a frequent latent is that latent."""
+THRESHOLD_BINS = 2**14
+LEAST_AT_ONCE, TURNS = 16, 64
+"""Neurons whose first biases are sought at a time: so many at least, or a part of a rank's that takes so many turns."""
 EXPLAINS = 0.8
 """Resonant latents that explain this share of the variance make a dictionary by themselves."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What training starts from: latents in normalised space and the mechanism with its first thresholds."""
+    """What training starts from: latents in normalised space and the mechanism with its first thresholds.
+
+    Attributes:
+        latents: of a rank its share of them, here and in the cone.
+        mechanism: of all of them.
+        cone: what the decoders of the first latents are kept in when all are refitted at the end; none: they are not.
+    """
 
     latents: Latents
     mechanism: Mechanism
     cone: Cone | None = None
-    """What the decoders of the first latents are kept in when all are refitted at the end; none: they are not."""
 
 
-def random_plan(rows: Rows, recipe: Recipe, seed: int, varies: Bool[Tensor, " dim"] | None = None) -> Plan:
+def random_plan(
+    rows: Rows, recipe: Recipe, seed: int, varies: Bool[Tensor, " dim"] | None = None, mesh: Mesh | None = None
+) -> Plan:
     """Random unit rows and the mechanism in the paper's form; the width defaults to four times the dimension."""
     width = recipe.dictionary.width or 4 * rows.dim
     tied = recipe.mechanism.ties_random if recipe.dictionary.tied is None else recipe.dictionary.tied
     mechanism = mechanism_from(recipe, width)
-    return Plan(random_start(width, rows.dim, seed, tied, varies), mechanism)
+    return Plan(random_start(width, rows.dim, seed, tied, varies, (mesh or Mesh()).share(width)), mechanism)
 
 
 def resonant_plan(
@@ -63,7 +77,7 @@ def resonant_plan(
     directions: Directions,
     seed: int,
     normalisation: Normalisation,
-    warm: SparseAutoencoder | None = None,
+    warm: Spread | None = None,
     mesh: Mesh | None = None,
 ) -> Plan:
     """Resonant latents that are anchored, and free neurons for what they leave.
@@ -81,41 +95,55 @@ def resonant_plan(
         warm: a dictionary trained on these rows by itself. Its frequent latents become the free neurons: they are what
             reconstruction rests on and what training finds again from any start, while rare ones differ with the seed and give
             way to directions.
-        mesh: ranks that place a share of the latents each, all calling with the same arguments; none: this process alone.
+        mesh: ranks that place a share of the latents each; none: this process alone.
     """
     mesh = mesh or Mesh()
     if recipe.dictionary.tied:
         do = "leave dictionary.tied out, or set mechanism.start to random"
         raise RecipeError("an untied dictionary for a resonant start", "dictionary.tied = true", do)
     normalisation, varies = normalisation.to(directions.whitened), normalisation.varies
-    learnt = Latents.none(rows.dim) if warm is None else _by_frequency(warm, rows, normalisation)
-    cone, free = _divided(recipe, directions, learnt, width := recipe.dictionary.width or default_width(directions, rows))
-    num_found, l0 = len(cone.directions), aimed_l0(recipe, width)
-    x = normalisation.apply(rows.read(evenly(rows, ANCHOR_ROWS)))
+    width = recipe.dictionary.width or default_width(directions, rows)
+    learnt = None if warm is None else _Learnt.of(warm, rows, normalisation)
+    which = _divided(recipe, directions, learnt, width, mesh)
+    num_found, l0, here = len(which), aimed_l0(recipe, width), mesh.share(width)
+    own_found, own_free = _before(here, num_found), _after(here, num_found)
+    cone = Cone.around(directions.whitened[which[own_found]], recipe.mechanism.placing.anchor, directions.whitening)
+    free = Latents.none(rows.dim) if learnt is None else learnt.latents(own_free, width - num_found)
+    x = Sample.of(rows, ANCHOR_ROWS, normalisation)
     # Fitted beside latents that explain the rows without them, decoders of features that are sums' parts would drift.
     alone = recipe.dictionary.width is None and warm is not None and num_found > 0
     beside = Latents.none(rows.dim) if alone else free
     anchoring = _Anchoring(x, directions.whitening, cone, beside, 0.0 if alone else l0, recipe.dictionary.activation, mesh)
     found, explained = anchoring.run()
     if alone:
-        own, others = (latents.part(mesh.share(latents.width)) for latents in (found, free))
-        common = _free_threshold(x - found.centre, own, others, l0, mesh)
+        common = _free_threshold(x, found, free, l0, found.centre, mesh)
         found = found.then(replace(free, threshold=common.expand(free.width)))
-    latents = found.then(random_start(width - found.width, rows.dim, seed, tied=False, varies=varies))
+    rest = _after(here, sum(mesh.tell(found.width)))
+    latents = found.then(random_start(width - sum(mesh.tell(found.width)), rows.dim, seed, False, varies, rest))
     if selects(recipe):
         return Plan(latents, mechanism_from(recipe, width))
     frozen = recipe.train.freeze != "none"
     hold = recipe.mechanism.placing.hold and not frozen
-    is_found = torch.arange(width) < num_found
+    is_found = numbers(here) < num_found
     latents = replace(latents, hold=is_found & hold, anchor=torch.where(is_found, 1.0 if hold else cone.cosine, -1.0))
     if frozen:
         # Targets of a frozen control are placed as for the directions; its rows are random.
-        latents = replace(random_start(width, rows.dim, seed, tied=False, varies=varies), frequency=latents.frequency)
+        latents = replace(random_start(width, rows.dim, seed, False, varies, here), frequency=latents.frequency)
     # A frozen control learns nothing first, but aims at the L0 of what it is the control of.
     aims = warm is not None or (frozen and explained < EXPLAINS)
-    sample = normalisation.apply(rows.read(_drawn(rows, seed)))
-    mechanism = _adapting(recipe, latents, num_found, sample, l0 if aims else recipe.dictionary.l0, warm is not None)
+    sample, aimed = Sample(rows, _drawn(rows, seed), normalisation), l0 if aims else recipe.dictionary.l0
+    mechanism = _adapting(recipe, latents, num_found, sample, aimed, warm is not None, mesh)
     return Plan(latents, mechanism, cone if hold and not alone else None)
+
+
+def _before(here: slice, first: int) -> slice:
+    """The part of a rank's latents that comes before the others begin."""
+    return slice(min(here.start, first), min(here.stop, first))
+
+
+def _after(here: slice, first: int) -> slice:
+    """The rest of it, numbered from where the others begin."""
+    return slice(max(here.start - first, 0), max(here.stop - first, 0))
 
 
 def selects(recipe: Recipe) -> bool:
@@ -123,30 +151,71 @@ def selects(recipe: Recipe) -> bool:
     return not isinstance(recipe.mechanism, AdaptingSettings)
 
 
-def _divided(recipe: Recipe, directions: Directions, learnt: Latents, width: int) -> tuple[Cone, Latents]:
-    """The directions that find room, and the learnt latents that stay beside them.
+@dataclass(frozen=True, eq=False)
+class _Learnt:
+    """A trained dictionary, its latents taken the most frequent first.
+
+    Attributes:
+        warm: the dictionary.
+        frequency: of all of its latents, in that order [width].
+        order: their numbers [width].
+        normalisation: into whose space they are brought.
+    """
+
+    warm: Spread
+    frequency: Float[Tensor, " width"]
+    order: Int64[Tensor, " width"]
+    normalisation: Normalisation
+
+    @classmethod
+    def of(cls, warm: Spread, rows: Rows, normalisation: Normalisation) -> _Learnt:
+        """By how often they are active on rows."""
+        warm, sample = warm.to("cpu", torch.float32), Sample.of(rows, CALIBRATION_ROWS)
+        fired = torch.zeros(len(warm.encoder), dtype=torch.int64)
+        for x in sample.blocks():
+            fired += torch.bincount(warm.encode(x).col_indices(), minlength=len(fired))
+        frequency = warm.mesh.joined(fired) / len(sample)
+        return cls(warm, *frequency.sort(descending=True, stable=True), normalisation)
+
+    def latents(self, which: slice, end: int) -> Latents:
+        """Some of them, before the end, in normalised space; each rank asks for its own."""
+        which = _before(which, end)
+        found = trained_latents(self.warm.chosen(self.order[which]), self.normalisation)
+        return replace(found, frequency=self.frequency[which])
+
+    def own_units(self, least: float, white: Whitening) -> Float[Tensor, "frequent dim"]:
+        """This rank's latents of at least such a frequency, as unit rows in whitened space."""
+        is_frequent = torch.zeros(self.warm.width, dtype=torch.bool)
+        is_frequent[self.order[self.frequency >= least]] = True
+        encoder = trained_latents(self.warm, self.normalisation).encoder[is_frequent[self.warm.here]]
+        return normalize(encoder @ white.backward, dim=1)
+
+
+def _divided(recipe: Recipe, directions: Directions, learnt: _Learnt | None, width: int, mesh: Mesh) -> Int64[Tensor, " found"]:
+    """Numbers of the directions that find room; learnt latents stay beside them.
 
     A width that follows from the directions has room for all of them, and they stay, whatever else is learnt. Where it is
     given, frequent latents go first.
     """
     placing = recipe.mechanism.placing
-    frequent = int((learnt.frequency >= placing.frequent).sum())
-    num_frequent = 0 if recipe.dictionary.width is None else frequent
-    others = directions.whitened[_apart(directions, learnt.encoder[:num_frequent])]
+    others, num_frequent = torch.arange(len(directions)), 0
+    if learnt is not None and recipe.dictionary.width is not None:
+        num_frequent = int((learnt.frequency >= placing.frequent).sum())
+        others = _apart(directions, learnt.own_units(placing.frequent, directions.whitening), mesh)
     share = 1.0 if num_frequent else placing.share
-    num_found = min(math.ceil(share * width), len(others), width - min(width, num_frequent))
-    cone = Cone.around(others[:num_found], placing.anchor, directions.whitening)
-    return cone, learnt.part(slice(width - num_found))
+    return others[: min(math.ceil(share * width), len(others), width - min(width, num_frequent))]
 
 
 def explained_by_resonance(
     rows: Rows, recipe: Recipe, directions: Directions, normalisation: Normalisation, mesh: Mesh | None = None
 ) -> float:
     """Share of the variance that as many resonant latents as have room explain by themselves, on a sample of the rows."""
-    cone = Cone.around(directions.whitened[: recipe.dictionary.width], recipe.mechanism.placing.anchor, directions.whitening)
-    x = normalisation.to(directions.whitened).apply(rows.read(evenly(rows, CALIBRATION_ROWS)))
+    mesh = mesh or Mesh()
+    own = mesh.share(min(len(directions), recipe.dictionary.width or len(directions)))
+    cone = Cone.around(directions.whitened[own], recipe.mechanism.placing.anchor, directions.whitening)
+    x = Sample.of(rows, CALIBRATION_ROWS, normalisation.to(directions.whitened))
     # Further turns of the centre moved it by 0.004 at most on planted sets.
-    return _Anchoring(x, directions.whitening, cone, Latents.none(rows.dim), 0.0, "jumprelu", mesh or Mesh()).run(turns=1)[1]
+    return _Anchoring(x, directions.whitening, cone, Latents.none(rows.dim), 0.0, "jumprelu", mesh).run(turns=1)[1]
 
 
 def aimed_l0(recipe: Recipe, width: int) -> float:
@@ -160,16 +229,18 @@ def default_width(directions: Directions, rows: Rows) -> int:
 
 
 def _adapting(
-    recipe: Recipe, latents: Latents, num_found: int, sample: Float[Tensor, "rows dim"], l0: float | None, shared: bool
+    recipe: Recipe, latents: Latents, num_found: int, sample: Sample, l0: float | None, shared: bool, mesh: Mesh
 ) -> Mechanism:
     """Group bias adaptation for a resonant start: with gba found latents keep their thresholds and free neurons are steered."""
     placing, frozen = recipe.mechanism.placing, recipe.train.freeze != "none"
-    is_found = torch.arange(latents.width) < num_found
-    targets, groups = spectrum_targets(latents.frequency[:num_found], latents.width - num_found, placing.groups, l0)
-    given, fixed = ~latents.threshold.isnan(), is_found & (placing.hold and not frozen)
+    frequency, threshold = mesh.joined(latents.frequency), mesh.joined(latents.threshold)
+    is_found = torch.arange(len(frequency)) < num_found
+    targets, groups = spectrum_targets(frequency[:num_found], len(frequency) - num_found, placing.groups, l0)
+    given, fixed = ~threshold.isnan(), is_found & (placing.hold and not frozen)
     # Only biases that are adapted keep to the paper's range: a held latent's usual score may be of any size.
-    bias = -torch.where(fixed, latents.threshold, latents.threshold.clamp(0, 1))
-    bias[~given] = _first_biases(sample, latents.encoder[~given], targets[~given])
+    bias = -torch.where(fixed, threshold, threshold.clamp(0, 1))
+    own = latents.threshold.isnan()
+    bias[~given] = mesh.joined(_first_biases(sample, latents.encoder[own], targets[mesh.share(len(targets))][own]))
     made = CLASSES[type(recipe.mechanism)]
     assert issubclass(made, BiasAdaptation)
     return made.placed(
@@ -184,19 +255,13 @@ def _adapting(
     )
 
 
-def _by_frequency(warm: SparseAutoencoder, rows: Rows, normalisation: Normalisation) -> Latents:
-    """All latents of a trained dictionary in normalised space, the most frequent first."""
-    warm = warm.to("cpu", torch.float32)
-    code = warm.encode(rows.read(evenly(rows, CALIBRATION_ROWS)).float(), sparse=True)
-    frequency, order = (torch.bincount(code.col_indices(), minlength=warm.width) / len(code)).sort(descending=True, stable=True)
-    latents = trained_latents(warm, normalisation)
-    return replace(latents, encoder=latents.encoder[order], decoder=latents.decoder[order], frequency=frequency)
-
-
-def _apart(directions: Directions, encoder: Float[Tensor, "k dim"]) -> Int64[Tensor, " apart"]:
-    """Directions that none of some encoder rows, in normalised space, stands for."""
-    own = normalize(encoder @ directions.whitening.backward, dim=1)
-    return (nearest(directions.whitened, own).cosine < SAME_COSINE).nonzero().flatten()
+def _apart(directions: Directions, own: Float[Tensor, "frequent dim"], mesh: Mesh) -> Int64[Tensor, " apart"]:
+    """Directions that no latent stands for, of which each rank has some, as unit rows in whitened space."""
+    asked = directions.whitened[mesh.share(len(directions))]
+    largest = asked.new_zeros(len(asked))
+    for _, latents in in_turn(own, mesh):
+        largest = torch.maximum(largest, nearest(asked, latents).cosine)
+    return (mesh.joined(largest) < SAME_COSINE).nonzero().flatten()
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,10 +270,10 @@ class _Anchoring:
 
     Free latents share one threshold, at which the code has the L0 asked for; all decoders are fitted together. Their centre
     is theirs as well: where it is off the mean along axes of little variance, whitened scores are off by many deviations, so
-    beside free latents a usual score is one about the mean. Of several ranks each has its share of the latents, and all rows.
+    beside free latents a usual score is one about the mean. Each of several ranks has its latents, and reads all rows.
     """
 
-    x: Float[Tensor, "rows dim"]
+    x: Sample
     white: Whitening
     cone: Cone
     free: Latents
@@ -217,65 +282,108 @@ class _Anchoring:
     mesh: Mesh
 
     def run(self, turns: int = CENTRINGS) -> tuple[Latents, float]:
-        """Resonant latents, then the free ones, and the share of the rows' variance that they explain."""
-        x, mesh, num_found = self.x, self.mesh, len(self.cone.directions)
-        own = mesh.share(num_found + self.free.width)
-        cone = self.cone.part(own)
-        free = self.free.part(slice(max(0, own.start - num_found), max(0, own.stop - num_found)))
+        """This rank's resonant latents, then its free ones, and the share of the rows' variance that all explain."""
+        mesh, cone, free = self.mesh, self.cone, self.free
+        num_all, num_free = (sum(mesh.tell(count)) for count in (len(cone.directions) + free.width, free.width))
         pattern = cone.directions @ self.white.backward
         found = (cone.directions @ self.white.forward) * pattern.norm(dim=1, keepdim=True)
         encoder, decoder = torch.cat([found, free.encoder]), torch.cat([normalize(pattern, dim=1), free.decoder])
-        centre, explained = free.centre.to(x), 0.0
+        centre, explained = free.centre.float(), 0.0
         last = Latents.of(encoder, decoder, centre=centre)
-        share = CLEAR_SHARE if self.free.width else ACTIVE_SHARE
         # Thresholds that stay need all rows. Beside free latents decoders are trained further and fitted anew at the end.
-        seen = x[::4] if self.free.width else x
+        seen = self.x.thinned(4) if num_free else self.x
         # A centre that was trained with free latents is not moved.
-        for _ in range(0 if not num_found + self.free.width else 1 if self.free.width else turns):
-            about = torch.zeros_like(centre) if self.free.width else centre
-            threshold = share * usual_scores(x - about, found) + found @ (about - centre)
-            if self.free.width:
-                given = Latents.of(found, None, threshold=threshold)
-                common = _free_threshold(x - centre, given, free, self.l0, mesh)
-                threshold = torch.cat([threshold, common.expand(free.width)])
-            code = own_codes(seen, encoder, decoder, threshold, centre, self.activation)
-            fitted = anchored_decoders(least_squares([(code, seen - centre)], len(seen), mesh), decoder, cone)
-            frequency = torch.bincount(code.col_indices(), minlength=last.width) / len(seen)
-            rest = seen - centre - mesh.sum_over_all(torch.from_numpy(to_scipy(code) @ fitted.numpy()))
-            explained = 1 - float(rest.var(dim=0, correction=0).sum() / seen.var(dim=0, correction=0).sum())
+        for _ in range(0 if not num_all else 1 if num_free else turns):
+            threshold = self._threshold(found, centre, num_free)
+            codes = Spread(num_all, encoder, decoder, threshold, centre, self.activation, mesh=mesh)
+            fitted, frequency, rest, explained = self._fitted(seen, codes)
             gain = fitted.norm(dim=1).clamp_min(1e-6)
             # Free latents are trained further: their scale and direction are theirs.
             gain[len(found) :], fitted[len(found) :] = 1.0, decoder[len(found) :]
             known = {"threshold": threshold * gain, "frequency": frequency, "centre": centre}
             last = Latents.of(encoder * gain[:, None], fitted / gain[:, None], **known)
-            centre = centre + rest.mean(dim=0)
-        return last.joined(mesh.joined), explained
+            centre = centre + rest
+        return last, explained
+
+    def _threshold(self, found: Float[Tensor, "found dim"], centre: Float[Tensor, " dim"], num_free: int) -> Tensor:
+        """Of this rank's latents."""
+        about = torch.zeros_like(centre) if num_free else centre
+        share = CLEAR_SHARE if num_free else ACTIVE_SHARE
+        usual = usual_scores_in_turn((x - about for x in self.x.blocks()), len(self.x), found)
+        threshold = share * usual + found @ (about - centre)
+        if not num_free:
+            return threshold
+        given = Latents.of(found, None, threshold=threshold)
+        common = _free_threshold(self.x, given, self.free, self.l0, centre, self.mesh)
+        return torch.cat([threshold, common.expand(self.free.width)])
+
+    def _fitted(self, seen: Sample, codes: Spread) -> tuple[Tensor, Tensor, Tensor, float]:
+        """Decoders by least squares, how often each is active, the mean of what they leave, and the share explained."""
+        kept: list[sparse.csr_array] = []
+
+        def blocks() -> Iterator[tuple[sparse.csr_array, Tensor]]:
+            for x in seen.blocks(BLOCK_ROWS):
+                kept.append(to_scipy(codes.encode(x)))
+                yield kept[-1], x - codes.center
+
+        squares = least_squares(blocks(), len(seen), self.mesh)
+        fitted = anchored_decoders(squares, codes.decoder, self.cone)
+        sums = torch.zeros(2, 2, codes.dim, dtype=torch.float64)
+        fired = torch.zeros(len(fitted), dtype=torch.int64)
+        for code, x in zip(kept, seen.blocks(BLOCK_ROWS), strict=True):
+            fired += torch.from_numpy(np.bincount(code.indices, minlength=len(fired)))
+            y = x - codes.center
+            rest = y - self.mesh.sum_over_all(torch.from_numpy(code @ fitted.numpy()))
+            for place, values in enumerate((y, rest)):
+                each = (values.sum(dim=0, dtype=torch.float64), values.square().sum(dim=0, dtype=torch.float64))
+                sums[place] += torch.stack(each)
+        means = sums / len(seen)
+        variance = (means[:, 1] - means[:, 0].square()).sum(dim=1)
+        return fitted, fired / len(seen), means[1, 0].float(), 1 - float(variance[1] / variance[0])
 
 
-def _free_threshold(x: Float[Tensor, "rows dim"], found: Latents, free: Latents, l0: float, mesh: Mesh) -> Float[Tensor, ""]:
+def _free_threshold(
+    x: Sample, found: Latents, free: Latents, l0: float, centre: Float[Tensor, " dim"], mesh: Mesh
+) -> Float[Tensor, ""]:
     """The threshold at which free latents fire as often as resonant ones leave of L0.
 
+    It is one of their scores, the n-th largest of all. Ranks count scores in bins first and look only into the bin that has it.
+
     Args:
-        x: rows about their centre.
+        x: rows.
         found, free: latents; of several ranks each gives its own.
         l0: active latents per row to aim at.
+        centre: about which rows are scored.
         mesh: the ranks.
     """
-    x = x[:: max(1, len(x) // CALIBRATION_ROWS)]
-    parts = zip(torch.split(found.encoder, 256), torch.split(found.threshold, 256), strict=True)
-    counts = torch.tensor([sum(int((x @ e.T > t).sum()) for e, t in parts), free.width])
-    taken, num_free = (int(count) for count in mesh.sum_over_all(counts))
-    left = min(max(1, round(l0 * len(x) - taken)), max(1, len(x) * num_free - 1))
-    highest = x.new_zeros(0)
-    for encoder in torch.split(free.encoder, 256):
-        scores = torch.cat([highest, (x @ encoder.T).flatten()])
-        highest = scores.topk(min(left, len(scores))).values
-    highest = mesh.joined(highest)
-    return highest.topk(min(left, len(highest))).values[-1].clamp_min(0) if num_free else x.new_zeros(())
+    sample = x.thinned(max(1, len(x) // CALIBRATION_ROWS))
+    # No score is larger.
+    reach = max((float((rows - centre).norm(dim=1).max()) for rows in sample.blocks()), default=0.0)
+    norms = free.encoder.norm(dim=1)
+    top = max(mesh.tell(reach * float(norms.max()) if len(norms) else 0.0))
+    taken, counts = 0, torch.zeros(THRESHOLD_BINS, dtype=torch.int64)
+    for rows in sample.blocks():
+        y = rows - centre
+        taken += int((y @ found.encoder.T > found.threshold).sum())
+        counts += torch.bincount(_bin(y @ free.encoder.T, top)[0], minlength=THRESHOLD_BINS)
+    taken, num_free = (sum(mesh.tell(count)) for count in (taken, free.width))
+    left = min(max(1, round(l0 * len(sample) - taken)), max(1, len(sample) * num_free - 1))
+    above = mesh.sum_over_all(counts).flip(0).cumsum(0).flip(0)
+    if not num_free or left > int(above[0]):
+        return rows.new_zeros(())  # so many are not positive
+    place = int((above >= left).nonzero()[-1])
+    left -= int(above[place + 1]) if place + 1 < THRESHOLD_BINS else 0
+    inside = [norms.new_zeros(0)]
+    for rows in sample.blocks():
+        bins, scores = _bin((rows - centre) @ free.encoder.T, top)
+        inside.append(scores[bins == place])
+    return mesh.joined(torch.cat(inside)).topk(left).values[-1]
 
 
-def evenly(rows: Rows, count: int) -> Int64[np.ndarray, " taken"]:
-    return np.linspace(0, rows.num_rows - 1, min(count, rows.num_rows)).astype(np.int64)
+def _bin(scores: Tensor, top: float) -> tuple[Int64[Tensor, " positive"], Float[Tensor, " positive"]]:
+    """Bins of the positive scores, and these."""
+    positive = scores[scores > 0]
+    return (positive * (THRESHOLD_BINS / max(top, 1e-30))).long().clamp_max(THRESHOLD_BINS - 1), positive
 
 
 def spectrum_targets(
@@ -318,16 +426,15 @@ def _drawn(rows: Rows, seed: int) -> Int64[np.ndarray, " taken"]:
     return np.sort(np.random.default_rng([seed, 1]).integers(0, rows.num_rows, size=CALIBRATION_ROWS))
 
 
-def _first_biases(
-    x: Float[Tensor, "rows dim"], encoders: Float[Tensor, "neurons dim"], targets: Float[Tensor, " neurons"]
-) -> Float[Tensor, " neurons"]:
+def _first_biases(sample: Sample, encoders: Float[Tensor, "own dim"], targets: Float[Tensor, " own"]) -> Float[Tensor, " own"]:
     """Biases at which each neuron fires at its target on normalised rows, within the paper's range [−1, 0].
 
     Starting there spares the dense first phase in which biases only creep down from zero.
     """
-    thresholds = []
-    for encoder, target in zip(torch.split(encoders, 256), torch.split(targets, 256), strict=True):
-        ordered = (x @ encoder.T).sort(dim=0, descending=True).values
-        place = (target * len(x)).round().long().clamp(1, len(x)) - 1
-        thresholds.append(ordered.gather(0, place[None])[0])
+    thresholds = [encoders.new_zeros(0)]
+    at_once = max(LEAST_AT_ONCE, len(encoders) // TURNS)
+    for encoder, target in zip(torch.split(encoders, at_once), torch.split(targets, at_once), strict=True):
+        scores = torch.cat([encoder @ x.T for x in sample.blocks()], dim=1)
+        place = (target * len(sample)).round().long().clamp(1, len(sample)) - 1
+        thresholds.append(scores.sort(dim=1, descending=True).values.gather(1, place[:, None])[:, 0])
     return -torch.cat(thresholds).clamp(0, 1)

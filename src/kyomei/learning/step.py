@@ -14,9 +14,8 @@ from torch.nn.functional import normalize
 
 from kyomei.config import TrainRecipe
 from kyomei.dictionary.kernels import supported
-from kyomei.dictionary.mechanisms import Finish, Mechanism, Objective
+from kyomei.dictionary.mechanisms import Mechanism, Objective
 from kyomei.dictionary.products import DENSE_ABOVE, DenseProducts, Others, SparseProducts
-from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import TrainingError
 from kyomei.learning import checkpoint
 from kyomei.learning.checkpoint import Checkpoint
@@ -24,6 +23,7 @@ from kyomei.learning.latents import Latents
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.optimiser import CompactAdam
 from kyomei.learning.spaces import Normalisation
+from kyomei.learning.spread import Spread, numbers
 
 SOFT_FROZEN_COSINE = 0.8
 """A soft-frozen decoder row keeps at least this cosine to its start (arXiv:2602.14111)."""
@@ -57,7 +57,7 @@ class StepValues(NamedTuple):
 
 
 class Training:
-    """The state that steps change: weights, optimiser, mechanism."""
+    """The state that steps change: weights, optimiser, mechanism; `start` is this rank's part of the latents."""
 
     def __init__(
         self,
@@ -71,11 +71,10 @@ class Training:
         seed: int = 0,
     ) -> None:
         self.seed = seed
-        self.mesh, self.parts = mesh, parts_of(start, mechanism, recipe, mesh)
+        self.mesh, self.parts, self.width = mesh, parts_of(start, mechanism, recipe, mesh), mechanism.width
         if mesh.size > 1:
-            own = mesh.latents(mechanism.width)
-            start, mechanism.reduce = start.part(own), mesh
-            mechanism.shard(own)
+            mechanism.reduce = mesh
+            mechanism.shard(mesh.latents(mechanism.width))
         # bfloat16 has too few digits for small updates: weights stay in float32 and the products are autocast.
         self.autocast = torch.bfloat16 if dtype == torch.bfloat16 else None
         kept = torch.float32 if dtype == torch.bfloat16 else dtype
@@ -228,15 +227,17 @@ class Training:
                 state.setdefault(int(parameter), {})[slot] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
-    def finish(self) -> SparseAutoencoder:
+    def finish(self) -> Spread:
         """The autoencoder on raw input."""
-        whole = self.mesh.whole
-        decoder = None if self.tied else whole(self.decoder)
-        finish = self.mechanism.finish()
-        if self.mesh.features > 1:
-            offset, scale = (None if value is None else whole(value) for value in (finish.offset, finish.scale))
-            finish = Finish(whole(finish.threshold), finish.activation, finish.k, offset, scale)
-        return self.normalisation.fold(whole(self.encoder), decoder, self.centre, finish)
+        finish, mesh = self.mechanism.finish(), self.mesh
+        own = finish._replace(k=None if finish.k is None else min(finish.k, len(self.encoder)))
+        decoder = None if self.tied else self.decoder
+        part = Spread.of(self.normalisation.fold(self.encoder, decoder, self.centre, own))
+        if mesh.size == 1:
+            return part
+        # Every part of the latents lies with as many ranks as there are parts of the rows: one of each gives.
+        gives = replace(part.chosen(torch.arange(len(self.encoder) if mesh.data_rank == 0 else 0)), mesh=mesh)
+        return replace(gives.chosen(numbers(mesh.share(self.width))), k=finish.k)
 
     def at(self, step: int, identity: dict[str, Any]) -> Checkpoint:
         """The checkpoint after so many steps."""
@@ -250,17 +251,22 @@ class Training:
 
 
 def parts_of(start: Latents, mechanism: Mechanism, recipe: TrainRecipe, mesh: Mesh) -> dict[str, slice]:
-    """Which tensors of a checkpoint are this rank's part of a larger one, and which rows of that they are."""
+    """Which tensors of a checkpoint are this rank's part of a larger one, and which rows of that they are.
+
+    Args:
+        start: this rank's part of the latents.
+        mechanism: of all of them.
+        recipe: how they are trained.
+        mesh: the ranks.
+    """
     if mesh.features == 1:
         return {}
-    width = start.width
+    width = mechanism.width
     latents = mesh.latents(width)
     hold = torch.ones_like(start.hold) if recipe.freeze == "encoder" else start.hold
-    anchored = anchors_of(start, recipe) > -1
-    parts = {
-        name: slice(int(mask[: latents.start].sum()), int(mask[: latents.stop].sum()))
-        for name, mask in (("model.held", hold), ("model.anchor", anchored))
-    }
+    counts = mesh.tell((int(hold.sum()), int((anchors_of(start, recipe) > -1).sum())))
+    ends = [[sum(count[i] for count in counts[:rank]) for rank in (mesh.feature_rank, mesh.feature_rank + 1)] for i in (0, 1)]
+    parts = {name: slice(*ends[i]) for i, name in enumerate(("model.held", "model.anchor"))}
     matrices = 1 if start.tied else 2
     trained = [*range(matrices), *range(matrices + 1, matrices + 1 + len(mechanism.parameters()))]
     parts |= {f"model.{number}": latents for number in range(matrices)}

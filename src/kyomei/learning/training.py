@@ -19,7 +19,9 @@ from kyomei.errors import AddressError, DataError, Interrupted, RecipeError, Run
 from kyomei.learning import checkpoint
 from kyomei.learning.checkpoint import Checkpoint
 from kyomei.learning.latents import Latents
+from kyomei.learning.mesh import Mesh
 from kyomei.learning.spaces import Normalisation
+from kyomei.learning.spread import Spread, numbers, picked
 from kyomei.learning.step import StepValues, Training, anchors_of, learning_rate, parts_of
 from kyomei.learning.undisturbed import undisturbed
 from kyomei.learning.workplace import EventSink, Workplace
@@ -93,7 +95,7 @@ def train(
     """Train a sparse autoencoder by minimising ½ mean‖x̂ − x‖² + penalty on normalised rows.
 
     Args:
-        start: initial weights, in normalised space.
+        start: initial weights, in normalised space, the same on all ranks.
         mechanism: what makes the code sparse; it is changed in place.
         rows: activation rows.
         recipe: how to train.
@@ -103,7 +105,7 @@ def train(
         workplace: folder of checkpoints, listeners, ranks and device; none: this process alone, on the CPU, saving nothing.
 
     Returns:
-        The autoencoder on raw input, on the workplace's device.
+        The autoencoder on raw input, on the workplace's device; of several ranks, whole on each.
 
     Raises:
         DataError: if there are fewer rows than dimensions, rows do not fit the start, or all are equal.
@@ -115,10 +117,29 @@ def train(
 
     Source: arXiv:2506.14002, §3.
     """
+    mesh = (workplace or Workplace()).mesh
+    own = start if mesh.size == 1 else start.part(mesh.share(start.width))
+    given: dict[str, Any] = {"seed": seed, "dtype": dtype, "normalisation": normalisation, "workplace": workplace}
+    return train_spread(own, mechanism, rows, recipe, **given).whole()
+
+
+def train_spread(
+    start: Latents,
+    mechanism: Mechanism,
+    rows: Rows,
+    recipe: TrainRecipe,
+    *,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    normalisation: Normalisation | None = None,
+    workplace: Workplace | None = None,
+) -> Spread:
+    """`train` where no rank ever has more than its own latents: it is given and returns its share of them."""
     work = workplace or Workplace()
     folder, mesh = work.folder, work.mesh
-    _check(start, mechanism, rows, recipe, dtype)
-    identity = _identity(start, mechanism, rows, recipe, seed, dtype)
+    start = _part_of(start, mechanism.width, mesh)
+    _check(start, mechanism, rows, recipe, dtype, mesh)
+    identity = _identity(start, mechanism, rows, recipe, seed, dtype, mesh)
     saved = _saved(work, identity, parts_of(start, mechanism, recipe, mesh))
     space = _of_checkpoint(saved) or normalisation or Normalisation.measure(rows)
     training = Training(start, mechanism, space, recipe, work.device, dtype, mesh, seed)
@@ -159,20 +180,29 @@ def train(
     return training.finish()
 
 
-def _check(start: Latents, mechanism: Mechanism, rows: Rows, recipe: TrainRecipe, dtype: torch.dtype) -> None:
-    width, dim = start.encoder.shape
+def _part_of(start: Latents, width: int, mesh: Mesh) -> Latents:
+    """This rank's part of the latents in training, from the shares of all."""
+    if mesh.size == 1 or sum(mesh.tell(start.width)) != width:
+        return start
+    wanted = numbers(mesh.latents(width))
+    return start.joined(lambda rows: picked(rows, wanted, mesh))
+
+
+def _check(start: Latents, mechanism: Mechanism, rows: Rows, recipe: TrainRecipe, dtype: torch.dtype, mesh: Mesh) -> None:
+    own, dim = start.encoder.shape
+    width = own * mesh.features
     if rows.dim != dim:
         raise DataError(f"rows of dimension {dim}, as the start has", f"dimension {rows.dim}", "start from the same site")
     if rows.num_rows < dim:
         raise DataError(f"at least as many rows as dimensions ({dim})", f"{rows.num_rows} rows", "harvest more tokens")
     if start.decoder.shape != start.encoder.shape:
-        raise RecipeError(f"a decoder of shape {[width, dim]}", f"{list(start.decoder.shape)}", "correct the start")
-    if start.hold.shape != (width,) or mechanism.width != width:
+        raise RecipeError(f"a decoder of shape {[own, dim]}", f"{list(start.decoder.shape)}", "correct the start")
+    if start.hold.shape != (own,) or mechanism.width != width:
         found = f"hold of {start.hold.numel()}, a mechanism of {mechanism.width}"
         raise RecipeError(f"hold and a mechanism of the start's width {width}", found, "make them of one width")
-    if start.anchor.shape != (width,) or (start.tied and bool((start.anchor > -1).any())):
+    if start.anchor.shape != (own,) or (start.tied and bool((start.anchor > -1).any())):
         found = f"anchors of {start.anchor.numel()}, a decoder of {'tied rows' if start.tied else 'its own'}"
-        raise RecipeError(f"one anchor for each of {width} untied decoder rows", found, "correct the start")
+        raise RecipeError(f"one anchor for each of {own} untied decoder rows", found, "correct the start")
     if recipe.freeze != "none" and start.tied:
         do = "set dictionary.tied to false"
         raise RecipeError(f"an untied dictionary with train.freeze = {recipe.freeze}", "tied rows", do)
@@ -181,17 +211,17 @@ def _check(start: Latents, mechanism: Mechanism, rows: Rows, recipe: TrainRecipe
 
 
 def _identity(
-    start: Latents, mechanism: Mechanism, rows: Rows, recipe: TrainRecipe, seed: int, dtype: torch.dtype
+    start: Latents, mechanism: Mechanism, rows: Rows, recipe: TrainRecipe, seed: int, dtype: torch.dtype, mesh: Mesh
 ) -> dict[str, Any]:
-    width, dim = start.encoder.shape
+    width, dim = mechanism.width, start.encoder.shape[1]
     return {
         "seed": seed,
         "dtype": str(dtype),
         "width": width,
         "dim": dim,
         "tied": start.tied,
-        "held": int(start.hold.sum()),
-        "anchors": [part.tolist() for part in torch.unique(anchors_of(start, recipe), return_counts=True)],
+        "held": int(mesh.whole(start.hold).sum()),
+        "anchors": [part.tolist() for part in torch.unique(mesh.whole(anchors_of(start, recipe)), return_counts=True)],
         "num_rows": rows.num_rows,
         **{f"mechanism.{key}": value for key, value in mechanism.settings().items()},
         **{f"train.{key}": value for key, value in recipe.model_dump(mode="json").items() if key not in _FREE_KEYS},

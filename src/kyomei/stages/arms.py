@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from kyomei.config import SETTINGS, Recipe
-from kyomei.dictionary.formats import load
+from kyomei.dictionary.formats import load, width_of
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import RecipeError, RunError
 from kyomei.evidence.controls import GAUSSIAN, RANDOM_WEIGHTS, Control
 from kyomei.evidence.fidelity import fidelity
+from kyomei.evidence.reproduction import Dictionary
 from kyomei.learning.directions import Directions
+from kyomei.learning.mesh import Mesh
+from kyomei.learning.spread import Spread
 from kyomei.runs import Run
 from kyomei.stages.harvest import harvest_run
 from kyomei.stages.harvested import (
@@ -63,6 +66,10 @@ class Arm:
 
     def dictionary(self, run: Run, replica: int) -> SparseAutoencoder:
         return load(self.path(run, replica))
+
+    def width(self, run: Run, replica: int) -> int:
+        """Of a replica's dictionary, which is not read for it."""
+        return width_of(self.path(run, replica))
 
     def directions(self, run: Run, replica: int) -> Directions | None:
         """The replica's resonant directions; none for a mechanism that starts at random."""
@@ -140,6 +147,17 @@ class Pair:
     def dictionaries(self, run: Run) -> list[SparseAutoencoder]:
         """The dictionaries of its places."""
         return [load(run.path(place)) for place in self.places]
+
+    def shared_out(self, run: Run, mesh: Mesh) -> tuple[list[Dictionary], tuple[Dictionary, Dictionary]]:
+        """The same and the two of the null, of which each of several ranks reads its share."""
+        null = [f"{self.null.folder}/{i}" for i in range(2)]
+        own, (first, second) = ([dictionary_on(mesh, run.path(place)) for place in places] for places in (self.places, null))
+        return own, (first, second)
+
+
+def dictionary_on(mesh: Mesh, folder: Path) -> Dictionary:
+    """A saved dictionary, of which each of several ranks reads its share."""
+    return load(folder) if mesh.size == 1 else Spread.load(folder, mesh)
 
 
 def own_pair(run: Run) -> Pair:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -11,19 +12,28 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
+from scipy import sparse
 
 from kyomei.atomic import write_atomic
 from kyomei.dictionary.formats import CONFIG_FILE, note_certificate
-from kyomei.dictionary.sae import SparseAutoencoder
-from kyomei.errors import EvidenceError, RunError
+from kyomei.errors import EvidenceError, RecipeError, RunError
 from kyomei.evidence.certificate import Certificate, dense_part, describe, rule_in_force, tally
-from kyomei.evidence.codes import total
+from kyomei.evidence.codes import joined, total
 from kyomei.evidence.controls import GAUSSIAN, RANDOM_WEIGHTS
-from kyomei.evidence.origin import origin, share_difference
-from kyomei.evidence.reproduction import NullMatches, compare_coded, require_comparable, rows_used, space_of
+from kyomei.evidence.origin import Origin, joined_origin, origin, share_difference
+from kyomei.evidence.reproduction import (
+    Dictionary,
+    NullMatches,
+    compare_coded,
+    own_of,
+    require_comparable,
+    rows_used,
+    space_of,
+)
 from kyomei.evidence.site import check_site
 from kyomei.evidence.survey import Survey, survey
 from kyomei.evidence.verdict import Verdict, verdict
+from kyomei.learning.mesh import Mesh
 from kyomei.learning.spaces import Whitening
 from kyomei.learning.undisturbed import undisturbed
 from kyomei.runs import Run
@@ -179,7 +189,11 @@ def certify_run(run: Run, reporter: Reporter, *, baselines: Sequence[str] = (), 
     own = own_pair(run)
     pairs = [own, *imported_pairs(run), *(train_baseline(run, name, reporter) for name in baselines)]
     pairs, grounds = main_first(run, pairs), _Grounds(run)
-    certificates = {pair.name: certify_pair(run, pair, reporter, grounds) for pair in pairs}
+    made = {pair.name: _certified(run, pair, reporter, grounds) for pair in pairs}
+    # Of several ranks the leading one has them.
+    certificates = {name: certificate for name, certificate in made.items() if certificate is not None}
+    if not reporter.mesh.leads:
+        return {}
     files = {pair.name: certificate_path(run, pair) for pair in pairs}
     facts: dict[str, Any] = {}
     if random_weights:
@@ -193,6 +207,34 @@ def certify_run(run: Run, reporter: Reporter, *, baselines: Sequence[str] = (), 
         "best": {name: [feature["index"] for feature in c.best(BEST)] for name, c in certificates.items()},
         **facts,
     }
+
+
+def certify_on_mesh(
+    run: Run, reporter: Reporter, *, baselines: Sequence[str] = (), random_weights: bool = False
+) -> dict[str, Any] | None:
+    """This rank's part of a certificate under torchrun: dictionaries and codes are shared out by latents.
+
+    Args:
+        run: trained.
+        reporter: of this process.
+        baselines, random_weights: as `certify_run` takes them; refused, as they train.
+
+    Returns:
+        What `certify_run` does, on the leading rank; none on the others.
+
+    Raises:
+        RecipeError: a baseline or random weights are asked for.
+        RunError, EvidenceError: as `certify_run`; or a rank is lost.
+    """
+    if baselines or random_weights:
+        do = "certify those in one process"
+        raise RecipeError("a certificate of what is trained, on several processes", "--baseline or --random-weights", do)
+    mesh = Mesh.side_by_side()
+    with run.lock() if mesh.leads else contextlib.nullcontext():
+        mesh.wait()
+        facts = certify_run(run, reporter.on(mesh))
+    mesh.leave()
+    return facts if mesh.leads else None
 
 
 def origin_difference(trained: Certificate, control: Certificate, seed: int) -> dict[str, dict[str, float] | None]:
@@ -237,14 +279,14 @@ class _Grounds:
         """Numbers of those on which activations are compared."""
         return rows_used(self.rows.num_rows)
 
-    def space(self, dictionaries: Sequence[SparseAutoencoder]) -> Whitening:
+    def space(self, dictionaries: Sequence[Dictionary]) -> Whitening:
         """In which cosines of these dictionaries are taken."""
         kind = all(sae.unit_rows for sae in dictionaries)
         if kind not in self._spaces:
             self._spaces[kind] = space_of(dictionaries, self.rows)
         return self._spaces[kind]
 
-    def surveys(self, pair: Pair, dictionaries: Sequence[SparseAutoencoder]) -> list[Survey]:
+    def surveys(self, pair: Pair, dictionaries: Sequence[Dictionary]) -> list[Survey]:
         """What each dictionary of a pair does on the rows; of those that ship, the parts of the explained variance too."""
         for place, sae in zip(pair.places, dictionaries, strict=True):
             if place not in self._surveys:
@@ -253,7 +295,7 @@ class _Grounds:
                 (self._surveys[place],) = survey([sae], self.rows, self.index, num_explained=ships)
         return [self._surveys[place] for place in pair.places]
 
-    def null(self, pair: Pair, null: tuple[SparseAutoencoder, SparseAutoencoder]) -> NullMatches:
+    def null(self, pair: Pair, null: tuple[Dictionary, Dictionary]) -> NullMatches:
         """What a pair's null has in common with itself."""
         if pair.null.folder not in self._nulls:
             self._nulls[pair.null.folder] = NullMatches.measure(null, evidence_null(self._run, self.rows))
@@ -273,22 +315,44 @@ def certify_pair(run: Run, pair: Pair, reporter: Reporter, grounds: _Grounds | N
         RunError: a replica or its null is not trained.
         EvidenceError: there are fewer than three replicas.
     """
-    require_trained(run, pair)
-    path, data = certificate_path(run, pair), made_from(run, pair)
-    if path.exists():
-        before = Certificate.read(path)
-        changed = before.changed(data)
-        if not changed:
-            if not run.recorded(path):  # a crash may have come after it was written
-                _enter(run, pair, before)
-            return before
-        reporter.note(f"the certificate of {before.created} has expired: {', '.join(changed)} changed")
-        write_atomic(path.parent / EXPIRED / f"{before.created.replace(':', '')}.json", path.read_bytes())
-    reporter.note(f"certify {pair.name}")
-    certificate = _certificate(run, pair, data, grounds or _Grounds(run))
-    certificate.write(path)
-    _enter(run, pair, certificate)
+    certificate = _certified(run, pair, reporter, grounds or _Grounds(run))
+    assert certificate is not None, "one process leads"
     return certificate
+
+
+def _certified(run: Run, pair: Pair, reporter: Reporter, grounds: _Grounds) -> Certificate | None:
+    """The same on any mesh: of several ranks the leading one has the certificate."""
+    require_trained(run, pair)
+    mesh = reporter.mesh
+    before = mesh.first(lambda: _that_holds(run, pair, reporter))
+    if any(mesh.tell(before is not None)):
+        return before
+    reporter.note(f"certify {pair.name}")
+    certificate = _certificate(run, pair, grounds, mesh)
+
+    def write() -> None:
+        assert certificate is not None
+        certificate.write(certificate_path(run, pair))
+        _enter(run, pair, certificate)
+
+    mesh.first(write)
+    return certificate
+
+
+def _that_holds(run: Run, pair: Pair, reporter: Reporter) -> Certificate | None:
+    """The certificate that is there, if it holds; one that does not is put aside."""
+    path = certificate_path(run, pair)
+    if not path.exists():
+        return None
+    before = Certificate.read(path)
+    changed = before.changed(made_from(run, pair))
+    if not changed:
+        if not run.recorded(path):  # a crash may have come after it was written
+            _enter(run, pair, before)
+        return before
+    reporter.note(f"the certificate of {before.created} has expired: {', '.join(changed)} changed")
+    write_atomic(path.parent / EXPIRED / f"{before.created.replace(':', '')}.json", path.read_bytes())
+    return None
 
 
 def _enter(run: Run, pair: Pair, certificate: Certificate) -> None:
@@ -301,10 +365,10 @@ def _enter(run: Run, pair: Pair, certificate: Certificate) -> None:
     run.record(dictionary / CONFIG_FILE, path)
 
 
-def _certificate(run: Run, pair: Pair, data: dict[str, str], grounds: _Grounds) -> Certificate:
-    rows, index = grounds.rows, grounds.index
-    dictionaries = pair.dictionaries(run)
-    null = (pair.null.dictionary(run, 0), pair.null.dictionary(run, 1))
+def _certificate(run: Run, pair: Pair, grounds: _Grounds, mesh: Mesh) -> Certificate | None:
+    """A certificate, made by all ranks; the leading one has it."""
+    rows = grounds.rows
+    dictionaries, null = pair.shared_out(run, mesh)
     check_site(dictionaries[0], rows)
     require_comparable(dictionaries, null, rows.dim)
     surveys = grounds.surveys(pair, dictionaries)
@@ -312,13 +376,13 @@ def _certificate(run: Run, pair: Pair, data: dict[str, str], grounds: _Grounds) 
     first, found, drawn = dictionaries[0], surveys[0], sampled(run, pair, dictionaries[0].width)
     tested = np.arange(first.width) if drawn is None else drawn
     verdicts = compare_coded(dictionaries, codes, grounds.null(pair, null), grounds.space(dictionaries), drawn)
-    code = codes[0][:, tested]
+    code = codes[0][:, own_of(tested, mesh.share(first.width))]
     tokens = tokens_of(run, "evidence")
-    place = rows.row_tokens()[index]
-    document = tokens.document.flatten().numpy()[place]
-    source = origin(code, tokens.ids.flatten().numpy()[place], place % tokens.context, document)
+    source = joined_origin(_origin(code, rows, grounds.index, tokens), mesh)
     explained = np.zeros(len(tested)) if found.explained is None else found.explained[tested].clip(min=0)
-    weights = dict(zip(SHARES_BY, (np.ones(len(tested)), total(code), explained), strict=True))
+    weights = dict(zip(SHARES_BY, (np.ones(len(tested)), joined(total(code), mesh), explained), strict=True))
+    if not mesh.leads:
+        return None
     names = _token_texts(tokens, {token for named in source.top_tokens for token, _ in named})
     features = [
         {
@@ -348,11 +412,18 @@ def _certificate(run: Run, pair: Pair, data: dict[str, str], grounds: _Grounds) 
         dense=dense_part(verdicts, explained),
         shares={name: tally(verdicts, source, values) for name, values in weights.items()},
         features=features,
-        data=data,
+        data=made_from(run, pair),
         constants=rule_in_force(),
         sampled=None if drawn is None else len(drawn),
         names=names_of(run),
     )
+
+
+def _origin(code: sparse.csr_array, rows: ShardFolder, index: Int64[np.ndarray, " taken"], tokens: Tokens) -> Origin:
+    """Where the latents of some columns come from."""
+    place = rows.row_tokens()[index]
+    document = tokens.document.flatten().numpy()[place]
+    return origin(code, tokens.ids.flatten().numpy()[place], place % tokens.context, document)
 
 
 def sampled(run: Run, pair: Pair, width: int) -> Int64[np.ndarray, " drawn"] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from kyomei.errors import RunError
 from kyomei.evidence.controls import Control
 from kyomei.evidence.site import sample_figures
 from kyomei.learning.directions import Directions
-from kyomei.learning.fit import choose_device, fit, starts_from_resonance, steps_done
+from kyomei.learning.fit import choose_device, fit_spread, starts_from_resonance, steps_done
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.resonance import resonate
 from kyomei.learning.workplace import Workplace
@@ -44,7 +45,7 @@ def train_arm(run: Run, arm: Arm, reporter: Reporter) -> dict[str, Any]:
                 run.record(*(path for path in arm.path(run, replica).iterdir() if path.is_file()))
                 run.finish(arm.stage(replica), _learnt_from(run, arm, replica))
             mesh.wait()
-        facts.append({"width": arm.dictionary(run, replica).width, **_direction_facts(run, arm, replica)})
+        facts.append({"width": arm.width(run, replica), **_direction_facts(run, arm, replica)})
     return {"folder": arm.folder, "mechanism": arm.recipe.mechanism.name, "replicas": facts}
 
 
@@ -161,18 +162,17 @@ def _train_replica(run: Run, arm: Arm, replica: int, reporter: Reporter) -> None
         with reporter.progress(f"train {arm.folder}/{replica}") as progress:
             stream = None if arm.control is not None and arm.control.gaussian else streamed(run, replica, mesh)
             work = Workplace(folder, resume=True, sink=sink, progress=progress, mesh=mesh)
-            sae = fit(rows, arm.recipe, seed=seed, directions=directions, stream=stream, workplace=work)
+            sae = fit_spread(rows, arm.recipe, seed=seed, directions=directions, stream=stream, workplace=work)
     finally:
         if sink is not None:
             sink.close()
     if stream is not None:
         reporter.note(f"train {arm.folder}/{replica}: {stream.account(time.monotonic() - began)}")
-    if mesh.leads:
-        sae.provenance = {**_provenance(run, arm, replica), **sae.provenance}
-        if arm.control is None:
-            others = (activations(run, f"replica-{i}") for i in range(arm.replicas) if i != replica)
-            sae.provenance["other_parts"] = [sample_figures(sae, part).to_dict() for part in others]
-        sae.save(folder)
+    known = {**_provenance(run, arm, replica), **sae.provenance}
+    if arm.control is None:
+        others = (activations(run, f"replica-{i}") for i in range(arm.replicas) if i != replica)
+        known["other_parts"] = [sample_figures(sae, part).to_dict() for part in others]
+    dataclasses.replace(sae, provenance=known).save(folder)
 
 
 def _provenance(run: Run, arm: Arm, replica: int) -> dict[str, Any]:
@@ -214,7 +214,8 @@ def _directions(run: Run, arm: Arm, rows: Rows, replica: int, seed: int, reporte
     if mesh.leads:
         directions.save(path)
     mesh.wait()
-    return directions
+    # Of a file's map only what a rank looks at is in its memory.
+    return directions if mesh.size == 1 else Directions.load(path)
 
 
 def train_baseline(run: Run, name: str, reporter: Reporter) -> Pair:

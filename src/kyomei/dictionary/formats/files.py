@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from kyomei.atomic import write_atomic
+from kyomei.atomic import appearing, write_atomic
 from kyomei.errors import DataError, KyomeiError
 
+_SAFETENSORS_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 AGAIN = "restore the file from a copy, or write it anew"
 
 
@@ -60,6 +62,63 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors, from any device, whole or not at all."""
     write_atomic(path, tensors_to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+
+
+def write_safetensors_in_pieces(
+    path: Path, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, pieces: Iterable[Tensor]
+) -> None:
+    """Write the same bytes as `write_safetensors`, of tensors that are never here as a whole.
+
+    Args:
+        path: the file, which appears whole or not at all.
+        shapes: of all tensors.
+        dtype: theirs.
+        pieces: their rows, tensors in the order of their names.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    bytes_each, name_of_dtype = torch.empty(0, dtype=dtype).element_size(), _SAFETENSORS_DTYPES[dtype]
+    described: dict[str, Any] = {}
+    end = 0
+    for name in sorted(shapes):
+        begin, end = end, end + bytes_each * math.prod(shapes[name])
+        described[name] = {"dtype": name_of_dtype, "shape": list(shapes[name]), "data_offsets": [begin, end]}
+    header = json.dumps(described, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    with appearing(path) as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for piece in pieces:
+            file.write(_as_bytes(piece))
+
+
+def _as_bytes(piece: Tensor) -> bytes:
+    return piece.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def read_rows_of_safetensors(path: Path, rows: Callable[[str, int], slice | None]) -> dict[str, Tensor]:
+    """The tensors of a file of safetensors, of some only a part of the rows.
+
+    Args:
+        path: of the file.
+        rows: which of a tensor of that name and length; none: all.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    tensors = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  not a dict
+                held = file.get_slice(name)
+                which = rows(name, held.get_shape()[0])
+                # A copy: what is read through the file's map would count as resident as long as the file is open.
+                tensors[name] = held[:].clone() if which is None else held[which.start : which.stop].clone()
+    except FileNotFoundError as error:
+        raise DataError(f"{path.name} of a saved autoencoder", f"none in {path.parent}", "copy the whole folder") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"safetensors in {path}", f"damage: {error}", "restore the file from a copy, or train again") from error
+    return tensors
 
 
 def read_npz(path: Path) -> dict[str, Any]:

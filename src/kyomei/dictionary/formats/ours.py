@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from kyomei.dictionary.formats.files import (
     consistent,
     read_json,
+    read_rows_of_safetensors,
     read_safetensors,
     require_sound,
     write_json,
     write_safetensors,
+    write_safetensors_in_pieces,
 )
-from kyomei.dictionary.sae import SparseAutoencoder
+from kyomei.dictionary.sae import Activation, SparseAutoencoder
 from kyomei.errors import DataError, KyomeiError
 
 NAME = "kyomei"
@@ -41,20 +47,65 @@ def save(sae: SparseAutoencoder, folder: Path | str) -> None:
         tensors["decoder"] = sae.decoder
     if sae.bias is not None:
         tensors["bias"] = sae.bias
-    config = {
-        "schema_version": 3 if sae.unit_rows else 1 if sae.bias is None else 2,
-        "format": NAME,
-        "width": sae.width,
-        "dim": sae.dim,
-        "tied": sae.tied,
-        "activation": sae.activation,
-        "k": sae.k,
-        **({"unit_rows": True} if sae.unit_rows else {}),
-        "dtype": str(sae.encoder.dtype).removeprefix("torch."),
-        "provenance": sae.provenance,
-    }
+    facts = Facts(sae.width, sae.dim, sae.tied, sae.activation, sae.k, sae.unit_rows, sae.provenance)
     write_safetensors(folder / TENSORS_FILE, tensors)
-    write_json(folder / CONFIG_FILE, config)
+    write_json(folder / CONFIG_FILE, facts.config("bias" in tensors, sae.encoder.dtype))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of an autoencoder beside its tensors."""
+
+    width: int
+    dim: int
+    tied: bool
+    activation: Activation
+    k: int | None
+    unit_rows: bool
+    provenance: dict[str, Any]
+
+    def config(self, has_bias: bool, dtype: torch.dtype) -> dict[str, Any]:
+        """What `config.json` holds."""
+        return {
+            "schema_version": 3 if self.unit_rows else 2 if has_bias else 1,
+            "format": NAME,
+            "width": self.width,
+            "dim": self.dim,
+            "tied": self.tied,
+            "activation": self.activation,
+            "k": self.k,
+            **({"unit_rows": True} if self.unit_rows else {}),
+            "dtype": str(dtype).removeprefix("torch."),
+            "provenance": self.provenance,
+        }
+
+
+@dataclass(frozen=True)
+class Part(Facts):
+    """Some latents of a saved autoencoder; `width` is that of the whole.
+
+    Attributes:
+        tensors: by name, of these latents alone.
+    """
+
+    tensors: dict[str, Tensor]
+
+
+def save_pieces(
+    folder: Path, facts: Facts, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, pieces: Iterable[Tensor]
+) -> None:
+    """Write what `save` writes of tensors that are never here as a whole.
+
+    Args:
+        folder: where the files go, made if need be.
+        facts: of the whole.
+        shapes, dtype, pieces: as `write_safetensors_in_pieces` takes them.
+
+    Raises:
+        RunError: if the disk is full; what was there before is untouched.
+    """
+    write_safetensors_in_pieces(folder / TENSORS_FILE, shapes, dtype, pieces)
+    write_json(folder / CONFIG_FILE, facts.config("bias" in shapes, dtype))
 
 
 def note_certificate(folder: Path | str, certificate: Mapping[str, Any]) -> None:
@@ -70,6 +121,11 @@ def note_certificate(folder: Path | str, certificate: Mapping[str, Any]) -> None
     config = _read_config(Path(folder) / CONFIG_FILE)
     provenance = {**(config.get("provenance") or {}), "certificate": dict(certificate)}
     write_json(Path(folder) / CONFIG_FILE, {**config, "provenance": provenance})
+
+
+def width_of(folder: Path) -> int:
+    """The width of an autoencoder that `save` wrote, whose tensors are not read (raises as `read` does)."""
+    return int(_read_config(folder / CONFIG_FILE)["width"])
 
 
 def tensors_file(path: Path) -> Path | None:
@@ -89,36 +145,61 @@ def read(folder: Path) -> SparseAutoencoder:
     Raises:
         DataError: if a file is missing, damaged or of a newer schema, or the two do not belong together.
     """
+    held = read_part(folder, lambda width: slice(0, width))
+    try:
+        return SparseAutoencoder(
+            held.tensors["encoder"],
+            held.tensors.get("decoder"),
+            held.tensors["threshold"],
+            held.tensors["center"],
+            activation=held.activation,
+            k=held.k,
+            bias=held.tensors.get("bias"),
+            unit_rows=held.unit_rows,
+            provenance=held.provenance,
+        )
+    except KyomeiError as error:
+        raise consistent(folder, error) from error
+
+
+def read_part(folder: Path, which: Callable[[int], slice]) -> Part:
+    """Read some latents of an autoencoder that `save` wrote, and no others.
+
+    Args:
+        folder: holds `sae.safetensors` and `config.json`.
+        which: of so many latents.
+
+    Raises:
+        DataError: as `read`.
+    """
     config = _read_config(folder / CONFIG_FILE)
     path = folder / TENSORS_FILE
     if not path.exists():
         raise DataError(f"{TENSORS_FILE} beside {CONFIG_FILE}", f"none in {folder}", "copy the whole folder")
-    tensors = read_safetensors(path)
+    width = config["width"]
+    own = range(width)[which(width)]
+
+    def rows(name: str, length: int) -> slice | None:
+        # What is of another length than it should be is found out below.
+        return which(width) if name != "center" and length == width else None
+
+    tensors = read_safetensors(path) if len(own) == width else read_rows_of_safetensors(path, rows)
     expected = {"encoder", "threshold", "center"} | (set() if config["tied"] else {"decoder"})
     if set(tensors) - {"bias", "offset"} != expected:
         raise DataError(f"the tensors {sorted(expected)} in {path}", f"{sorted(tensors)}", "copy the whole folder anew")
     require_sound(tensors, path)
-    shape = [config["width"], config["dim"]]
+    shape = [len(own), config["dim"]]
     if list(tensors["encoder"].shape) != shape:
+        whole = [width, config["dim"]]
         found = f"an encoder of shape {list(tensors['encoder'].shape)}"
-        raise DataError(f"shape {shape} as in {folder / CONFIG_FILE}", found, "copy the whole folder anew")
-    if (offset := tensors.get("offset")) is not None and offset.shape == tensors["threshold"].shape:
+        raise DataError(f"shape {whole} as in {folder / CONFIG_FILE}", found, "copy the whole folder anew")
+    if (offset := tensors.pop("offset", None)) is not None:
         # In schema 1 the threshold was of the score before what was added to it.
-        tensors |= {"bias": offset, "threshold": tensors["threshold"] + offset}
-    try:
-        return SparseAutoencoder(
-            tensors["encoder"],
-            tensors.get("decoder"),
-            tensors["threshold"],
-            tensors["center"],
-            activation=config["activation"],
-            k=config["k"],
-            bias=tensors.get("bias", offset),
-            unit_rows=config.get("unit_rows", False),
-            provenance=config.get("provenance"),
-        )
-    except KyomeiError as error:
-        raise consistent(folder, error) from error
+        if offset.shape == tensors["threshold"].shape:
+            tensors["threshold"] = tensors["threshold"] + offset
+        tensors.setdefault("bias", offset)
+    known = {key: config[key] for key in ("width", "dim", "tied", "activation", "k")}
+    return Part(**known, unit_rows=config.get("unit_rows", False), provenance=config.get("provenance") or {}, tensors=tensors)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def _explained(subject: Subject, codes: CodeStore) -> Float64[np.ndarray, " widt
         x, z = rows.read(index[first : first + ROWS_AT_ONCE]), code[first : first + ROWS_AT_ONCE]
         unit = torch.from_numpy(z @ sae.decoder.detach().float().numpy()) + sae.center.float()
         reconstruction = sae.row_scale(x).float() * unit if sae.unit_rows else unit
-        sums.add(Coded(first, x, z, reconstruction))
+        sums.add(Coded(first, x, z, reconstruction, np.diff(z.indptr)))
     return sums.figures()
 
 

@@ -1,0 +1,64 @@
+"""How many bytes of tensors and arrays are alive at once, counted where they are made: no noise, nothing of the libraries."""
+
+from __future__ import annotations
+
+import tracemalloc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def _stored(values: Any) -> Iterator[torch.UntypedStorage]:
+    """The storages of dense tensors; a sparse one's parts are tensors by themselves."""
+    return (each.untyped_storage() for each in tree_leaves(values) if isinstance(each, Tensor) and each.layout == torch.strided)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts inside its block: bytes of tensors that operations of this thread made, and of NumPy's arrays.
+
+    What a file is mapped to is not counted, nor what operations need while they run.
+
+    Attributes:
+        most: largest number of bytes alive at once so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most, self._tensors = 0, 0
+        self._sizes: dict[int, int] = {}
+
+    def __enter__(self) -> LiveBytes:
+        tracemalloc.start(1)
+        self._before = tracemalloc.get_traced_memory()[0]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._look()
+        super().__exit__(*error)
+        tracemalloc.stop()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, given: Any = (), named: Any = None) -> Any:
+        self._look()
+        known = {storage._cdata for storage in _stored((given, named))}
+        made = operation(*given, **(named or {}))
+        for storage in _stored(made):
+            # A view, or memory of NumPy's that is counted there, was among what the operation was given.
+            if storage._cdata not in known and storage._cdata not in self._sizes:
+                self._sizes[storage._cdata] = storage.nbytes()
+                self._tensors += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage._cdata)
+        self._look()
+        return made
+
+    def _freed(self, which: int) -> None:
+        self._tensors -= self._sizes.pop(which)
+
+    def _look(self) -> None:
+        self.most = max(self.most, self._tensors + tracemalloc.get_traced_memory()[1] - self._before)
+        tracemalloc.reset_peak()

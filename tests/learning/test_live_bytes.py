@@ -1,0 +1,90 @@
+"""No rank holds more than its share: tensors and arrays are counted where they are made, on one of four ranks and alone."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from kyomei.learning.mesh import Mesh
+from kyomei.source.rows import Rows, open_rows
+
+T = TypeVar("T")
+BENCH = Path(__file__).parents[2] / "bench"
+WIDTH, ROWS = 4096, 256
+WORK = ("placement", "comparison", "fit")
+
+
+def module(name: str) -> ModuleType:
+    """A script of the bench, with what it imports from beside it."""
+    sys.path.insert(0, str(BENCH))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(BENCH))
+
+
+class OneOfFour:
+    """The first rank of four whose others have nothing to say: what it is sent has the sizes of theirs."""
+
+    rank, size, leads = 0, 4, True
+
+    def share(self, total: int) -> slice:
+        return slice(0, total // 4)
+
+    def tell(self, value: T) -> list[T]:
+        return [value] * 4
+
+    def first(self, work: Callable[[], T]) -> T:
+        return work()
+
+    def joined(self, x: Tensor) -> Tensor:
+        return torch.cat([x] * 4)
+
+    def sum_over_all(self, x: Tensor) -> Tensor:
+        return 4 * x
+
+    def from_rank(self, source: int, x: Tensor) -> Tensor:
+        return x.detach().clone() if source == 0 else torch.zeros_like(x)
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, int]]:
+    """Most bytes at once of each piece of work, on one rank and on one of four."""
+    bench, counted = module("placement"), module("live_bytes")
+    folder = tmp_path_factory.mktemp("made")
+    bench.make(folder, WIDTH, ROWS)
+    rows: Rows = open_rows(folder / "rows.npy")
+
+    def most(name: str, mesh: Any) -> int:
+        with counted.LiveBytes() as live:
+            bench.WORK[name](folder, rows, mesh, WIDTH)
+        return int(live.most)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("kyomei.learning.anchoring.anchored_decoders.__defaults__", (2,))  # sweeps are alike
+        [most(name, OneOfFour()) for name in WORK]  # what libraries take when they are first used
+        return {name: (most(name, Mesh()), most(name, OneOfFour())) for name in WORK}
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_a_rank_holds_its_share(name: str, held: dict[str, tuple[int, int]]) -> None:
+    alone, of_four = held[name]
+    assert of_four <= 0.3 * alone, (alone, of_four)
+
+
+def test_what_is_counted_is_what_lives() -> None:
+    with module("live_bytes").LiveBytes() as live:
+        one = torch.zeros(1000, dtype=torch.float64)
+        view, other = one[:10], one.numpy().copy()
+        assert live.most >= 16_000
+        del one, view, other
+        torch.zeros(500)
+    assert 16_000 <= live.most < 20_000
