@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Iterator
@@ -110,6 +111,19 @@ def test_a_shard_that_is_another_or_gone_is_named(tmp_path: Path) -> None:
     assert torch.equal(torch.cat(list(written("memory://b/s").blocks())), X), "it is made again"
     with pytest.raises(DataError, match="nothing at memory://elsewhere"):
         open_rows("memory://elsewhere")
+
+
+def test_a_disk_without_room_for_copies_is_named(tmp_path: Path, copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = written(f"drop://{tmp_path}/far")
+
+    def full(operation: str) -> None:
+        if operation == "get":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(DroppingFileSystem, "asked", staticmethod(full))
+    with pytest.raises(RunError, match=rf"space on the disk.*{copies}"):
+        rows.read(np.arange(len(X)))
+    assert not list(copies.iterdir())
 
 
 @pytest.mark.parametrize("after", [0, 1, 5, 9, 14])

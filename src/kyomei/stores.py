@@ -290,8 +290,8 @@ class RemoteStore:
         return f"{self._root.rstrip('/')}/{name}" if name else str(self._root)
 
     @contextlib.contextmanager
-    def _answering(self, *passed: type[Exception]) -> Iterator[None]:
-        """Turn whatever a driver raises into an error that names the address, but for some kinds."""
+    def _answering(self, *passed: type[Exception], into: Path | None = None) -> Iterator[None]:
+        """Turn whatever a driver raises, but for some kinds, into an error that names the address, or the file here."""
         try:
             yield
         except KyomeiError:
@@ -302,7 +302,7 @@ class RemoteStore:
         except Exception as error:  # every driver raises kinds of its own
             if isinstance(error, passed):
                 raise
-            refusal = refusal_of(error, self.address) if isinstance(error, OSError) else None
+            refusal = refusal_of(error, into or self.address) if isinstance(error, OSError) else None
             raise refusal or AddressError(f"{self.address} to answer", in_one_line(error), AGAIN) from error
 
     def prepare(self) -> None:
@@ -394,7 +394,7 @@ class RemoteStore:
 
     def get(self, name: str, path: Path) -> None:
         """Copy a file to this machine."""
-        with self._answering(FileNotFoundError):
+        with self._answering(FileNotFoundError, into=path):
             self.system.get_file(self.at(name), str(path))
 
 
