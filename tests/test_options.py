@@ -90,3 +90,13 @@ def test_a_run_goes_on_with_nothing_restated_or_some_of_it_but_not_otherwise(tmp
         assert (folder / "recipe.yaml").read_text() == recipe
     other = CliRunner().invoke(app, ["harvest", str(folder), "--resume", "--seed", "5"])
     assert other.exit_code == 2 and "seed" in other.output
+
+
+@pytest.mark.parametrize("asked", [["recipe"], ["report", "runs/none"], ["certify", "--sae", "runs/none"]])
+def test_a_verb_that_processes_do_not_share_is_refused_under_torchrun(asked: list[str]) -> None:
+    """Each process would do all of it, and all but one would meet the first one's lock."""
+    alone = CliRunner().invoke(app, ["recipe"])
+    assert alone.exit_code == 0, alone.output
+    done = CliRunner().invoke(app, asked, env={"WORLD_SIZE": "2", "RANK": "0"})
+    assert done.exit_code == 2
+    assert "process" in done.stderr and "Traceback" not in done.stderr

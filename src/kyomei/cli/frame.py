@@ -14,7 +14,7 @@ import typer
 
 from kyomei import __version__
 from kyomei.atomic import refusal_of
-from kyomei.errors import Interrupted, KyomeiError
+from kyomei.errors import Interrupted, KyomeiError, RecipeError
 from kyomei.extras import require
 from kyomei.provenance import begin_verb
 from kyomei.views import tables
@@ -44,13 +44,28 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run tha
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 
+ON_RANKS = ("harvest", "train", "certify")
+"""Verbs that several processes share; every process of torchrun would do the others by itself."""
+
+
 @app.callback(invoke_without_command=True)
-def _version(
+def _any_verb(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
 ) -> None:
     if version:
         typer.echo(__version__)
         raise typer.Exit
+    asked = context.invoked_subcommand
+    if processes() > 1 and asked is not None and asked not in ON_RANKS:
+        with plain_errors():
+            do = f"start `kyomei {asked}` by itself, without WORLD_SIZE in its environment"
+            raise RecipeError(f"{', '.join(ON_RANKS)} under torchrun", f"{asked}, in {processes()} processes", do)
+
+
+def processes() -> int:
+    """How many processes were started together; asked of the environment, so that help does not wait for torch."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextlib.contextmanager

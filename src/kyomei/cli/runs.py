@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kyomei.cli.frame import AsJson, Overwrite, Resume, RunFolder, Shown, Threads, app, do_with, present, verb
+from kyomei.cli.frame import AsJson, Overwrite, Resume, RunFolder, Shown, Threads, app, do_with, present, processes, verb
 from kyomei.errors import RecipeError, RunError
 from kyomei.options import Asked, recipe_options
 from kyomei.provenance import command_line
@@ -157,7 +157,7 @@ def train_command(
             facts = train_run(run, reporter)
             return Shown(facts, [tables.train_table(facts, str(run.folder))])
 
-        if mesh is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if mesh is not None or processes() > 1:
             if overwrite:
                 raise RecipeError("--overwrite in one process only", "a mesh", "harvest anew with --overwrite, then train")
             if not (folder / "manifest.json").exists():
@@ -242,6 +242,8 @@ def certify_command(
         if sae is not None:
             if baseline or random_weights:
                 raise RecipeError("--sae alone", "--baseline or --random-weights with it", "certify the run again with those")
+            if processes() > 1:
+                raise RecipeError("one process for --sae, which harvests and trains", "several", "start it without torchrun")
             _certify_foreign(folder, sae, asked, latents, reporter, yes, as_json)
             return
         if folder is None:
@@ -262,7 +264,7 @@ def certify_command(
         def only_reads(run: Run) -> bool:
             return certified(run, baseline or (), random_weights)
 
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if processes() > 1:
             run = Run.open(folder)
             refuse_family(run)
             facts = certify_on_mesh(run, reporter, baselines=baseline or (), random_weights=random_weights)
@@ -335,7 +337,7 @@ def _asked_of(folder: Path, asked: Asked, resume: bool) -> Family:
 
 def _again(resume: bool, overwrite: bool) -> tuple[bool, bool]:
     """Whether to resume and to overwrite, where torchrun may start the command again after it lost a process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if processes() == 1:
         return resume, overwrite
     anew = overwrite and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     return not anew, anew
@@ -354,7 +356,7 @@ def _on_harvest(folder: Path, asked: Asked, resume: bool, harvest: Run) -> Famil
 def _parts(mesh: str | None) -> tuple[int, int]:
     """Parts of the rows and of the latents; without a wish, every process has a part of the rows."""
     try:
-        data, features = (int(part) for part in (mesh or f"{os.environ.get('WORLD_SIZE', '1')}x1").split("x"))
+        data, features = (int(part) for part in (mesh or f"{processes()}x1").split("x"))
     except ValueError as error:
         raise RecipeError("--mesh as 2x4", f"'{mesh}'", "give parts of the rows and of the latents") from error
     return data, features
