@@ -29,8 +29,13 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.most, self._tensors = 0, 0
+        self._most, self._tensors = 0, 0
         self._sizes: dict[int, int] = {}
+
+    @property
+    def most(self) -> int:
+        self._look()
+        return self._most
 
     def __enter__(self) -> LiveBytes:
         tracemalloc.start(1)
@@ -60,5 +65,5 @@ class LiveBytes(TorchDispatchMode):
         self._tensors -= self._sizes.pop(which)
 
     def _look(self) -> None:
-        self.most = max(self.most, self._tensors + tracemalloc.get_traced_memory()[1] - self._before)
+        self._most = max(self._most, self._tensors + tracemalloc.get_traced_memory()[1] - self._before)
         tracemalloc.reset_peak()

@@ -41,10 +41,9 @@ MIN_ROWS = 10
 """Fewer rows cannot be divided into two halves to find in and some to count on."""
 CHUNK_ROWS = 2048
 """Rows scored at a time: the score matrix stays in cache, and memory does not grow with the batch."""
-THRESHOLD_ROWS, LEAST_THRESHOLD_ROWS, THRESHOLD_ROWS_ABOVE = 8192, 2048, 40
-"""Rows of a batch from which thresholds are taken: the quantile costs more than the products it gates. At high frequencies
-fewer do, of which so many are above."""
-BATCH_ROWS_ABOVE, ENOUGH_ROWS_ABOVE, LEAST_BATCH_ROWS = 10, 100, 4096
+THRESHOLD_ROWS = 8192
+"""Rows of a batch from which thresholds are taken: the quantile costs more than the products it gates."""
+BATCH_ROWS_ABOVE, ENOUGH_ROWS_ABOVE, LEAST_BATCH_ROWS = 10, 100, 8192
 """An iteration takes more rows than the recipe says where fewer than the first would clear a threshold, as one row is no mean,
 and fewer where more than the second would: more do not sharpen the mean of a start that is still on its way."""
 UNSEEN_SHARE = 0.05
@@ -54,7 +53,7 @@ ROUND_STABILITY, STABLE_ROUND = 0.7, 0.1
 COVERED_SHARE = 0.8
 """A direction covers the rows from this share of its threshold on; later rounds start at rows that none covers."""
 POOL_ROWS = 65_536
-MET_COSINE, FIRST_MEETING, MEET_EVERY = 0.95, 3, 2
+MET_COSINE, FIRST_MEETING, MEET_EVERY = 0.95, 4, 3
 """Neurons above this cosine on their way will end in the same direction. They are looked for after so many steps, and again
 after so many more."""
 PUSH_COSINE = 0.8
@@ -472,8 +471,7 @@ def neuron_rows_per_second(rows: Float[Tensor, "rows dim"], neurons: int) -> flo
 
 def _thresholds(data: _Halves, index: np.ndarray, w: Tensor, p: float) -> Tensor:
     """The threshold of each neuron on some of the rows."""
-    rows = min(THRESHOLD_ROWS, max(LEAST_THRESHOLD_ROWS, math.ceil(THRESHOLD_ROWS_ABOVE / p)))
-    head = torch.cat(list(data.read(index[:: max(1, len(index) // rows)])))
+    head = torch.cat(list(data.read(index[:: max(1, len(index) // THRESHOLD_ROWS)])))
     # Neurons in rows, seen from the side: the largest of contiguous numbers are found many times faster.
     return torch.cat([frequency_threshold((part @ head.T).T, p) for part in torch.split(w, 512)])
 

@@ -41,7 +41,7 @@ PROBE_STEPS = 5
 PROBE_ROWS = 8192
 USUAL_ROUNDS = 2.0
 """Rounds of resonance on activations, where they often end early."""
-ALL_STEPS, LEFT_AFTER_MERGING = 0.27, 0.4
+ALL_STEPS, LEFT_AFTER_MERGING = 0.33, 0.4
 """Share of an iteration's steps that all neurons take, and share of them that is carried on once those that met are one."""
 NUM_NULLS = 2
 CHECK_SEARCHES = 9.0
