@@ -120,7 +120,8 @@ def test_figures_are_in_the_scale_of_the_rows() -> None:
     found = fidelity(sae, X)
     assert found.fvu == pytest.approx(float((X - sae(X)).square().sum() / (X - X.mean(dim=0)).square().sum()), rel=1e-5)
     sums = ExplainedSums(sae)
-    sums.add(Coded(0, X, to_scipy(sae.encode(X, sparse=True)), sae(X)))
+    code = to_scipy(sae.encode(X, sparse=True))
+    sums.add(Coded(0, X, code, sae(X), np.diff(code.indptr)))
     bias = _squared_bias(sae, X)
     assert float(sums.figures().sum()) == pytest.approx(1 - found.fvu + bias, rel=1e-4)
 

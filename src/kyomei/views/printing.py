@@ -27,6 +27,8 @@ SECONDS = 180
 """Time after which printing is given up."""
 _PRINTED_AT = re.compile(rb"(?<=Date \(D:)\d{14}(?=\+00'00'\))")
 """The moment of printing, in UTC, as Chromium writes it down twice: /CreationDate and /ModDate."""
+_PART = re.compile(rb"\(node(\d{8})\)")
+"""The name of a part of a tagged document, of one length."""
 
 
 def browser() -> str:
@@ -75,13 +77,19 @@ def print_pdf(page: Path, written: str) -> bytes:
             raise _failed(page, executable, str(error)) from error
         if not printed.exists():
             raise _failed(page, executable, (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1])
-        return _dated(printed.read_bytes(), written)
+        return _numbered(_dated(printed.read_bytes(), written))
 
 
 def _dated(pdf: bytes, written: str) -> bytes:
     """A printed document of another date; the dates have one length, so that every offset in it stays right."""
     moment = datetime.fromisoformat(written).astimezone(timezone.utc)
     return _PRINTED_AT.sub(moment.strftime("%Y%m%d%H%M%S").encode(), pdf)
+
+
+def _numbered(pdf: bytes) -> bytes:
+    """The same document with the names of its parts counted from one: Chromium counts on from whatever it drew before."""
+    first = min((int(name) for name in _PART.findall(pdf)), default=1)
+    return _PART.sub(lambda name: b"(node%08d)" % (int(name[1]) - first + 1), pdf)
 
 
 def _failed(page: Path, executable: str, why: str) -> KyomeiError:

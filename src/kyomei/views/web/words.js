@@ -7,6 +7,8 @@ let sentences = [];
 export let language = "en";
 
 const SAID = "said.";
+/** Numbers as this language writes them; speech.py does the same for pages. */
+const written = (text) => text.replace(/(?<=\d) %/g, "%").replace(/(?<=[\d%])–(?=[−\d])/g, "〜");
 const literal = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
 
 export async function speak(lang) {
@@ -35,7 +37,7 @@ export function said(text) {
     const parts = pattern.exec(text);
     if (parts) return sentence.replace(/\{(\d)\}/g, (_, number) => said(parts[number]));
   }
-  return text;
+  return written(text);
 }
 
 /** The name of something in this language, or what it is called where the catalogue does not know it. */
