@@ -58,6 +58,11 @@ class _Verb:
     current: Act | None = None
 
 
+def processes() -> int:
+    """How many processes were started together, by torchrun or what speaks its language; 1: this one alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def begin_verb() -> None:
     """Take what this process does to runs from here on as one act: the command line's."""
     _Verb.current = Act.now(command_line())

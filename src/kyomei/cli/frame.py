@@ -16,7 +16,7 @@ from kyomei import __version__
 from kyomei.atomic import refusal_of
 from kyomei.errors import Interrupted, KyomeiError, RecipeError
 from kyomei.extras import require
-from kyomei.provenance import begin_verb
+from kyomei.provenance import begin_verb, processes
 from kyomei.views import tables
 from kyomei.views.console import show
 
@@ -61,11 +61,6 @@ def _any_verb(
         with plain_errors():
             do = f"start `kyomei {asked}` by itself, without WORLD_SIZE in its environment"
             raise RecipeError(f"{', '.join(ON_RANKS)} under torchrun", f"{asked}, in {processes()} processes", do)
-
-
-def processes() -> int:
-    """How many processes were started together; asked of the environment, so that help does not wait for torch."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextlib.contextmanager

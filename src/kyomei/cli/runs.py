@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kyomei.cli.frame import AsJson, Overwrite, Resume, RunFolder, Shown, Threads, app, do_with, present, processes, verb
+from kyomei.cli.frame import AsJson, Overwrite, Resume, RunFolder, Shown, Threads, app, do_with, present, verb
 from kyomei.errors import RecipeError, RunError
 from kyomei.options import Asked, recipe_options
-from kyomei.provenance import command_line
+from kyomei.provenance import command_line, processes
 from kyomei.views import tables
 from kyomei.views.console import show, verdict_words
 from kyomei.views.findings import missing_evidence

@@ -148,7 +148,7 @@ def csr_matmul(starts: Tensor, columns: Tensor, values: Tensor, dense: Tensor, o
     if dense.device.type == "cuda":
         _triton().csr_matmul(starts, columns, values, dense, out)
         return out
-    return torch.addmm(out, _csr(starts, columns, values, (len(starts) - 1, len(dense))), dense, out=out)
+    return torch.addmm(out, csr(starts, columns, values, (len(starts) - 1, len(dense))), dense, out=out)
 
 
 def sampled_products(starts: Tensor, columns: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -156,12 +156,13 @@ def sampled_products(starts: Tensor, columns: Tensor, a: Tensor, b: Tensor) -> T
     if a.device.type == "cuda":
         sampled: Tensor = _triton().sampled_products(starts, columns, a, b)
         return sampled
-    pattern = _csr(starts, columns, a.new_zeros(len(columns)), (len(a), len(b)))
+    pattern = csr(starts, columns, a.new_zeros(len(columns)), (len(a), len(b)))
     values: Tensor = torch.sparse.sampled_addmm(pattern, a, b.T, beta=0.0).values()
     return values
 
 
-def _csr(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+def csr(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+    """A sparse CSR tensor [rows, columns], unchecked and without the warning of its beta state."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
         return torch.sparse_csr_tensor(starts, columns, values, size=size, check_invariants=False)

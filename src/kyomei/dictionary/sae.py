@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kyomei.arrays import Numbers, code_of, tensor_of, unit_rows
+from kyomei.dictionary.kernels import csr
 from kyomei.errors import DataError, RecipeError
 
 Activation = Literal["jumprelu", "relu", "topk"]
@@ -281,7 +281,4 @@ class SparseAutoencoder:
             values.append(z.flatten()[active])
         row_starts = torch.zeros(len(x) + 1, dtype=torch.int64, device=x.device)
         torch.cumsum(torch.cat(per_row), dim=0, out=row_starts[1:])
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
-            size = (len(x), self.width)
-            return torch.sparse_csr_tensor(row_starts, torch.cat(columns), torch.cat(values), size=size, check_invariants=False)
+        return csr(row_starts, torch.cat(columns), torch.cat(values), (len(x), self.width))

@@ -32,8 +32,8 @@ LATENTS_AT_ONCE = 1024
 """Latents whose means by token are held at a time: dense, distinct tokens × latents."""
 TOKENS_NAMED = 8
 TOKENS_MASS = 0.9
-_FIGURES = ("token", "position", "both", "token_mass", "position_mass", "firing")
 """Tokens are named until together they hold this share of a feature's activation."""
+_FIGURES = ("token", "position", "both", "token_mass", "position_mass", "firing")
 
 
 @dataclass(frozen=True, eq=False)

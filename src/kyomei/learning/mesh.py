@@ -22,6 +22,7 @@ from torch import Tensor
 
 from kyomei import errors
 from kyomei.errors import KyomeiError, RecipeError, RunError
+from kyomei.provenance import processes
 
 TIMEOUT_SECONDS = 600
 """A rank that says nothing for so long is lost; one that dies is noticed at once."""
@@ -256,11 +257,6 @@ class Mesh:
         longest[: len(flat)] = flat.detach()
         parts = self._gathered(longest, group, count)
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)]).to(x.dtype)
-
-
-def processes() -> int:
-    """How many processes were started together, by torchrun or what speaks its language; 1: this one alone."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _choose_gpu(device: torch.device) -> None:

@@ -6,7 +6,6 @@ needs the rows of others it gets some of them at a time.
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from torch import Tensor
 from kyomei.arrays import unit_rows
 from kyomei.dictionary.figures import SampleFigures
 from kyomei.dictionary.formats import load, ours, recognised
+from kyomei.dictionary.kernels import csr
 from kyomei.dictionary.sae import Activation, SparseAutoencoder
 from kyomei.errors import RecipeError
 from kyomei.learning.mesh import Mesh
@@ -155,7 +155,7 @@ class Spread:
     def _encoded(self, x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows own"]:
         if not len(self.encoder):
             none = x.new_zeros(0)
-            code = csr(torch.zeros(len(x) + 1, dtype=torch.int64), none.long(), none, 0)
+            code = csr(torch.zeros(len(x) + 1, dtype=torch.int64), none.long(), none, (len(x), 0))
         else:
             k = None if self.k is None else min(self.k, len(self.encoder))
             kind: dict[str, Any] = {"activation": self.activation, "k": k, "bias": self.bias, "unit_rows": self.unit_rows}
@@ -172,7 +172,8 @@ class Spread:
         least = self.mesh.joined(best).topk(k, dim=0).values[-1]
         kept = values >= least[row]
         count = torch.bincount(row[kept], minlength=code.shape[0])
-        return csr(torch.cat([starts[:1], count.cumsum(0)]), code.col_indices()[kept], values[kept], code.shape[1])
+        row_ends = torch.cat([starts[:1], count.cumsum(0)])
+        return csr(row_ends, code.col_indices()[kept], values[kept], (len(row_ends) - 1, code.shape[1]))
 
     def figures(self, x: Float[Tensor, "rows dim"]) -> SampleFigures:
         """What all ranks together do on a sample of rows."""
@@ -240,21 +241,14 @@ class Spread:
                 yield from (rows for _, rows in in_turn(tensor, self.mesh))
 
 
-def csr(starts: Tensor, columns: Tensor, values: Tensor, width: int) -> Tensor:
-    """A sparse CSR tensor of so many columns, unchecked."""
-    size = (len(starts) - 1, width)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
-        return torch.sparse_csr_tensor(starts, columns, values, size=size, check_invariants=False)
-
-
 def stacked(parts: list[Tensor]) -> Tensor:
     """Sparse CSR tensors one under the other."""
     if len(parts) == 1:
         return parts[0]
-    starts, offset = [parts[0].crow_indices()[:1]], 0
+    ends, offset = [parts[0].crow_indices()[:1]], 0
     for part in parts:
-        starts.append(part.crow_indices()[1:] + offset)
+        ends.append(part.crow_indices()[1:] + offset)
         offset += len(part.values())
     columns, values = (torch.cat([take(part) for part in parts]) for take in (Tensor.col_indices, Tensor.values))
-    return csr(torch.cat(starts), columns, values, parts[0].shape[1])
+    starts = torch.cat(ends)
+    return csr(starts, columns, values, (len(starts) - 1, parts[0].shape[1]))

@@ -14,7 +14,8 @@ import torch
 from kyomei.config import Recipe
 from kyomei.errors import DataError
 from kyomei.learning.fit import choose_device
-from kyomei.learning.mesh import Mesh, processes
+from kyomei.learning.mesh import Mesh
+from kyomei.provenance import processes
 from kyomei.runs import Run, claim_of, refuse_taken
 from kyomei.source.corpus import Corpus
 from kyomei.source.harvest import harvest

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from kyomei.errors import Interrupted
 from kyomei.learning.mesh import Mesh
+from kyomei.provenance import processes
 from kyomei.runs import Run
 from kyomei.signals import asked
 from kyomei.views.numbers import duration
@@ -96,7 +97,7 @@ class Reporter:
     @classmethod
     def of_process(cls) -> Reporter:
         """That of this process; of several that were started together all but the first are silent."""
-        leads = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+        leads = processes() == 1 or os.environ.get("RANK", "0") == "0"
         return cls() if leads else cls(Console(quiet=True))
 
     def on(self, mesh: Mesh) -> Reporter:
