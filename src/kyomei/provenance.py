@@ -60,7 +60,7 @@ class _Verb:
 
 def processes() -> int:
     """How many processes were started together, by torchrun or what speaks its language; 1: this one alone."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE") or "1")
 
 
 def begin_verb() -> None:

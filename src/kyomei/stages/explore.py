@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from kyomei.atomic import sha256_of
 from kyomei.dictionary.formats import load
 from kyomei.errors import KyomeiError, RunError
+from kyomei.evidence.goals.detector import FILE as GOALS
 from kyomei.evidence.goals.detector import read_goals
 from kyomei.evidence.verdict import verdict
 from kyomei.locks import refuse_if_locked
@@ -86,8 +88,25 @@ def explorer_of(run: Run) -> Explorer:
         revision=source.revision,
         redaction=None if (masked := redaction_of(run)) is None else masked.sha256,
         watched=lambda: streams(run.path(WATCHES)),
-        goals=lambda: read_goals(run.folder),
+        goals=_goals_of(run.folder),
     )
+
+
+def _goals_of(folder: Path) -> Callable[[], Mapping[str, Mapping[str, Any]]]:
+    """The goals of a run: read again when their file has changed, as an export asks for those of every latent."""
+
+    @functools.lru_cache(maxsize=1)
+    def read(stamp: tuple[int, int] | None) -> Mapping[str, Mapping[str, Any]]:
+        return {} if stamp is None else read_goals(folder)
+
+    def goals() -> Mapping[str, Mapping[str, Any]]:
+        try:
+            found = (folder / GOALS).stat()
+        except FileNotFoundError:
+            return read(None)
+        return read((found.st_mtime_ns, found.st_size))
+
+    return goals
 
 
 def explorer_of_alone(alone: Alone) -> Explorer:

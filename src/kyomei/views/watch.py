@@ -68,7 +68,10 @@ def event_words(event: Mapping[str, Any]) -> str:
 def _power(event: Mapping[str, Any]) -> str:
     """What so many documents of a reference saw where it was measured, and what more of them would."""
     most, share = max((int(count), share) for count, share in event["measured"].items())
-    said = f"a turn of a tenth was seen in {percent(event['seen_in_time'])} of measured streams"
+    seen = event["seen_in_time"]
+    said = "how often a turn of a tenth is seen was not measured with so few"
+    if seen is not None:
+        said = f"a turn of a tenth to C++ or prose was seen in {percent(seen)} of measured streams"
     if event["reference"]["documents"] >= most:
         return said
     return f"{said}, with {most} documents in {percent(share)} (more evidence: `--tokens` of the harvest)"

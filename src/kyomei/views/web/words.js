@@ -58,6 +58,9 @@ export function rich(key, values = {}) {
 export const coded = (text) => text.split(/(`[^`]+`)/).map((part) => (part.startsWith("`") ? html`<code>${part.slice(1, -1)}</code>` : part));
 
 const NONE = "–";
+export const day = (moment) => (moment ? moment.slice(0, 10) : NONE);
+/** From one number to another, as they are written. */
+export const range = (low, high) => (language === "en" ? `${low}–${high}` : `${low}〜${high}`);
 export const is = (value) => typeof value === "number" && Number.isFinite(value);
 export const whole = (value) => (is(value) ? value.toLocaleString(language) : NONE);
 export const fixed = (value, digits = 2) => (is(value) ? value.toFixed(digits).replace(/^-/, "−") : NONE);

@@ -3,7 +3,7 @@ import { html, useState } from "../vendor/preact-htm.module.js";
 import { Link } from "../address.js";
 import { examples, feature, isStatic } from "../data.js";
 import { Badge, Bars, Chip, Chips, Failure, Meter, Notice, originName, statusMeaning, useAsked, Waiting } from "../parts.js";
-import { fixed, percent, rich, short, t, whole } from "../words.js";
+import { fixed, percent, range, rich, short, t, whole } from "../words.js";
 import { Example } from "./example.js";
 import { GoalFigures, signed } from "./goals.js";
 import { LabelCard } from "./label.js";
@@ -103,7 +103,7 @@ function Examples({ found, dictionary, state }) {
   return html`<section aria-labelledby="examples" class="examples"><div class="section-head"><h2 id="examples">${t("examples.title")}</h2><p class="soft small">${t("examples.about")}</p></div>
     <div class="tabs" role="tablist" aria-labelledby="examples" onKeyDown=${key}>${deciles.map(
       (each) => html`<button role="tab" id=${`tab-${each}`} data-decile=${each} aria-controls="examples-shown" aria-selected=${each === decile} tabindex=${each === decile ? 0 : -1}
-        onClick=${() => setDecile(each)}>${each < 0 ? t("examples.top") : `${each * 10}–${each * 10 + 10}%`}</button>`,
+        onClick=${() => setDecile(each)}>${each < 0 ? t("examples.top") : range(each * 10, percent((each + 1) / 10))}</button>`,
     )}</div>
     <div role="tabpanel" id="examples-shown" aria-labelledby=${`tab-${decile}`}>
       ${asked.error ? html`<${Failure} error=${asked.error} again=${asked.again} />` : !asked.value ? html`<${Waiting} />` : rows.length

@@ -3,13 +3,12 @@ import { html, useEffect } from "../vendor/preact-htm.module.js";
 import { Link } from "../address.js";
 import { goals } from "../data.js";
 import { Badge, Chips, Empty, Failure, Notice, useAsked, Waiting } from "../parts.js";
-import { fixed, is, rich, short, t, whole } from "../words.js";
+import { day, fixed, is, range, rich, short, t, whole } from "../words.js";
 
 const BESIDE = ["set", "all", "probe", "bag"];
 const CHANCE = { AUC: 0.5, "R²": 0 };
-const day = (moment) => (moment ? moment.slice(0, 10) : "–");
 export const signed = (value) => (value > 0 ? `+${short(value)}` : short(value));
-const span = ([low, high], digits = 2) => `${fixed(low, digits)}–${fixed(high, digits)}`;
+const span = ([low, high], digits = 2) => range(fixed(low, digits), fixed(high, digits));
 const state = (goal) => (goal.expired ? "expired_short" : goal.told ? "told" : "not_told");
 const stateName = (goal) => (goal.expired ? t("goals.expired_short") : t(goal.told ? "goal.told" : "goal.not_told"));
 

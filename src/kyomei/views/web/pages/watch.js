@@ -3,12 +3,11 @@ import { html, useEffect, useMemo } from "../vendor/preact-htm.module.js";
 import { Link } from "../address.js";
 import { isStatic, watch } from "../data.js";
 import { Badge, Empty, Failure, Lines, useAsked, Waiting } from "../parts.js";
-import { fixed, is, named, percent, rich, short, t, whole } from "../words.js";
+import { day, fixed, is, named, percent, rich, short, t, whole } from "../words.js";
 
 const SECONDS = 10;
 const SHIPPED = "replicas-0";
 const TONES = { text: "--certified", reconstruction: "--merged", features: "--split", learnt: "--ink", goals: "--unstable" };
-const day = (moment) => (moment ? moment.slice(0, 10) : "–");
 const minute = (moment) => (moment ? moment.slice(0, 16).replace("T", " ") : "–");
 const ten = (log) => (is(log) ? (Math.abs(log) < 3 ? short(10 ** log) : html`10<sup>${fixed(log, 1)}</sup>`) : "–");
 const kindName = (each) => (each.kind === each.name ? named("watched", each.kind) : html`${named("watched", each.kind)}: <bdi>${each.kind === "text" ? named("watched_text", each.name) : each.name}</bdi>`);
