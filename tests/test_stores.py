@@ -73,7 +73,7 @@ def content(address: str) -> dict[str, bytes]:
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_shards_at_an_address_have_the_bytes_of_a_folder(tmp_path: Path, dtype: str) -> None:
     far, near = written("memory://bucket/site", dtype), written(tmp_path / "site", dtype)
-    assert content("memory://bucket/site") == {path.name: path.read_bytes() for path in (tmp_path / "site").iterdir()}
+    assert content("memory://bucket/site") == content_of(tmp_path / "site")
     index = np.random.default_rng(0).permutation(len(X))
     assert torch.equal(far.read(index), near.read(index)) and (far.row_tokens() == near.row_tokens()).all()
     assert torch.equal(torch.cat(list(open_rows("memory://bucket/site").blocks(64))), torch.cat(list(near.blocks(64))))

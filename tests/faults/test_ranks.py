@@ -112,5 +112,7 @@ def test_a_harvest_on_ranks_that_fail_at_random_gives_the_same_bytes(tmp_path: P
     assert done.returncode == 0, done.stderr[-3000:]
     for kind, codes, resumed, same in json.loads(done.stdout):
         assert any(codes) and not any(resumed) and same, (kind, codes, resumed)
-    for line in said.read_text().splitlines():
+    lines = said.read_text().splitlines()
+    assert lines, "who is refused says so"
+    for line in lines:
         assert ("space on the disk" in line and "resume" in line) or ("a lost rank" in line and "--resume" in line), line

@@ -20,7 +20,8 @@ T = TypeVar("T")
 BENCH = Path(__file__).parents[2] / "bench"
 WIDTH, ROWS = 4096, 256
 WORK = ("placement", "comparison", "fit")
-SHARE = 0.4
+SHARES = {"placement": 0.25, "comparison": 0.38, "fit": 0.35}
+"""What is measured at this width, and less than one matrix of all latents in place of a rank's quarter would bring it to."""
 
 
 def module(name: str) -> ModuleType:
@@ -80,7 +81,7 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, int]]
 def test_a_rank_holds_its_share(name: str, held: dict[str, tuple[int, int]]) -> None:
     """Blocks cost the same on every rank and weigh more at this small width: bench/placement.py has the shares of wide ones."""
     alone, of_four = held[name]
-    assert of_four <= SHARE * alone, (alone, of_four)
+    assert of_four <= SHARES[name] * alone, (alone, of_four)
 
 
 def test_what_is_counted_is_what_lives() -> None:

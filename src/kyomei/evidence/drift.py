@@ -34,8 +34,8 @@ WINDOW_DOCUMENTS, WINDOW_TOKENS = 50, 10_000
 FEATURE_EDGES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 """Quantiles of a feature's rate, over the scale's documents in which it fires, at which its cells end; first comes 0."""
 SEEN = {60: 0.075, 120: 0.25, 240: 0.525, 430: 0.675}
-"""By documents that are ranked, the share of streams in which the learnt direction alone saw a turn of a tenth in time, to C++ or
-to prose, whichever it saw less often (`bench/watch.py`, docs/results.md)."""
+"""By documents that are ranked, the share of streams in which the learnt direction alone saw a turn of a tenth in time, to C++
+or to prose, whichever it saw less often (`bench/watch.py`, docs/results.md)."""
 SEED = 0
 
 
