@@ -116,6 +116,8 @@ class Trial:
         self.evidence = activations(run, "evidence")
         own = [*self.rows[:2], self.evidence]
         self.null_rows = [GAUSSIAN.rows(part, NULL_SEED + i) for i, part in enumerate(own)]
+        self.verdicts: list[Verdicts] = []
+        """With each replica as the dictionary, once its figures are known."""
 
     def train(self) -> list[float]:
         """Seconds of the processor for each replica, then for the null's, and how many of them went into resonance."""
@@ -166,7 +168,7 @@ class Trial:
             NullMatches.measure(null, self.null_rows[2]),
         )
         turned = [(saes[i:] + saes[:i], codes[i:] + codes[:i]) for i in range(REPLICAS)]
-        verdicts = [compare_coded(*both, null_matches, space) for both in turned]
+        self.verdicts = verdicts = [compare_coded(*both, null_matches, space) for both in turned]
         turns = [self._turn(verdicts[i], kept[i].explained) for i in range(REPLICAS)]
         return {
             "fvu": [one.fidelity.fvu for one in kept],

@@ -4,9 +4,16 @@
     python bench/law.py table
 
 Every replica takes the first documents of its part, as many rows as are asked for; evidence, rule and null are those of
-bench/default.py, and so is the number of steps, so that only the rows differ. The law is logit(share) = a + b·log(rows), by
-least squares on all but the two largest numbers of rows, which are foretold: with an interval at 90 % from the residuals,
-Student's t and the distance, as a regression's prediction has it. A law that bends is seen in points that fall outside.
+bench/default.py, and so is the number of steps, so that only the rows differ. Two laws of the package foretell the share
+(src/kyomei/evidence/rows_law.py), each with an interval at 90 %:
+
+- the line of rows, through all points but the two largest, foretells those two;
+- the law of firings, of each replica as the dictionary, from its latents at the fewest rows alone, foretells all others. Its
+  column has the means over the replicas, and how many of their intervals held.
+
+A record of a number of rows is a JSON file in bench/data/law, one key a line. Beside the figures of bench/default.py it has
+"evidence_rows" and, for each replica as the dictionary, "firings": of every latent on these rows, and "certified_latents": the
+numbers of those that are certified.
 """
 
 from __future__ import annotations
@@ -18,13 +25,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
-from scipy.special import expit, logit
 
 from default import CELLS, DATA, METHODS, Trial, harvested, recipe_of
+from kyomei.errors import EvidenceError
+from kyomei.evidence.rows_law import FiringsLaw, Foretold, RowsLaw
 
 LAW = DATA.parent / "law"
-HELD_OUT, COVERAGE = 2, 0.9
+HELD_OUT = 2
 
 
 def measured(args: argparse.Namespace, method: str, rows: int) -> dict[str, Any]:
@@ -42,38 +49,57 @@ def measured(args: argparse.Namespace, method: str, rows: int) -> dict[str, Any]
         "steps": recipe.train.steps,
         "seconds": seconds,
         **trial.figures(),
+        "evidence_rows": trial.verdicts[0].num_rows,
+        "firings": [np.rint(one.frequency * one.num_rows).astype(int).tolist() for one in trial.verdicts],
+        "certified_latents": [np.flatnonzero(one.mask("certified")).tolist() for one in trial.verdicts],
     }
     args.data.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items()]
+    file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     return record
 
 
-def foretold(rows: list[int], share: list[float], at: int) -> tuple[float, float, float]:
-    """The share at a number of rows, and its interval, from those of others."""
-    x, y = np.log(rows), logit(np.clip(share, 1e-4, 1 - 1e-4))
-    fitted = stats.linregress(x, y)
-    freedom, new = len(x) - 2, np.log(at)
-    residual = np.sqrt(np.sum((y - fitted.intercept - fitted.slope * x) ** 2) / freedom)
-    error = residual * np.sqrt(1 + 1 / len(x) + (new - x.mean()) ** 2 / np.sum((x - x.mean()) ** 2))
-    middle, reach = fitted.intercept + fitted.slope * new, stats.t.ppf((1 + COVERAGE) / 2, freedom) * error
-    return tuple(float(expit(value)) for value in (middle, middle - reach, middle + reach))  # type: ignore[return-value]
+def by_rows(known: list[dict[str, Any]]) -> dict[int, Foretold]:
+    """What the line through all but the largest points says of those."""
+    fitted, held_out = known[:-HELD_OUT], known[-HELD_OUT:]
+    try:
+        law = RowsLaw.fit([one["rows"] for one in fitted], [float(np.mean(one["certified"])) for one in fitted])
+    except EvidenceError:
+        return {}
+    return {one["rows"]: law.share(one["rows"]) for one in held_out}
+
+
+def by_firings(known: list[dict[str, Any]]) -> dict[int, list[Foretold]]:
+    """What the latents of the smallest point say of the others, for each replica as the dictionary."""
+    least, laws = known[0], []
+    for firings, certified in zip(least["firings"], least["certified_latents"], strict=True):
+        mask = np.zeros(len(firings), dtype=bool)
+        mask[certified] = True
+        laws.append(FiringsLaw.fit(np.array(firings) / least["evidence_rows"], mask, least["rows"]))
+    return {one["rows"]: [law.share(one["rows"]) for law in laws] for one in known[1:]}
 
 
 def table(args: argparse.Namespace) -> None:
     records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(args.data.glob("*.json"))]
-    print("| cell | method | rows | certified | foretold | held | null |\n|---|---|---|---|---|---|---|")
+    head = ["cell", "method", "rows", "certified", "the line foretells", "held", "firings foretell", "held", "null"]
+    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     for cell, method in sorted({(one["cell"], one["method"]) for one in records}):
         known = sorted((one for one in records if (one["cell"], one["method"]) == (cell, method)), key=lambda one: one["rows"])
-        fitted = known[:-HELD_OUT]
-        rows, share = [one["rows"] for one in fitted], [float(np.mean(one["certified"])) for one in fitted]
+        line, firings = by_rows(known), by_firings(known)
         for one in known:
-            certified, said, held = one["certified"], "–", "–"
-            if one not in fitted and len(fitted) > HELD_OUT:
-                middle, low, high = foretold(rows, share, one["rows"])
-                said = f"{middle:.3f} ({low:.3f}–{high:.3f})"
-                held = "yes" if low <= np.mean(certified) <= high else "no"
-            figure = f"{np.mean(certified):.3f} ({min(certified):.3f}–{max(certified):.3f})"
-            print(f"| {cell} | {method} | {one['rows']:,} | {figure} | {said} | {held} | {max(one['null']):.4f} |")
+            rows, certified = one["rows"], one["certified"]
+            cells = [cell, method, f"{rows:,}", f"{np.mean(certified):.3f} ({min(certified):.3f}–{max(certified):.3f})"]
+            told = line.get(rows)
+            cells += ["–", "–"] if told is None else [said([told]), "yes" if told.holds(float(np.mean(certified))) else "no"]
+            each = firings.get(rows, [])
+            held = sum(told.holds(found) for told, found in zip(each, certified, strict=False))
+            cells += [said(each), f"{held} of {len(each)}"] if each else ["–", "–"]
+            print("| " + " | ".join([*cells, f"{max(one['null']):.4f}"]) + " |")
+
+
+def said(told: list[Foretold]) -> str:
+    estimate, low, high = np.mean([(one.estimate, one.low, one.high) for one in told], axis=0)
+    return f"{estimate:.3f} ({low:.3f}–{high:.3f})"
 
 
 def main() -> None:
