@@ -12,6 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
 
@@ -24,6 +25,7 @@ from kyomei.learning.checkpoint import list_checkpoints
 from kyomei.learning.latents import random_start
 from kyomei.learning.training import train
 from kyomei.learning.workplace import Workplace
+from kyomei.source.forgetting import rewritten_rows, rows_left
 from kyomei.source.rows import open_rows
 from kyomei.source.shard_writer import ShardWriter
 from kyomei.source.shards import ShardFolder
@@ -97,6 +99,76 @@ def test_copies_stay_within_their_bytes_and_what_has_no_room_is_read_in_ranges(
     monkeypatch.setenv("KYOMEI_CACHE_GB", "much")
     with pytest.raises(RunError, match="KYOMEI_CACHE_GB=50"):
         ShardFolder("memory://b/s")
+
+
+def test_every_shard_is_copied_where_copies_have_room_however_few_may_be_mapped(
+    copies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written("memory://b/s")
+    monkeypatch.setattr("kyomei.source.shards._most_open", lambda: 1)
+    monkeypatch.setenv("KYOMEI_CACHE_GB", "inf")
+    rows, index = ShardFolder("memory://b/s"), np.random.default_rng(0).permutation(len(X))
+    assert torch.equal(rows.read(index), X[index]) and len(rows._open) == 1
+    assert len(list(copies.iterdir())) == SHARDS
+    # From now on the address is asked for no row, and not how long a file is.
+    monkeypatch.setattr(RemoteStore, "ranges", None)
+    monkeypatch.setattr(RemoteStore, "size_of", None)
+    again = ShardFolder("memory://b/s")
+    assert torch.equal(again.read(index), X[index]) and (again.row_tokens() == np.arange(len(X))).all()
+
+
+def test_where_rows_come_from_is_read_without_the_rows(copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A context of 4 windows a shard, of which the first window of the second shard goes."""
+    written("memory://b/s")
+    store, hit = store_at("memory://b/s"), np.zeros(len(X) // 10, dtype=bool)
+    hit[4] = True
+    assert rows_left(store, 10, hit) == len(X) - 10 and not copies.exists()
+    ids = torch.arange(len(X)).reshape(-1, 10)
+    spans = torch.zeros_like(ids, dtype=torch.int32)
+    tokens = Tokens(ids, spans, spans.clone(), spans.clone(), [Document("a", "text")])
+    changed = dict(rewritten_rows(store, tokens, hit))
+    assert list(changed) == ["shard-00001.safetensors", "index.json"] and len(list(copies.iterdir())) == 1
+    assert torch.equal(load(changed["shard-00001.safetensors"])["activations"], X[50:80])
+
+
+def test_a_shard_without_rows_makes_no_request_for_a_whole_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = ShardWriter("memory://b/s", DIM, "int8", "site", {})
+    for number, count in enumerate((0, 5)):
+        writer.write(number, X[:count], np.arange(count))
+    ranges = RemoteStore.ranges
+
+    def asked(store: RemoteStore, name: str, spans: list[tuple[int, int]]) -> list[bytes]:
+        assert all(first < last for first, last in spans)
+        return ranges(store, name, spans)
+
+    monkeypatch.setattr(RemoteStore, "ranges", asked)
+    assert writer.close().row_tokens().tolist() == list(range(5))
+
+
+def test_an_index_is_looked_for_where_one_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleared: list[str] = []
+    clear = RemoteStore.clear
+    monkeypatch.setattr(RemoteStore, "clear", lambda self, *names: (cleared.extend(names), clear(self, *names))[1])
+    written("memory://b/s")
+    assert "index.json" not in cleared
+    writer = ShardWriter("memory://b/s", DIM, "float32", "site", {"tokens": "t"})
+    writer.write(SHARDS, X[:ROWS], np.arange(ROWS))
+    assert cleared.count("index.json") == 1 and not store_at("memory://b/s").has("index.json")
+    writer.close()
+    writer.write(SHARDS + 1, X[:ROWS], np.arange(ROWS))
+    assert not store_at("memory://b/s").has("index.json"), "it would not know the last shard"
+
+
+def test_a_copy_has_its_name_once_its_bytes_are_on_the_disk(copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = written("memory://b/s")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunError, match=rf"space on the disk.*{copies}"):
+        rows.read(np.arange(len(X)))
+    assert not list(copies.iterdir())
 
 
 def test_a_shard_that_is_another_or_gone_is_named(tmp_path: Path) -> None:

@@ -66,6 +66,12 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
+def sync_file(path: Path) -> None:
+    """Make what a file holds survive a power cut, where others wrote it."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename survive a power cut; some file systems refuse, and then their own order has to do."""
     handle = os.open(folder, os.O_RDONLY)

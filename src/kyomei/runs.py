@@ -10,7 +10,7 @@ import os
 import platform
 import shlex
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -108,7 +108,7 @@ class Run:
             return run
         run = cls(Path(folder), recipe)
         if overwrite and run.folder.exists():
-            _clear_address(run.folder)
+            _clear_addresses(run.folder)
             with refusals_named(run.folder):
                 _empty(run.folder)
         # The manifest gets its name last: a folder without it is a run that a crash kept from being born.
@@ -179,11 +179,9 @@ class Run:
             kept: names in the folder that stay; all else is deleted.
             command, facts: as `create` takes them.
         """
-        history = self._history
-        if not {*kept} & {*HARVESTED}:
-            _clear_address(self.folder)
+        history, stay = self._history, {*kept, RECIPE, MANIFEST, LOCK}
+        _clear_addresses(self.folder, {*kept})
         write_atomic(self.path(RECIPE), recipe.to_yaml().encode())
-        stay = {*kept, RECIPE, MANIFEST, LOCK}
         with refusals_named(self.folder):
             for path in sorted(self.folder.iterdir()):
                 if path.name not in stay:
@@ -401,13 +399,13 @@ def claim_of(folder: Path) -> str | None:
     return None
 
 
-def _clear_address(folder: Path) -> None:
-    """Delete what the run in a folder wrote at an address; nothing of another's."""
-    own = claim_of(folder)
-    if own is not None:
-        store = Run.open(folder).store
-        if _owner(store).get("id") == own:
-            store.clear(*HARVESTED, "controls", OWNER)
+def _clear_addresses(folder: Path, kept: Collection[str] = ()) -> None:
+    """Delete what the run in a folder, and those below it but for some folders, wrote at addresses; nothing of another's."""
+    for path in sorted(folder.rglob(MANIFEST)):
+        own = None if path.relative_to(folder).parts[0] in kept else claim_of(path.parent)
+        store = None if own is None else Run.open(path.parent).store
+        if store is not None and _owner(store).get("id") == own:
+            store.clear(*HARVESTED, OWNER)
 
 
 def _empty(folder: Path) -> None:

@@ -60,22 +60,20 @@ def files_of(folder: Path, holder: str) -> dict[str, Stat]:
     Left out are `holder` itself, locks, and what is being written.
     """
     found: dict[str, Stat] = {}
-    for place, inside, names in os.walk(folder):
-        here = Path(place)
-        passed = {name for name in inside if (here / name / holder).is_file() or TEMPORARY.fullmatch(name)} | {FORGETTING}
-        inside[:] = sorted(set(inside) - passed)
-        for name in names:
-            relative = (here / name).relative_to(folder).as_posix()
-            if relative == holder or name == LOCK or TEMPORARY.fullmatch(name):
-                continue
+    for name, why in _walked(folder, holder):
+        if why is None:
             with contextlib.suppress(FileNotFoundError):
-                found[relative] = _stat(here / name)
+                found[name] = _stat(folder / name)
     return found
 
 
 def uncovered(folder: Path, holder: str) -> dict[str, str]:
     """What `files_of` leaves out beside `holder`, by name, with why: nothing can vouch for a file that does not stay."""
-    found: dict[str, str] = {}
+    return {name: why for name, why in _walked(folder, holder) if why is not None}
+
+
+def _walked(folder: Path, holder: str) -> Iterator[tuple[str, str | None]]:
+    """The files of a folder, by relative name, but for `holder` and folders with one of their own, and why one is left out."""
     for place, inside, names in os.walk(folder):
         here = Path(place)
         inside[:] = sorted(name for name in inside if not (here / name / holder).is_file())
@@ -83,10 +81,8 @@ def uncovered(folder: Path, holder: str) -> dict[str, str]:
         unfinished = any(TEMPORARY.fullmatch(part) for part in parts)
         for name in names:
             why = _STAGED if FORGETTING in parts else _UNFINISHED if unfinished or TEMPORARY.fullmatch(name) else None
-            why = _LOCK if name == LOCK else why
-            if why:
-                found[(here / name).relative_to(folder).as_posix()] = why
-    return found
+            if parts or name != holder:
+                yield (here / name).relative_to(folder).as_posix(), _LOCK if name == LOCK else why
 
 
 def digest_of(path: Path) -> str:

@@ -6,6 +6,7 @@ Where there is no room for a copy, ranges are read.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import fnmatch
 import hashlib
@@ -26,6 +27,7 @@ from kyomei.atomic import (
     remove,
     remove_temporaries,
     sha256_of,
+    sync_file,
     write_atomic,
 )
 from kyomei.errors import AddressError, DataError, KyomeiError, RunError, in_one_line
@@ -168,8 +170,7 @@ class LocalStore:
     def clear(self, *names: str) -> None:
         with refusals_named(self.folder):
             for name in names:
-                if self.has(name):
-                    remove(self.folder / name)
+                remove(self.folder / name)
 
     def differing(self, files: Mapping[str, str]) -> list[str]:
         return [name for name, digest in files.items() if not self.has(name) or self.sha256(name) != digest]
@@ -182,6 +183,27 @@ class LocalStore:
 
 
 # ── At an address ──
+
+
+@contextlib.contextmanager
+def answering(address: str, *passed: type[Exception], into: Path | None = None) -> Iterator[None]:
+    """Turn whatever a driver of fsspec raises, but for some kinds, into an error that names the address, or the file here.
+
+    Raises:
+        AddressError: there is no driver, or the address does not answer.
+        RunError: the disk is full, or there is no permission.
+    """
+    try:
+        yield
+    except KyomeiError:
+        raise
+    except ImportError as error:
+        raise AddressError(f"a driver for {address}", in_one_line(error), "install the package it names with pip") from error
+    except Exception as error:  # every driver raises kinds of its own: no such bucket, no credentials, no network
+        if isinstance(error, passed):
+            raise
+        refusal = refusal_of(error, into or address) if isinstance(error, OSError) else None
+        raise refusal or AddressError(f"{address} to answer", in_one_line(error), AGAIN) from error
 
 
 @final
@@ -230,6 +252,7 @@ class Copies:
                 get(temporary)
                 if sha256_of(temporary) != sha256:
                     return False
+                sync_file(temporary)  # it is not looked at again: its name says that it is whole
                 os.replace(temporary, self.path(sha256))
         finally:
             temporary.unlink(missing_ok=True)
@@ -289,21 +312,8 @@ class RemoteStore:
         """Path of a file as the driver knows it."""
         return f"{self._root.rstrip('/')}/{name}" if name else str(self._root)
 
-    @contextlib.contextmanager
-    def _answering(self, *passed: type[Exception], into: Path | None = None) -> Iterator[None]:
-        """Turn whatever a driver raises, but for some kinds, into an error that names the address, or the file here."""
-        try:
-            yield
-        except KyomeiError:
-            raise
-        except ImportError as error:
-            do = "install the package it names with pip"
-            raise AddressError(f"a driver for {self.address}", in_one_line(error), do) from error
-        except Exception as error:  # every driver raises kinds of its own
-            if isinstance(error, passed):
-                raise
-            refusal = refusal_of(error, into or self.address) if isinstance(error, OSError) else None
-            raise refusal or AddressError(f"{self.address} to answer", in_one_line(error), AGAIN) from error
+    def _answering(self, *passed: type[Exception], into: Path | None = None) -> contextlib.AbstractContextManager[None]:
+        return answering(self.address, *passed, into=into)
 
     def prepare(self) -> None:
         with self._answering():
@@ -412,17 +422,20 @@ class RemoteFile:
         return f"{self.store}/{self.name}"
 
     def size(self) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            return LocalFile(self.copies.path(self.sha256)).size()
         return self.store.size_of(self.name)
 
     def cut(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
         with contextlib.suppress(FileNotFoundError):
             return LocalFile(self.copies.path(self.sha256)).cut(spans)
-        wholes = _joined(spans)
-        read = dict(zip((first for first, _ in wholes), self.store.ranges(self.name, wholes), strict=True))
+        # Of a span of nothing some drivers make a request for all.
+        wholes = _joined([(first, last) for first, last in spans if first < last])
+        starts, read = [first for first, _ in wholes], self.store.ranges(self.name, wholes)
         found = []
         for first, last in spans:
-            start = max(start for start in read if start <= first)
-            found.append(read[start][first - start : last - start])
+            number = bisect.bisect_right(starts, first) - 1
+            found.append(read[number][first - starts[number] : last - starts[number]] if first < last else b"")
         return found
 
     def opened(self, how: Callable[[Path], T]) -> T:

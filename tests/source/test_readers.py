@@ -24,7 +24,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kyomei.errors import DataError, KyomeiError
+from kyomei.errors import AddressError, DataError, KyomeiError
 from kyomei.source import readers, records
 from kyomei.source.corpus import Corpus
 from kyomei.source.files import _DECOMPRESSORS
@@ -379,7 +379,7 @@ def test_files_elsewhere_are_read_through_fsspec() -> None:
     assert {document.name for document in Corpus("memory://corpus/deep")} == {f"er/x.parquet:{n}" for n in range(4)}
     with pytest.raises(DataError, match=r"text at memory://nowhere. Found FileNotFoundError"):
         Corpus("memory://nowhere")
-    with pytest.raises(DataError, match=r"text at nosuch://x. Found ValueError: Protocol not known"):
+    with pytest.raises(AddressError, match=r"nosuch://x to answer. Found ValueError: Protocol not known.*Check the address"):
         Corpus("nosuch://x")
 
 
@@ -388,5 +388,5 @@ def test_a_missing_driver_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", absent)
-    with pytest.raises(DataError, match=r"a driver for s3://bucket/x. Found ImportError: Install s3fs to access S3. Install "):
+    with pytest.raises(AddressError, match=r"a driver for s3://bucket/x. Found ImportError: Install s3fs to access S3. Insta"):
         Corpus("s3://bucket/x")

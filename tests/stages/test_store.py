@@ -13,9 +13,12 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from kyomei.cli import app
+from kyomei.config import Recipe
 from kyomei.runs import HARVESTED, OWNER, Run
 from kyomei.stages.forget import documents_of
 from kyomei.stages.harvested import beside
+from kyomei.stages.journal import Change
+from kyomei.stores import RemoteStore
 
 SOURCE = {"source.num_tokens": 4_000, "source.context": 32, "source.spread": 1, "source.replicas": 2}
 SOURCE |= {"source.windows_per_shard": 16, "source.evidence_share": 0.4}
@@ -93,6 +96,47 @@ def test_an_address_is_of_one_run_alone(made: Path, tmp_path: Path) -> None:
     refused = kyomei("harvest", tmp_path / "other", **SOURCE, **{"source.store": "bucket/far"})
     assert refused.exit_code == 2 and "s3://bucket/folder" in refused.stderr
     assert beside(Run.open(made / "far").recipe, "full").source.store == "memory://bucket/far/full"
+
+
+def test_runs_below_a_run_that_is_overwritten_leave_nothing_at_their_addresses(tmp_path: Path) -> None:
+    """As the stages of a roll-out lie in their pilot, below its address; another's run there stays."""
+    recipe = Recipe().with_values({"source.store": "memory://bucket/pilot"})
+    pilot = Run.create(tmp_path / "pilot", recipe)
+    of = {"tenth": "full/tenth", "all": "full"}
+    runs = [pilot, *(Run.create(pilot.path(f"rollout/{name}"), beside(recipe, at)) for name, at in of.items())]
+    runs.append(Run.create(pilot.path("controls/random"), beside(recipe, "controls/random")))
+    other = Run.create(tmp_path / "other", beside(recipe, "controls/other"))
+    for run in [*runs, other]:
+        run.claim()
+        run.store.write("tokens/evidence/index.json", b"{}")
+    pilot.anew(recipe, ["rollout"])
+    kept = {run.folder.name for run in [*runs, other] if run.store.has(OWNER)}
+    assert kept == {run.folder.name for run in [*runs, other] if run.store.has("tokens")} == {"tenth", "all", "other"}
+    pilot = Run.create(pilot.folder, recipe, overwrite=True)
+    assert fsspec.filesystem("memory").find("/bucket/pilot") == [
+        f"/bucket/pilot/controls/other/{name}" for name in (OWNER, "tokens/evidence/index.json")
+    ]
+    for run in (pilot, Run.create(pilot.path("rollout/all"), beside(recipe, "full"))):
+        run.claim()  # nothing of the runs before is there
+
+
+def test_what_a_shard_at_an_address_was_is_known_without_reading_it(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.open(Path(shutil.copytree(made / "far", tmp_path / "far")))
+    name, known = run.store.names("activations/*/*/shard-00000.safetensors")[0], run.manifest["outputs"]
+    index, true = f"{name.rpartition('/')[0]}/index.json", known[name]
+    read: list[str] = []
+    digest = RemoteStore.sha256
+    monkeypatch.setattr(RemoteStore, "sha256", lambda store, name: (read.append(name), digest(store, name))[1])
+    change = Change("far")
+    for each in (name, index):
+        change.replace(run, each, b"other")
+    assert change.old == {name: true, index: known[index]} and name not in read
+    # A manifest that knows another index is not believed.
+    run.note(outputs={**known, name: "0" * 64, index: "0" * 64})
+    change.replace(run, name, b"other")
+    assert change.old[name] == true and name in read
 
 
 def test_a_document_is_forgotten_at_an_address_as_in_a_folder_and_overwritten_rows_are_gone(made: Path, tmp_path: Path) -> None:

@@ -75,7 +75,8 @@ class EditedCode:
 
     def decode(self, z: tuple[Tensor, Tensor]) -> Float[Tensor, "rows dim"]:
         x, change = z
-        return x + (self._sae.row_scale(x) * (change.to(self._sae.decoder) @ self._sae.decoder[self._latents])).to(x)
+        moved = change.to(self._sae.decoder) @ self._sae.decoder[self._latents]
+        return x + (self._sae.row_scale(x) * moved if self._sae.unit_rows else moved).to(x)
 
 
 class Reconstruction:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kyomei.atomic import sha256_of
+from kyomei.atomic import sha256_of, sync_file
 from kyomei.errors import RunError
 from kyomei.learning.mesh import Mesh
 
@@ -198,7 +198,7 @@ def _tensors_name(number: int, count: int) -> str:
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     """Write tensors to the disk itself; returns their file's sha256."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    _flush(path)
+    sync_file(path)
     return sha256_of(path)
 
 
@@ -213,7 +213,7 @@ def _write_state(folder: Path, checkpoint: Checkpoint, digests: dict[str, str]) 
     }
     path = folder / STATE_FILE
     path.write_text(json.dumps(state), encoding="utf-8")
-    _flush(path)
+    sync_file(path)
     _flush_folder(folder)
 
 
@@ -304,11 +304,6 @@ def step_of(path: Path) -> int:
 
 def _bytes_tensor(text: str) -> Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:

@@ -117,6 +117,7 @@ class Corpus:
         strip_bos: whether windows begin with BOS anyway, so that a chat template's own is one too many.
 
     Raises:
+        AddressError: one elsewhere does not answer.
         DataError: nothing is at an address. While it is read: a record or a file is unusable, or there is no text at all.
     """
 

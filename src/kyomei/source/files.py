@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from kyomei.errors import DataError, KyomeiError, in_one_line
 from kyomei.source.records import MOST_CHARACTERS, UnreadableFile
+from kyomei.stores import answering
 
 _BYTE_ORDER_MARKS = (
     (b"\xff\xfe\0\0", "utf-32"),
@@ -126,17 +127,17 @@ def remote_files(address: str) -> tuple[list[TextFile], bool]:
     """The file at an fsspec address such as s3://bucket/folder, or all below it in name order; and whether it is a folder.
 
     Raises:
-        DataError: there is no driver for it, or nothing is there.
+        DataError: nothing is there.
+        AddressError: there is no driver for it, or it does not answer.
     """
-    fsspec: Any = importlib.import_module("fsspec")
     try:
-        system, path = fsspec.core.url_to_fs(address)
-        if system.info(path)["type"] != "directory":
-            return [TextFile(PurePosixPath(path).name, lambda: system.open(path, "rb"))], False
-        found = sorted(system.find(path))
-    except ImportError as error:
-        raise DataError(f"a driver for {address}", in_one_line(error), "install the package it names with pip") from error
-    except Exception as error:  # every driver raises kinds of its own: no such bucket, no credentials, no network
+        with answering(address, FileNotFoundError):
+            fsspec: Any = importlib.import_module("fsspec")
+            system, path = fsspec.core.url_to_fs(address)
+            if system.info(path)["type"] != "directory":
+                return [TextFile(PurePosixPath(path).name, lambda: system.open(path, "rb"))], False
+            found = sorted(system.find(path))
+    except FileNotFoundError as error:
         do = "check the address, the network and your credentials"
         raise DataError(f"text at {address}", in_one_line(error), do) from error
     root = path.rstrip("/") + "/"

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
-from jaxtyping import Bool, Int64
-from torch import Tensor
+from jaxtyping import Bool
 
 from kyomei.source.journals import INDEX
+from kyomei.source.shard_files import MappedShard
+from kyomei.source.shards import ShardFolder
 from kyomei.source.text import Document, Tokens
 from kyomei.stores import Store
 
@@ -99,7 +99,8 @@ def rewritten_rows(store: Store, tokens: Tokens, hit: Bool[np.ndarray, " windows
     index = json.loads(store.read(INDEX))
     entries, dropped = [], 0
     for entry in index["shards"]:
-        stays = ~torch.from_numpy(hit)[_row_tokens(store, entry) // tokens.context]
+        places = MappedShard(store, entry, index["dtype"], index["dim"]).row_tokens()
+        stays = torch.from_numpy(~hit[places // tokens.context])
         lost = int((~stays).sum())
         if lost:
             held = store.file(entry["file"], entry["sha256"]).opened(safetensors.torch.load_file)
@@ -118,17 +119,4 @@ def rewritten_rows(store: Store, tokens: Tokens, hit: Bool[np.ndarray, " windows
 
 def rows_left(store: Store, context: int, hit: Bool[np.ndarray, " windows"]) -> int:
     """Rows of one site's shards outside of some windows."""
-    index = json.loads(store.read(INDEX))
-    places = (_row_tokens(store, entry).numpy() for entry in index["shards"])
-    return sum(int((~hit[place // context]).sum()) for place in places)
-
-
-def _row_tokens(store: Store, entry: Mapping[str, Any]) -> Int64[Tensor, " rows"]:
-    """Where the rows of a shard come from, read without the rows."""
-
-    def places(path: Path) -> Int64[Tensor, " rows"]:
-        with safetensors.safe_open(path, framework="pt") as held:
-            found: Int64[Tensor, " rows"] = held.get_tensor("row_tokens")
-            return found
-
-    return store.file(entry["file"], entry["sha256"]).opened(places)
+    return int((~hit[ShardFolder(store, verify=False).row_tokens() // context]).sum())

@@ -50,13 +50,14 @@ class ShardWriter:
         self.store, self.dim, self.dtype, self.site, self.meta = store_at(folder), dim, dtype, site, meta
         self._head = {"schema_version": SCHEMA_VERSION, "site": site, "dtype": dtype, "dim": dim}
         self._shards: dict[int, dict[str, Any]] = {}
-        self._ranks = ranks
+        self._ranks, self._has_index = ranks, False
         self.discarded: list[str] = []
         # Read once for all: a rank that is slow to read would find what another already writes.
         earlier = ranks.tell(ranks.first(self._prepare))[0]
         if earlier is not None:
             self._require_same(earlier)
-            self._adopt(earlier["shards"], whole="num_rows" in earlier)
+            self._has_index = "num_rows" in earlier
+            self._adopt(earlier["shards"], whole=self._has_index)
 
     def _prepare(self) -> dict[str, Any] | None:
         """What an earlier attempt left, put in order: no files of killed processes, and one journal of all its ranks."""
@@ -102,8 +103,9 @@ class ShardWriter:
         entries = [self._shards[number] for number in sorted(self._shards)]
         name = JOURNAL if self._ranks.leads else f"progress-{self._ranks.rank}.json"
         self._write(name, {**self._head, "meta": self.meta, "shards": entries})
-        if self._ranks.leads:
+        if self._ranks.leads and self._has_index:
             self.store.clear(INDEX)  # it would claim that the harvest is finished
+            self._has_index = False
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         self.store.write(name, json.dumps(content, indent=1).encode())
@@ -160,6 +162,7 @@ class ShardWriter:
         entries = [shards[number] for number in sorted(shards)]
         totals = {key: sum(entry["counts"].get(key, 0) for entry in entries) for key in entries[0]["counts"]}
         self._write(INDEX, {**self._head, "num_rows": num_rows, "meta": {**self.meta, **totals}, "shards": entries})
+        self._has_index = True
         remove_journals(self.store)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import threading
 from collections import OrderedDict
@@ -27,7 +28,7 @@ RELEASE_BYTES = 128 << 20
 CHECK_BYTES = 64 << 20
 
 FEW_ROWS = 64
-"""So many rows of a shard that is not mapped are read by themselves: mapping it costs as much as reading them."""
+"""So many rows of a shard here that is not mapped are read by themselves: mapping it costs as much as reading them."""
 _FILES_SHARE = 8
 """A folder keeps at most one in so many of the files open that this process may open: several folders may be in use."""
 
@@ -67,19 +68,15 @@ class ShardFolder:
             found = f"{sum(self._ends[-1:])} in its shards"
             raise DataError(f"{self.num_rows} rows, as in {self.store}/{INDEX}", found, "harvest this site again")
         self._open: OrderedDict[int, MappedShard] = OrderedDict()
-        self._most_open, self._lock = self._room(), threading.Lock()
+        largest = max(shard.num_rows for shard in self._mapped) * bytes_of_row(self.dtype, self.dim)
+        room = math.inf if self.store.is_here else Copies.of_environment().most_bytes
+        # Shards of an address take room among the copies while they are mapped.
+        self._most_open, self._fits = max(1, int(min(_most_open(), room / largest))), len(self._mapped) * largest <= room
+        self._lock = threading.Lock()
         self._unchecked = 0
         self._resident = resident_file_bytes()
         if verify or not self.store.is_here:
             self._verify()
-
-    def _room(self) -> int:
-        """How many shards may be mapped at a time: those of an address also take room among the copies."""
-        most = _most_open()
-        if self.store.is_here:
-            return most
-        largest = max(shard.num_rows for shard in self._mapped) * bytes_of_row(self.dtype, self.dim)
-        return max(1, min(most, int(Copies.of_environment().most_bytes / largest)))
 
     def _verify(self) -> None:
         wrong = self.store.differing({entry["file"]: str(entry.get("sha256")) for entry in self.shards})
@@ -106,7 +103,9 @@ class ShardFolder:
             shard, first, last = self._mapped[number], cuts[number], cuts[number + 1]
             local = ordered[first:last] - (self._ends[number] - shard.num_rows)
             place = torch.from_numpy(order[first:last])
-            if (len(local) <= FEW_ROWS or not self.store.is_here) and self._is_full_without(int(number)):
+            # A few rows of an address that has room for copies are worth one: others will be asked for.
+            by_themselves = not self._fits or (self.store.is_here and len(local) <= FEW_ROWS)
+            if by_themselves and self._is_full_without(int(number)):
                 out[place] = shard.read_few(local)
                 continue
             out[place] = self._opened(int(number)).read(local)

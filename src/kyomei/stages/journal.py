@@ -17,6 +17,7 @@ from typing import Any
 from kyomei.atomic import sync_folder, write_atomic
 from kyomei.runs import Run
 from kyomei.sealing import FORGETTING, UNFINISHED, digest_of
+from kyomei.source.journals import INDEX
 from kyomei.stores import Copies
 
 FILE = "forgetting.json"
@@ -49,7 +50,7 @@ class Change:
 
     def replace(self, run: Run, name: str, content: bytes) -> None:
         """Have a file replaced; the new one is staged beside it."""
-        self.old[name] = run.digests([name])[name]
+        self.old[name] = _digest(run, name)
         write_atomic(run.path(FORGETTING) / name, content)
         self.new[name] = hashlib.sha256(content).hexdigest()
 
@@ -121,6 +122,14 @@ def end(host: Run) -> None:
     """Remove the journal, once all is done."""
     host.path(FILE).unlink(missing_ok=True)
     sync_folder(host.folder)
+
+
+def _digest(run: Run, name: str) -> str:
+    """SHA-256 of a file of a run; at an address what the manifest says, without reading it, where its index is as it was."""
+    outputs, index = run.manifest["outputs"], f"{name.rpartition('/')[0]}/{INDEX}"
+    if not run.store_of(name).is_here and name in outputs and run.digests([index]) == {index: outputs.get(index)}:
+        return str(outputs[name])
+    return run.digests([name])[name]
 
 
 def _remove_empty(folder: Path, above: Path) -> None:

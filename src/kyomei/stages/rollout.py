@@ -104,16 +104,13 @@ def status(run: Run) -> dict[str, Any]:
     return {"stage": NAMES[at], "stages": stages, "next": following, "do": _next_command(run, at), "log": log}
 
 
-def step(run: Run, to: str, reason: str | None = None) -> dict[str, Any]:
+def step(run: Run, to: str, reason: str | None = None) -> None:
     """Take a roll-out to a stage, through the gate before it; write the stage's recipe, and the pilot's report with the step.
 
     Args:
         run: the pilot, which this process holds.
         to: name of the stage: the next one, or one before.
         reason: why the step is taken though its gate is not met.
-
-    Returns:
-        The line that was added.
 
     Raises:
         RecipeError: no such stage, or it is not the next one.
@@ -152,7 +149,6 @@ def step(run: Run, to: str, reason: str | None = None) -> dict[str, Any]:
     }
     _append(run, line)
     report_run(run)
-    return line
 
 
 def stage_of(folder: Path) -> tuple[Path, str, str | None] | None:

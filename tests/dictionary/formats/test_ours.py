@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from kyomei.dictionary.formats import load, note_certificate
+from kyomei.dictionary.formats.ours import read_part
 from kyomei.dictionary.sae import Activation, SparseAutoencoder
 from kyomei.errors import DataError, KyomeiError, RunError
 
@@ -120,6 +121,14 @@ def test_tensors_that_make_no_dictionary_are_named(tmp_path: Path, change: dict[
     save_file(load_file(tmp_path / "sae.safetensors") | change, tmp_path / "sae.safetensors")
     with pytest.raises(DataError, match=message):
         load(tmp_path)
+
+
+def test_a_single_number_in_the_place_of_rows_is_named_where_a_part_is_read(tmp_path: Path) -> None:
+    build().save(tmp_path)
+    single = {"encoder": torch.tensor(1.0)}
+    save_file(load_file(tmp_path / "sae.safetensors") | single, tmp_path / "sae.safetensors")
+    with pytest.raises(DataError, match=r"shape \[6, 4\] .* Found an encoder of shape \[\]"):
+        read_part(tmp_path, lambda width: slice(0, 3))
 
 
 def test_a_latent_that_is_never_active_may_have_an_infinite_threshold(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,15 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         DataError: there is none, or it is damaged.
     """
-    try:
+    with _damage_named(path):
         return tensors_from_bytes(path.read_bytes())
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn what reading a file of safetensors raises into a DataError that names it."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise DataError(f"{path.name} of a saved autoencoder", f"none in {path.parent}", "copy the whole folder") from error
     except (SafetensorError, OSError, ValueError) as error:
@@ -101,23 +109,18 @@ def read_rows_of_safetensors(path: Path, rows: Callable[[str, int], slice | None
 
     Args:
         path: of the file.
-        rows: which of a tensor of that name and length; none: all.
+        rows: which of a tensor of that name and length, which is 0 of a single number; none: all.
 
     Raises:
         DataError: there is none, or it is damaged.
     """
     tensors = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  not a dict
-                held = file.get_slice(name)
-                which = rows(name, held.get_shape()[0])
-                # A copy: what is read through the file's map would count as resident as long as the file is open.
-                tensors[name] = held[:].clone() if which is None else held[which.start : which.stop].clone()
-    except FileNotFoundError as error:
-        raise DataError(f"{path.name} of a saved autoencoder", f"none in {path.parent}", "copy the whole folder") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(f"safetensors in {path}", f"damage: {error}", "restore the file from a copy, or train again") from error
+    with _damage_named(path), safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  not a dict
+            held = file.get_slice(name)
+            which = rows(name, (held.get_shape() or [0])[0])
+            # A copy: what is read through the file's map would count as resident as long as the file is open.
+            tensors[name] = (file.get_tensor(name) if which is None else held[which.start : which.stop]).clone()
     return tensors
 
 
