@@ -33,12 +33,11 @@ from kyomei.evidence.codes import encode_rows
 from kyomei.evidence.controls import GAUSSIAN
 from kyomei.evidence.fidelity import cross_entropy_recovered
 from kyomei.evidence.origin import origin
-from kyomei.evidence.reproduction import NullMatches, Verdicts, compare_coded, rows_used
+from kyomei.evidence.reproduction import NullMatches, Verdicts, in_turn_coded, rows_used, space_of
 from kyomei.evidence.survey import survey
 from kyomei.learning.directions import Directions
 from kyomei.learning.fit import fit, starts_from_resonance
 from kyomei.learning.resonance import resonate
-from kyomei.learning.spaces import Whitening
 from kyomei.provenance import Act
 from kyomei.runs import Run
 from kyomei.source.rows import Rows, TensorRows, as_seen
@@ -162,13 +161,10 @@ class Trial:
         null = (load(self.folder / "null/0"), load(self.folder / "null/1"))
         kept = survey(saes, self.evidence, num_explained=REPLICAS)
         null_fidelity = survey(null, self.null_rows[2])[0].fidelity
-        index, space = rows_used(self.evidence.num_rows), Whitening.fit(self.evidence)
-        codes, null_matches = (
-            [encode_rows(sae, self.evidence, index) for sae in saes],
-            NullMatches.measure(null, self.null_rows[2]),
-        )
-        turned = [(saes[i:] + saes[:i], codes[i:] + codes[:i]) for i in range(REPLICAS)]
-        self.verdicts = verdicts = [compare_coded(*both, null_matches, space) for both in turned]
+        index = rows_used(self.evidence.num_rows)
+        codes = [encode_rows(sae, self.evidence, index) for sae in saes]
+        matches = NullMatches.measure(null, self.null_rows[2])
+        self.verdicts = verdicts = in_turn_coded(saes, codes, matches, space_of(saes, self.evidence))
         turns = [self._turn(verdicts[i], kept[i].explained) for i in range(REPLICAS)]
         return {
             "fvu": [one.fidelity.fvu for one in kept],

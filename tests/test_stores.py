@@ -263,7 +263,7 @@ def test_a_training_whose_address_drops_goes_on_from_its_last_step(tmp_path: Pat
 
     def trained(folder: Path) -> dict[str, torch.Tensor]:
         start = random_start(8, DIM, 0, tied=False)
-        sae = train(start, TopK(8, 2), ShardFolder(place), settings, seed=0, workplace=Workplace(folder, resume=True))
+        sae = train(start, TopK(8, 2), ShardFolder(place), settings, seed=0, workplace=Workplace(folder, resume=True)).whole()
         return {"encoder": sae.encoder, "decoder": sae.decoder, "threshold": sae.threshold}
 
     expected = trained(tmp_path / "undisturbed")

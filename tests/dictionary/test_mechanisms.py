@@ -176,7 +176,7 @@ def test_the_finished_autoencoder_encodes_as_training_did(mechanism: Mechanism) 
     recipe = TrainRecipe(steps=200, batch_rows=100, warmup_steps=5)
     rows = TensorRows(x)
     start = random_start(WIDTH, DIM, 0, tied=False)
-    sae = train(start, mechanism, rows, recipe, seed=0, dtype=torch.float64)
+    sae = train(start, mechanism, rows, recipe, seed=0, dtype=torch.float64).whole()
     normalisation = Normalisation.measure(rows)
     pre = (sae.pre_activations(x) - (0 if sae.bias is None else sae.bias)) / normalisation.scale
     scale = mechanism.finish().scale

@@ -57,6 +57,13 @@ def test_it_is_the_plain_dictionary_on_normalised_rows(activation: Activation) -
     assert sae.to(dtype=torch.float64).unit_rows and "unit_rows" in repr(sae)
 
 
+@pytest.mark.parametrize("unit_rows", [True, False])
+def test_a_saved_dictionary_says_what_rows_it_is_of_without_its_tensors(unit_rows: bool, tmp_path: Path) -> None:
+    build(unit_rows=unit_rows).save(tmp_path)
+    (tmp_path / formats.TENSORS_FILE).unlink()
+    assert formats.unit_rows_of(tmp_path) is unit_rows
+
+
 def test_a_row_of_zeros_is_one() -> None:
     sae, zero = build(), torch.zeros(2, 5)
     assert torch.equal(sae.encode(zero), build(unit_rows=False).encode(zero)) and torch.equal(sae(zero), zero)

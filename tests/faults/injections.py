@@ -86,7 +86,7 @@ def training(folder: Path, name: str, full_at: int, pause: float) -> int:
             seed=0,
             workplace=Workplace(folder=folder, stop=lambda: bool(asked), progress=progress, resume=True),
         )
-        sae.save(folder)
+        sae.whole().save(folder)
     except Interrupted as error:
         print(error, file=sys.stderr)
         return INTERRUPTED

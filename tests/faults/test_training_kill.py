@@ -34,7 +34,7 @@ sae = train(
     seed=0,
     workplace=Workplace(folder, resume=True, progress=lambda done, steps: print(done, flush=True)),
 )
-sae.save(folder)
+sae.whole().save(folder)
 """
 STEPS, KILLS = 400, 10
 

@@ -144,7 +144,7 @@ def main() -> None:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     sae = train(
-        start,
+        start.part(mesh.share(WIDTH)),
         MAKERS[name.removesuffix("-stream")](),
         rows,
         recipe,
@@ -152,7 +152,7 @@ def main() -> None:
         dtype=getattr(torch, dtype),
         normalisation=Normalisation.measure(rows.sample() if isinstance(rows, StreamedRows) else rows),
         workplace=Workplace(folder=folder, progress=say, resume=True, mesh=mesh),
-    )
+    ).whole()
     run = sum(mesh.tell(windows[0]))
     if mesh.leads:
         tensors = {n: getattr(sae, n) for n in ("encoder", "decoder", "threshold", "center", "bias")}

@@ -50,6 +50,11 @@ def start(tied: bool = True, held: int = 0) -> Latents:
     return dataclasses.replace(random_start(WIDTH, DIM, 7, tied), hold=torch.arange(WIDTH) < held)
 
 
+def trained(*given: Any, **named: Any) -> SparseAutoencoder:
+    """What one process trains, which is the whole."""
+    return train(*given, **named).whole()
+
+
 class Events:
     def __init__(self) -> None:
         self.seen: list[tuple[int, dict[str, float]]] = []
@@ -81,7 +86,7 @@ def assert_same(a: SparseAutoencoder, b: SparseAutoencoder) -> None:
 def test_training_equals_a_plain_loop_over_the_formula(optimizer: str) -> None:
     x, mechanism = data().double(), L1(WIDTH, 0.02)
     settings = recipe(optimizer=optimizer, weight_decay=0.1, clip=0.05, steps=9)
-    ours = train(start(tied=False), mechanism, TensorRows(x), settings, seed=3, dtype=torch.float64)
+    ours = trained(start(tied=False), mechanism, TensorRows(x), settings, seed=3, dtype=torch.float64)
     rows = TensorRows(x).read(np.arange(len(x))).double()
     mean = rows.mean(dim=0)
     scale = float((rows - mean).square().sum(dim=1).mean().sqrt())
@@ -117,7 +122,7 @@ def test_training_equals_a_plain_loop_over_the_formula(optimizer: str) -> None:
 def test_decoder_rows_keep_unit_norm_and_the_start_is_not_touched(tied: bool) -> None:
     given = start(tied)
     before = given.encoder.clone()
-    sae = train(given, gba(), TensorRows(data()), recipe(optimizer="adamw", weight_decay=0.5), seed=0)
+    sae = trained(given, gba(), TensorRows(data()), recipe(optimizer="adamw", weight_decay=0.5), seed=0)
     assert sae.tied == tied
     torch.testing.assert_close(sae.decoder.norm(dim=1), torch.ones(WIDTH))
     assert torch.equal(given.encoder, before) and not torch.equal(sae.encoder, before)
@@ -127,7 +132,7 @@ def test_decoder_rows_keep_unit_norm_and_the_start_is_not_touched(tied: bool) ->
 @pytest.mark.parametrize("tied", [True, False])
 def test_held_encoders_stay_to_the_bit_and_the_rest_trains(tied: bool) -> None:
     given = start(tied, held=6)
-    sae = train(given, gba(), TensorRows(data()), recipe(optimizer="adamw", weight_decay=0.5), seed=0)
+    sae = trained(given, gba(), TensorRows(data()), recipe(optimizer="adamw", weight_decay=0.5), seed=0)
     expected = normalize(given.encoder, dim=1) if tied else given.encoder
     assert torch.equal(sae.encoder[:6], expected[:6])
     assert bool((sae.encoder[6:] != expected[6:]).any(dim=1).all())
@@ -145,7 +150,7 @@ def test_held_encoders_do_not_count_in_the_norm_that_is_clipped(monkeypatch: pyt
         return clip(self)
 
     monkeypatch.setattr(Training, "_clip_gradients", spying)
-    train(start(tied=False, held=6), gba(), TensorRows(data()), recipe(), seed=0)
+    trained(start(tied=False, held=6), gba(), TensorRows(data()), recipe(), seed=0)
     assert len(seen) == 12
     assert all(bool((norms[:6] == 0).all()) and bool((norms[6:] > 0).any()) for norms in seen)
 
@@ -153,7 +158,7 @@ def test_held_encoders_do_not_count_in_the_norm_that_is_clipped(monkeypatch: pyt
 def test_biases_adapt_every_so_many_steps_and_get_no_gradient() -> None:
     mechanism = gba()
     seen: list[Tensor] = []
-    train(
+    trained(
         start(),
         mechanism,
         TensorRows(data()),
@@ -167,14 +172,14 @@ def test_biases_adapt_every_so_many_steps_and_get_no_gradient() -> None:
 
 def test_zero_steps_fold_the_start() -> None:
     x = data()
-    sae = train(start(), TopK(WIDTH, 3), TensorRows(x), recipe(steps=0), seed=0)
+    sae = trained(start(), TopK(WIDTH, 3), TensorRows(x), recipe(steps=0), seed=0)
     torch.testing.assert_close(sae.center, x.mean(dim=0))
     torch.testing.assert_close(sae.encoder, start().encoder)
 
 
 def test_bfloat16_multiplies_coarsely_but_keeps_float32_weights() -> None:
-    coarse = train(start(), gba(), TensorRows(data()), recipe(), seed=0, dtype=torch.bfloat16)
-    fine = train(start(), gba(), TensorRows(data()), recipe(), seed=0)
+    coarse = trained(start(), gba(), TensorRows(data()), recipe(), seed=0, dtype=torch.bfloat16)
+    fine = trained(start(), gba(), TensorRows(data()), recipe(), seed=0)
     assert coarse.encoder.dtype == torch.float32
     assert not torch.equal(coarse.encoder, fine.encoder)
     assert float((coarse.encoder - fine.encoder).abs().max()) < 0.05
@@ -204,8 +209,8 @@ def test_normalisation_gives_unit_mean_square_norm_despite_a_large_offset() -> N
 @pytest.mark.parametrize("make", [gba, lambda: BatchTopK(WIDTH, 3), lambda: L1(WIDTH, 0.01)])
 def test_scaling_and_shifting_the_input_scales_and_shifts_the_result(make: Any) -> None:
     x = data().double()
-    plain = train(start(), make(), TensorRows(x), recipe(), seed=0, dtype=torch.float64)
-    moved = train(start(), make(), TensorRows(8 * x - 5), recipe(), seed=0, dtype=torch.float64)
+    plain = trained(start(), make(), TensorRows(x), recipe(), seed=0, dtype=torch.float64)
+    moved = trained(start(), make(), TensorRows(8 * x - 5), recipe(), seed=0, dtype=torch.float64)
     torch.testing.assert_close(moved.encoder, plain.encoder, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(moved.threshold, 8 * plain.threshold, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(moved(8 * x - 5), 8 * plain(x) - 5, rtol=1e-3, atol=1e-2)
@@ -217,10 +222,10 @@ def test_scaling_and_shifting_the_input_scales_and_shifts_the_result(make: Any) 
 def test_events_agree_with_the_trained_autoencoder() -> None:
     x, sink = data(), Events()
     settings = recipe(batch_rows=600, log_every=5, decay_share=0.0)
-    train(start(), gba(), TensorRows(x), settings, seed=0, workplace=Workplace(sink=sink))
+    trained(start(), gba(), TensorRows(x), settings, seed=0, workplace=Workplace(sink=sink))
     assert [step for step, _ in sink.seen] == [5, 10, 12]
     before_last = recipe(batch_rows=600, log_every=5, steps=11, decay_share=0.0)
-    sae = train(start(), gba(), TensorRows(x), before_last, seed=0)
+    sae = trained(start(), gba(), TensorRows(x), before_last, seed=0)
     last = sink.seen[-1][1]
     assert set(last) == {"loss", "fvu", "l0", "dead", "lr", "rows_per_second"}
     fvu = float((sae(x) - x).square().sum() / (x - x.mean(dim=0)).square().sum())
@@ -233,7 +238,7 @@ def test_events_agree_with_the_trained_autoencoder() -> None:
 def test_dead_share_counts_latents_silent_since_the_last_event() -> None:
     sink = Events()
     mechanism = BA(WIDTH, 0.3, bias=torch.where(torch.arange(WIDTH) < 5, -1.0, 0.0), adaptation=Adaptation(adapt_every=1000))
-    train(start(), mechanism, TensorRows(data()), recipe(log_every=4, lr=1e-6), seed=0, workplace=Workplace(sink=sink))
+    trained(start(), mechanism, TensorRows(data()), recipe(log_every=4, lr=1e-6), seed=0, workplace=Workplace(sink=sink))
     assert [values["dead"] for _, values in sink.seen] == [pytest.approx(5 / WIDTH)] * 3
 
 
@@ -245,7 +250,7 @@ def test_latents_that_fall_silent_are_dead_from_the_next_event_on() -> None:
         if done == 4:
             mechanism.bias[:7] = -1.0
 
-    train(
+    trained(
         start(),
         mechanism,
         TensorRows(data()),
@@ -257,9 +262,9 @@ def test_latents_that_fall_silent_are_dead_from_the_next_event_on() -> None:
 
 
 def test_logging_does_not_change_training() -> None:
-    silent = train(start(), gba(), TensorRows(data()), recipe(), seed=0)
+    silent = trained(start(), gba(), TensorRows(data()), recipe(), seed=0)
     assert_same(
-        silent, train(start(), gba(), TensorRows(data()), recipe(log_every=1), seed=0, workplace=Workplace(sink=Events()))
+        silent, trained(start(), gba(), TensorRows(data()), recipe(log_every=1), seed=0, workplace=Workplace(sink=Events()))
     )
 
 
@@ -267,7 +272,7 @@ def test_logging_does_not_change_training() -> None:
 
 
 def test_the_seed_alone_decides_the_bytes() -> None:
-    first, again, other = (train(start(), gba(), TensorRows(data()), recipe(), seed=seed) for seed in (1, 1, 2))
+    first, again, other = (trained(start(), gba(), TensorRows(data()), recipe(), seed=seed) for seed in (1, 1, 2))
     assert_same(first, again)
     assert not torch.equal(first.encoder, other.encoder)
     assert torch.equal(random_start(4, 3, 5, True).encoder, random_start(4, 3, 5, True).encoder)
@@ -287,14 +292,16 @@ def test_a_stopped_training_resumes_to_the_same_bytes(tmp_path: Path, name: str,
     settings = recipe(optimizer="adamw", weight_decay=0.01, log_every=5, moments=moments)
     whole_events, events = Events(), Events()
     rows = TensorRows(data())
-    whole = train(start(tied, 3), make_all()[name], rows, settings, seed=0, dtype=dtype, workplace=Workplace(sink=whole_events))
+    whole = trained(
+        start(tied, 3), make_all()[name], rows, settings, seed=0, dtype=dtype, workplace=Workplace(sink=whole_events)
+    )
     done: list[int] = []
     cut = Workplace(tmp_path, resume=True, sink=events)
     stopped = dataclasses.replace(cut, stop=lambda: len(done) >= stop_after, progress=lambda step, steps: done.append(step))
     with pytest.raises(Interrupted, match=rf"12 training steps.*after {stop_after}, saved in .*the same command.*--resume"):
-        train(start(tied, 3), make_all()[name], rows, settings, seed=0, dtype=dtype, workplace=stopped)
+        trained(start(tied, 3), make_all()[name], rows, settings, seed=0, dtype=dtype, workplace=stopped)
     assert list_checkpoints(tmp_path)[-1].name == f"step-{stop_after:08d}"
-    resumed = train(start(tied, 3), make_all()[name], rows, settings, seed=0, dtype=dtype, workplace=cut)
+    resumed = trained(start(tied, 3), make_all()[name], rows, settings, seed=0, dtype=dtype, workplace=cut)
     assert_same(whole, resumed)
     timeless = [[(step, {**values, "rows_per_second": 0}) for step, values in sink.seen] for sink in (whole_events, events)]
     assert timeless[0] == timeless[1]
@@ -302,9 +309,9 @@ def test_a_stopped_training_resumes_to_the_same_bytes(tmp_path: Path, name: str,
 
 def test_resuming_what_is_finished_gives_it_again_without_a_step(tmp_path: Path) -> None:
     rows = TensorRows(data())
-    first = train(start(), gba(), rows, recipe(), seed=0, workplace=Workplace(folder=tmp_path))
+    first = trained(start(), gba(), rows, recipe(), seed=0, workplace=Workplace(folder=tmp_path))
     steps: list[int] = []
-    again = train(
+    again = trained(
         start(),
         gba(),
         rows,
@@ -319,10 +326,10 @@ def test_resuming_what_is_finished_gives_it_again_without_a_step(tmp_path: Path)
 @pytest.mark.parametrize("others", [(4, 0.2, 0.05), (3, 0.3, 0.05)])
 def test_resuming_with_other_targets_or_groups_is_refused(others: tuple[int, float, float], tmp_path: Path) -> None:
     rows = TensorRows(data())
-    train(start(), gba(), rows, recipe(), seed=0, workplace=Workplace(folder=tmp_path))
+    trained(start(), gba(), rows, recipe(), seed=0, workplace=Workplace(folder=tmp_path))
     other = GBA(*geometric_targets(WIDTH, *others), adaptation=Adaptation(gamma_down=0.05, adapt_every=3))
     with pytest.raises(RunError, match=r"mechanism\.targets = "):
-        train(start(), other, rows, recipe(), seed=0, workplace=Workplace(folder=tmp_path, resume=True))
+        trained(start(), other, rows, recipe(), seed=0, workplace=Workplace(folder=tmp_path, resume=True))
 
 
 class NoisyRows(TensorRows):  # type: ignore[misc]  # final for users; a test may extend it
@@ -342,11 +349,11 @@ def seed_everything() -> None:
 def test_process_wide_generators_are_resumed_too(tmp_path: Path) -> None:
     seed_everything()
     rows = NoisyRows(data())
-    whole = train(start(), gba(), rows, recipe(), seed=0)
+    whole = trained(start(), gba(), rows, recipe(), seed=0)
     seed_everything()
     done: list[int] = []
     with pytest.raises(Interrupted):
-        train(
+        trained(
             start(),
             gba(),
             rows,
@@ -355,7 +362,7 @@ def test_process_wide_generators_are_resumed_too(tmp_path: Path) -> None:
             workplace=Workplace(folder=tmp_path, stop=lambda: len(done) == 7, progress=lambda step, steps: done.append(step)),
         )
     torch.manual_seed(99)
-    assert_same(whole, train(start(), gba(), rows, recipe(), seed=0, workplace=Workplace(folder=tmp_path, resume=True)))
+    assert_same(whole, trained(start(), gba(), rows, recipe(), seed=0, workplace=Workplace(folder=tmp_path, resume=True)))
 
 
 # Refusals
@@ -375,7 +382,7 @@ def test_a_non_finite_batch_stops_before_anything_moves(tmp_path: Path) -> None:
     with pytest.raises(
         NonFiniteError, match=rf"finite loss and gradient.*loss nan.*step 6, whose input rows {bad} are not"
     ) as caught:
-        train(
+        trained(
             start(),
             mechanism,
             broken_rows(bad),
@@ -387,8 +394,8 @@ def test_a_non_finite_batch_stops_before_anything_moves(tmp_path: Path) -> None:
     assert caught.value.step == step
     assert caught.value.rows.tolist() == BatchOrder(600, 50, 0).indices(step).tolist()
     assert torch.equal(mechanism.bias, biases[-1]) and len(biases) == step
-    repaired = train(start(), gba(), broken_rows(), recipe(), seed=0, workplace=Workplace(folder=tmp_path, resume=True))
-    assert_same(repaired, train(start(), gba(), TensorRows(data()), recipe(), seed=0))
+    repaired = trained(start(), gba(), broken_rows(), recipe(), seed=0, workplace=Workplace(folder=tmp_path, resume=True))
+    assert_same(repaired, trained(start(), gba(), TensorRows(data()), recipe(), seed=0))
 
 
 def test_weights_stay_as_they_were_when_the_loss_overflows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,7 +408,7 @@ def test_weights_stay_as_they_were_when_the_loss_overflows(monkeypatch: pytest.M
 
     monkeypatch.setattr(Training, "step", spying)
     with pytest.raises(NonFiniteError, match=r"loss inf.*step 5, over rows \d+, .* and 42 more.*Lower train.lr"):
-        train(start(), gba(), TensorRows(data()), recipe(), seed=0)
+        trained(start(), gba(), TensorRows(data()), recipe(), seed=0)
     training, before = kept
     assert all(torch.equal(tensor.detach(), old) for tensor, old in zip(training.parameters, before, strict=True))
 
@@ -412,7 +419,7 @@ def test_an_infinite_gradient_alone_is_enough() -> None:
             return (scores - scores.detach()).clamp_min(0).sqrt().sum()  # value 0, gradient infinite
 
     with pytest.raises(NonFiniteError, match=r"loss 0\.\d+, gradient norm (nan|inf) at step 0"):
-        train(start(), Spike(WIDTH, 3), TensorRows(data()), recipe(), seed=0)
+        trained(start(), Spike(WIDTH, 3), TensorRows(data()), recipe(), seed=0)
 
 
 def test_normalisation_names_a_row_that_is_not_finite() -> None:
@@ -437,7 +444,7 @@ def test_normalisation_names_a_row_that_is_not_finite() -> None:
 def test_what_does_not_fit_is_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     rows = TensorRows(arguments.get("rows", data()))
     with pytest.raises(error, match=message):
-        train(
+        trained(
             arguments.get("start", start()),
             arguments.get("mechanism", gba()),
             rows,
@@ -449,19 +456,19 @@ def test_what_does_not_fit_is_refused(arguments: dict[str, Any], error: type[Exc
 
 def test_checkpoints_of_another_training_are_neither_mixed_nor_overwritten(tmp_path: Path) -> None:
     rows = TensorRows(data())
-    train(start(), gba(), rows, recipe(), seed=0, workplace=Workplace(folder=tmp_path))
+    trained(start(), gba(), rows, recipe(), seed=0, workplace=Workplace(folder=tmp_path))
     with pytest.raises(RunError, match=r"no checkpoints.*--resume.*--overwrite"):
-        train(start(), gba(), rows, recipe(), seed=0, workplace=Workplace(folder=tmp_path))
+        trained(start(), gba(), rows, recipe(), seed=0, workplace=Workplace(folder=tmp_path))
     with pytest.raises(RunError, match=r"seed = 0 there, 1 here.*train\.lr = 0\.003 there, 0\.1 here"):
-        train(start(), gba(), rows, recipe(lr=0.1), seed=1, workplace=Workplace(folder=tmp_path, resume=True))
-    train(
+        trained(start(), gba(), rows, recipe(lr=0.1), seed=1, workplace=Workplace(folder=tmp_path, resume=True))
+    trained(
         start(), gba(), rows, recipe(log_every=1, checkpoint_every=1), seed=0, workplace=Workplace(folder=tmp_path, resume=True)
     )
 
 
 def test_a_stop_without_a_folder_says_that_nothing_was_kept() -> None:
     with pytest.raises(Interrupted, match="no folder for checkpoints"):
-        train(start(), gba(), TensorRows(data()), recipe(), seed=0, workplace=Workplace(stop=lambda: True))
+        trained(start(), gba(), TensorRows(data()), recipe(), seed=0, workplace=Workplace(stop=lambda: True))
 
 
 # Frozen controls
@@ -470,7 +477,7 @@ def test_a_stop_without_a_folder_says_that_nothing_was_kept() -> None:
 def trained_with(freeze: str, steps: int = 40) -> tuple[SparseAutoencoder, Latents]:
     first = random_start(WIDTH, DIM, 7, tied=False)
     settings = recipe(freeze=freeze, steps=steps, lr=0.05)
-    return train(first, TopK(WIDTH, 3), TensorRows(data()), settings, seed=1), first
+    return trained(first, TopK(WIDTH, 3), TensorRows(data()), settings, seed=1), first
 
 
 def test_a_frozen_encoder_or_decoder_stays_and_the_other_learns() -> None:
@@ -496,18 +503,18 @@ def test_anchored_rows_stay_on_their_cone_and_the_others_move() -> None:
     anchor = torch.full((WIDTH,), -1.0)
     anchor[:3], anchor[3:6] = 0.95, 1.0
     settings = recipe(steps=40, lr=0.05)
-    sae = train(dataclasses.replace(first, anchor=anchor), TopK(WIDTH, 3), TensorRows(data()), settings, seed=1)
+    sae = trained(dataclasses.replace(first, anchor=anchor), TopK(WIDTH, 3), TensorRows(data()), settings, seed=1)
     cosine = (sae.decoder * first.encoder).sum(dim=1)
     assert cosine[:3].min() == pytest.approx(0.95, abs=1e-5) and cosine[:3].max() < 1
     assert torch.allclose(sae.decoder[3:6], first.encoder[3:6], atol=1e-6)
     assert cosine[6:].min() < 0.75
     with pytest.raises(RecipeError, match="one anchor for each"):
-        train(dataclasses.replace(first, anchor=anchor[:2]), TopK(WIDTH, 3), TensorRows(data()), settings, seed=1)
+        trained(dataclasses.replace(first, anchor=anchor[:2]), TopK(WIDTH, 3), TensorRows(data()), settings, seed=1)
 
 
 def test_a_tied_dictionary_cannot_be_frozen() -> None:
     with pytest.raises(RecipeError, match=r"untied dictionary with train\.freeze = decoder"):
-        train(start(tied=True), gba(), TensorRows(data()), recipe(freeze="decoder"), seed=0)
+        trained(start(tied=True), gba(), TensorRows(data()), recipe(freeze="decoder"), seed=0)
 
 
 @pytest.mark.parametrize("freeze", ["soft_decoder", "encoder"])
@@ -517,7 +524,7 @@ def test_a_frozen_training_resumes_exactly(tmp_path: Path, freeze: str) -> None:
         stop = (lambda: False) if until is None else lambda: next(asked) == until
         first = random_start(WIDTH, DIM, 7, tied=False)
         rows, settings = TensorRows(data()), recipe(freeze=freeze, steps=30, lr=0.05)
-        return train(
+        return trained(
             first, TopK(WIDTH, 3), rows, settings, seed=1, workplace=Workplace(folder=folder, stop=stop, resume=resume)
         )
 

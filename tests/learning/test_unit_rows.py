@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,15 @@ from kyomei.cli import app
 from kyomei.config import Recipe
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError, RecipeError
+from kyomei.evidence import reproduction
 from kyomei.evidence.controls import GAUSSIAN
 from kyomei.evidence.reproduction import certify_latents
 from kyomei.learning.fit import fit
 from kyomei.runs import Run
 from kyomei.source.planted import Planted
-from kyomei.source.rows import TensorRows
+from kyomei.source.rows import Rows, TensorRows, as_seen
+from kyomei.stages import measure as measure_stage
+from kyomei.stages.arms import own_pair
 from kyomei.stages.certify import certify_run
 from kyomei.stages.harvest import harvested_run
 from kyomei.stages.index import index_run
@@ -101,6 +105,26 @@ def test_a_run_is_certified_measured_and_shown_by_one_reading_of_its_rows(run: R
     fvu = run.read_json("certificate.json")["fidelity"]["fvu"]
     assert measured["fidelity"][0]["fvu"] == pytest.approx(fvu) and 0 < fvu < 1
     assert run.read_json("evidence.json")["cross_entropy"]["topk"]["recovered"] > 0
+
+
+def test_replicas_of_both_kinds_are_measured_in_the_space_they_are_certified_in(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed, kinds = Run.open(shutil.copytree(run.folder, tmp_path / "run")), list[bool]()
+    mixed.write_json("replicas/1/config.json", {**mixed.read_json("replicas/1/config.json"), "unit_rows": False})
+    saes = [kyomei.load(mixed.path(place)) for place in own_pair(mixed).places]
+    assert [sae.unit_rows for sae in saes] == [True, False, True]
+
+    def spied(rows: Rows, unit: bool) -> Rows:
+        kinds.append(unit)
+        return as_seen(rows, unit)
+
+    for stage in (measure_stage, reproduction):
+        monkeypatch.setattr(stage, "as_seen", spied)
+    reproduction.space_of(saes, TensorRows(X))
+    with mixed.lock():
+        measure_run(mixed, Reporter())
+    assert kinds[:2] == [False, False]
 
 
 def test_the_verbs_say_what_they_cannot_do(run: Run, tmp_path: Path) -> None:

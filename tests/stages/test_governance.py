@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from kyomei.cli import app
 from kyomei.errors import RunError
+from kyomei.evidence.goals.detector import read_goals
 from kyomei.runs import Run
 from kyomei.sealing import files_of, seal_of, sealed
 from kyomei.source.text import Tokens
@@ -336,6 +337,10 @@ def test_what_a_goal_keeps_of_a_forgotten_document_goes_and_the_goal_expires(pla
     named = run.read_json("goals.json")["goals"]["without"]["detector"]["features"]
     assert any(f["tokens"] for f in named), "there is something to blank"
     done("detect", run.folder, "with", "import os")
+    earlier = run.path("earlier/2026-01-01T000000+0000/goals.json")  # what a smaller pilot of this run told
+    earlier.parent.mkdir(parents=True)
+    shutil.copy2(run.path("goals.json"), earlier)
+    assert any(feature["tokens"] for feature in named)
 
     facts = json.loads(done("forget", place / "H", "--document", kept.id, "--json").stdout)
 
@@ -347,6 +352,8 @@ def test_what_a_goal_keeps_of_a_forgotten_document_goes_and_the_goal_expires(pla
     assert goals["with"]["expired"]["why"].startswith("documents that it was found with were forgotten on 2")
     assert "expired" not in goals["without"] and not any(f["tokens"] for f in goals["without"]["detector"]["features"])
     assert [f["weight"] for f in goals["without"]["detector"]["features"]] == [f["weight"] for f in named]
+    told = [goal["detector"]["features"] for goal in read_goals(earlier.parent).values()]
+    assert len(told) == 2 and all(features and not any(f["tokens"] for f in features) for features in told)
     stone = json.loads((place / "R/forgotten.json").read_text())["forgotten"][0]
     assert stone["goals"] == facts["goals"] and len(stone["files"]["goals.json"]["old"]) == 64
     gone = [each["new"] for name, each in stone["files"].items() if name.startswith("goals/")]

@@ -6,14 +6,18 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.threads_as_ranks import together
 
 import kyomei
 from kyomei.config import Recipe
+from kyomei.evidence.reproduction import Verdicts
 from kyomei.runs import Run, sha256_of
-from kyomei.stages.certify import certify_run
+from kyomei.stages import certify as certify_stage
+from kyomei.stages.arms import own_pair
+from kyomei.stages.certify import certify_run, standing
 from kyomei.stages.harvest import harvested_run
 from kyomei.stages.progress import Reporter
 from kyomei.stages.train import train_run
@@ -76,6 +80,22 @@ def test_a_certificate_of_ranks_is_that_of_one_process(trained: Run, tmp_path: P
     found, expected = (json.loads((folder / "certificate.json").read_text()) for folder in (folders[1], folders[0]))
     assert len(found["features"]) == 64 and found["features"][3]["tokens"]
     assert_alike(found | {"created": 0}, expected | {"created": 0})
+
+
+def test_a_file_that_changes_meanwhile_is_not_certified(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.open(shutil.copytree(trained.folder, tmp_path / "run"))
+    file, compare = run.path("replicas/1/sae.safetensors"), certify_stage.compare_coded
+    measured = sha256_of(file)
+
+    def meanwhile(*given: Any) -> Verdicts:
+        file.write_bytes(file.read_bytes() + b"\0")
+        return compare(*given)
+
+    monkeypatch.setattr(certify_stage, "compare_coded", meanwhile)
+    with run.lock():
+        certify_run(run, Reporter())
+    assert run.read_json("certificate.json")["data"]["replicas/1/sae.safetensors"] == measured != sha256_of(file)
+    assert standing(run, own_pair(run)) is None
 
 
 def assert_alike(found: object, expected: object, name: str = "") -> None:

@@ -19,10 +19,19 @@ from kyomei.errors import RecipeError
 from kyomei.evidence.recovery import recovery
 from kyomei.signals import Stop
 from kyomei.stages.progress import Reporter
-from kyomei.stages.reproduce import EXPERIMENTS, experiment_named, resonance_map, robustness, trials, tuning, width
+from kyomei.stages.reproduce import (
+    EXPERIMENTS,
+    experiment_named,
+    language_models,
+    resonance_map,
+    robustness,
+    trials,
+    tuning,
+    width,
+)
 from kyomei.stages.reproduce import experiment as experiments
 from kyomei.stages.reproduce import imbalanced as imbalanced_set
-from kyomei.stages.reproduce.experiment import CELLS, FIGURE, RESULT, TABLE, Cell, Experiment, Summary, reproduce
+from kyomei.stages.reproduce.experiment import CELLS, FIGURE, RESULT, TABLE, Cell, Effort, Experiment, Summary, reproduce
 from kyomei.stages.reproduce.resonance_map import MeasuredBand, measured_band, width_test
 from kyomei.stages.reproduce.trials import beside_null, crossing, decoupled, planted_of, rows_of, spread, unit_rows_of
 from kyomei.views.charts import drawn
@@ -92,6 +101,25 @@ def test_an_experiment_on_tiny_data(name: str, tmp_path: Path) -> None:
     before = {file: (tmp_path / file).read_bytes() for file in (CELLS, TABLE, RESULT, FIGURE)}
     reproduce(experiment, tmp_path, cells, reporter(), command=f"kyomei reproduce {name}")
     assert {file: (tmp_path / file).read_bytes() for file in before} == before
+    # Where time ran out: cells of one seed, and not all of them.
+    begun = experiment.summarise(result["runs"][: len(cells) // 4 + 1])
+    assert drawn(begun.draw).startswith(b"<?xml") and begun.tables
+
+
+def test_a_site_of_which_some_settings_are_not_measured_is_drawn() -> None:
+    def record(site: str, setting: str) -> dict[str, Any]:
+        agreed = {metric: {"all": {"0.9": [0.5, 0.1]}} for metric in ("raw", "whitened")}
+        figures = {"l0": [4.0, 5.0], "fvu": [0.2, 0.3], "dead": [0.0, 0.0]}
+        return {"model": "embedded", "site": site, "setting": setting, "width": 32, "steps": 10, **figures, **agreed}
+
+    begun = language_models.summarise([record("a", "TopK"), record("a", "GBA"), record("b", "TopK")])
+    assert drawn(begun.draw).startswith(b"<?xml") and len(begun.tables) == 4
+
+
+def test_a_model_that_is_installed_is_not_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for installed, said in ((True, 0), (False, 1)):
+        monkeypatch.setattr(language_models, "is_installed", lambda model, there=installed: there)
+        assert len(language_models.summarise([]).notes) == said
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -143,12 +171,12 @@ def test_a_signal_keeps_finished_cells_and_the_next_call_goes_on(
 
     monkeypatch.setattr(experiments, "_append", struck)
     with pytest.raises(Stop):
-        reproduce(experiment, tmp_path / "run", cells, reporter(), workers=workers)
+        reproduce(experiment, tmp_path / "run", cells, reporter(), effort=Effort(workers))
     monkeypatch.undo()
     kept = (tmp_path / "run" / CELLS).read_text().splitlines()
     assert len(kept) == 2
     assert not (tmp_path / "run" / TABLE).exists()
-    _, result = reproduce(experiment, tmp_path / "run", cells, reporter(), workers=workers)
+    _, result = reproduce(experiment, tmp_path / "run", cells, reporter(), effort=Effort(workers))
     assert [run["square"] for run in result["runs"]] == [0, 1, 4, 9, 16]
     assert all(Path(json.loads(line)["cell"]["log"]).read_text() == "x" for line in kept)
 
@@ -169,9 +197,9 @@ def test_a_cut_line_is_measured_again_and_overwrite_measures_all(tmp_path: Path)
 def test_what_is_finished_in_time_is_summed_up_and_the_rest_is_said(tmp_path: Path) -> None:
     experiment, cells = counting(tmp_path, 3)
     with pytest.raises(RecipeError, match="at least one finished cell"):
-        reproduce(experiment, tmp_path / "run", cells, reporter(), minutes=0)
+        reproduce(experiment, tmp_path / "run", cells, reporter(), effort=Effort(minutes=0))
     reproduce(experiment, tmp_path / "run", cells[:2], reporter())
-    _, result = reproduce(experiment, tmp_path / "run", cells, reporter(), minutes=0)
+    _, result = reproduce(experiment, tmp_path / "run", cells, reporter(), effort=Effort(minutes=0))
     assert [run["square"] for run in result["runs"]] == [0, 1]
     assert "1 of 3 cells are not measured." in (tmp_path / "run" / TABLE).read_text()
     assert not Path(cells[2]["log"]).exists()
@@ -180,14 +208,14 @@ def test_what_is_finished_in_time_is_summed_up_and_the_rest_is_said(tmp_path: Pa
 @pytest.mark.slow
 def test_workers_give_what_one_process_gives(tmp_path: Path) -> None:
     cells = [small(cell) for cell in EXPERIMENTS["splitting"].cells(1, False) if cell["width"] == 128][1:]
-    results = [reproduce(EXPERIMENTS["splitting"], tmp_path / str(n), cells, reporter(), workers=n)[1] for n in (1, 2)]
+    results = [reproduce(EXPERIMENTS["splitting"], tmp_path / str(n), cells, reporter(), effort=Effort(n))[1] for n in (1, 2)]
     for runs in zip(*(result["runs"] for result in results), strict=True):
         assert [{**run, "seconds": 0} for run in runs[:1]] == [{**run, "seconds": 0} for run in runs[1:]]
 
 
 def test_no_workers_and_unknown_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="at least one worker"):
-        reproduce(EXPERIMENTS["width"], tmp_path, [], reporter(), workers=0)
+        reproduce(EXPERIMENTS["width"], tmp_path, [], reporter(), effort=Effort(0))
     with pytest.raises(RecipeError, match="one of imbalanced, resonance-map"):
         experiment_named("widht")
 

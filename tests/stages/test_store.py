@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,12 @@ from typer.testing import CliRunner
 
 from kyomei.cli import app
 from kyomei.config import Recipe
+from kyomei.errors import RecipeError
 from kyomei.runs import HARVESTED, OWNER, Run
+from kyomei.stages import rollout
 from kyomei.stages.forget import documents_of
-from kyomei.stages.harvested import beside
+from kyomei.stages.full import FILE as FULL_RECIPE
+from kyomei.stages.harvested import beside, harvest_of, source_from
 from kyomei.stages.journal import Change
 from kyomei.stores import RemoteStore
 
@@ -74,6 +78,22 @@ def test_rows_at_an_address_and_what_is_learnt_from_them_have_the_same_bytes(mad
     learnt = [{str(p.relative_to(made / run)): p.read_bytes() for p in (made / run).rglob("sae.safetensors")} for run in RUNS]
     assert learnt[0] == learnt[1] and len(learnt[0]) == 4
     assert Run.open(made / "far-run").recipe.sha256 == Run.open(made / "near-run").recipe.sha256
+
+
+def test_a_stage_of_a_roll_out_learns_from_the_pilots_rows_at_an_address(made: Path, tmp_path: Path) -> None:
+    run = Run.open(shutil.copytree(made, tmp_path / "all") / "far-run")
+    host = harvest_of(run)
+    full = beside(run.recipe.with_values({"train.steps": 80}), "full")
+    full.write(run.path(FULL_RECIPE))
+    assert full.source.store == "memory://bucket/far/full"
+    assert rollout._rows(run, rollout.STAGES[-1]) == f" --from {os.path.relpath(host.folder)}"
+    more = full.with_values({"source.num_tokens": 8_000})
+    more.write(run.path(FULL_RECIPE))
+    assert rollout._rows(run, rollout.STAGES[-1]) == ""
+    said = {*full.source.model_dump()}
+    assert source_from(host, full, said).source == host.recipe.source.model_copy(update={"sites": full.source.sites})
+    with pytest.raises(RecipeError, match=r"source\.num_tokens"):
+        source_from(host, more, said)
 
 
 def test_an_audit_reads_the_address_and_a_list_names_it(made: Path) -> None:

@@ -133,7 +133,7 @@ def reproduce_command(
     """
     with verb(threads, needs=None if name is None else "figures") as reporter:
         from kyomei.stages.reproduce import EXPERIMENTS, experiment_named
-        from kyomei.stages.reproduce.experiment import reproduce
+        from kyomei.stages.reproduce.experiment import Effort, reproduce
 
         if name is None:
             listed = {experiment.name: experiment.title for experiment in EXPERIMENTS.values()}
@@ -149,10 +149,8 @@ def reproduce_command(
             experiment.cells(seeds, full),
             reporter,
             command=command,
-            workers=workers,
-            threads=threads,
+            effort=Effort(workers, threads, math.inf if minutes is None else minutes),
             overwrite=overwrite,
-            minutes=math.inf if minutes is None else minutes,
         )
         reporter.note(f"paper: {experiment.paper}")
         show(result, as_json, *summary.tables)

@@ -273,6 +273,19 @@ def compare_coded(
     )
 
 
+def in_turn_coded(
+    dictionaries: Sequence[Dictionary], codes: Sequence[sparse.csr_array], null: NullMatches, space: Whitening
+) -> list[Verdicts]:
+    """`compare_coded` of every replica, each of them once the dictionary that the others test.
+
+    Raises:
+        EvidenceError: with fewer than three replicas.
+    """
+    require_replicas(len(dictionaries))
+    saes, coded = list(dictionaries), list(codes)
+    return [compare_coded(saes[i:] + saes[:i], coded[i:] + coded[:i], null, space) for i in range(len(saes))]
+
+
 def benjamini_hochberg(
     p_value: Float64[np.ndarray, " n"], tested: Bool[np.ndarray, " n"] | None = None
 ) -> Float64[np.ndarray, " n"]:

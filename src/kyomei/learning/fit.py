@@ -42,7 +42,7 @@ from kyomei.learning.resonance import resonate
 from kyomei.learning.sample import Sample, evenly
 from kyomei.learning.spaces import Normalisation
 from kyomei.learning.spread import Spread
-from kyomei.learning.training import train_spread
+from kyomei.learning.training import train
 from kyomei.learning.undisturbed import undisturbed
 from kyomei.learning.workplace import Workplace
 from kyomei.source.rows import Rows, RowsLike, as_seen, open_rows
@@ -147,7 +147,7 @@ def _learnt(
 ) -> Spread:
     """The dictionary that `fit` returns."""
     learn = functools.partial(
-        train_spread,
+        train,
         rows=rows if stream is None else stream,
         seed=seed,
         dtype=getattr(torch, recipe.dtype),

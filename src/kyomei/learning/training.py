@@ -14,7 +14,6 @@ from torch import Tensor
 
 from kyomei.config import TrainRecipe
 from kyomei.dictionary.mechanisms import Mechanism
-from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import AddressError, DataError, Interrupted, RecipeError, RunError
 from kyomei.learning import checkpoint
 from kyomei.learning.checkpoint import Checkpoint
@@ -91,11 +90,11 @@ def train(
     dtype: torch.dtype = torch.float32,
     normalisation: Normalisation | None = None,
     workplace: Workplace | None = None,
-) -> SparseAutoencoder:
+) -> Spread:
     """Train a sparse autoencoder by minimising ½ mean‖x̂ − x‖² + penalty on normalised rows.
 
     Args:
-        start: initial weights, in normalised space, the same on all ranks.
+        start: initial weights, in normalised space: of several ranks, each one's share of the latents.
         mechanism: what makes the code sparse; it is changed in place.
         rows: activation rows.
         recipe: how to train.
@@ -105,7 +104,7 @@ def train(
         workplace: folder of checkpoints, listeners, ranks and device; none: this process alone, on the CPU, saving nothing.
 
     Returns:
-        The autoencoder on raw input, on the workplace's device; of several ranks, whole on each.
+        The autoencoder on raw input, on the workplace's device: of several ranks, this one's share of it.
 
     Raises:
         DataError: if there are fewer rows than dimensions, rows do not fit the start, or all are equal.
@@ -117,24 +116,6 @@ def train(
 
     Source: arXiv:2506.14002, §3.
     """
-    mesh = (workplace or Workplace()).mesh
-    own = start if mesh.size == 1 else start.part(mesh.share(start.width))
-    given: dict[str, Any] = {"seed": seed, "dtype": dtype, "normalisation": normalisation, "workplace": workplace}
-    return train_spread(own, mechanism, rows, recipe, **given).whole()
-
-
-def train_spread(
-    start: Latents,
-    mechanism: Mechanism,
-    rows: Rows,
-    recipe: TrainRecipe,
-    *,
-    seed: int,
-    dtype: torch.dtype = torch.float32,
-    normalisation: Normalisation | None = None,
-    workplace: Workplace | None = None,
-) -> Spread:
-    """`train` where no rank ever has more than its own latents: it is given and returns its share of them."""
     work = workplace or Workplace()
     folder, mesh = work.folder, work.mesh
     start = _part_of(start, mechanism.width, mesh)

@@ -150,9 +150,8 @@ class Pair:
 
     def shared_out(self, run: Run, mesh: Mesh) -> tuple[list[Dictionary], tuple[Dictionary, Dictionary]]:
         """The same and the two of the null, of which each of several ranks reads its share."""
-        null = [f"{self.null.folder}/{i}" for i in range(2)]
-        own, (first, second) = ([dictionary_on(mesh, run.path(place)) for place in places] for places in (self.places, null))
-        return own, (first, second)
+        first, second = (dictionary_on(mesh, self.null.path(run, i)) for i in range(2))
+        return [dictionary_on(mesh, run.path(place)) for place in self.places], (first, second)
 
 
 def dictionary_on(mesh: Mesh, folder: Path) -> Dictionary:

@@ -324,11 +324,17 @@ def _certified(run: Run, pair: Pair, reporter: Reporter, grounds: _Grounds) -> C
     """The same on any mesh: of several ranks the leading one has the certificate."""
     require_trained(run, pair)
     mesh = reporter.mesh
-    before = mesh.first(lambda: _that_holds(run, pair, reporter))
+
+    def look() -> tuple[dict[str, str], Certificate | None]:
+        # Before anything is read: a file that changes meanwhile is not the one that was measured.
+        data = made_from(run, pair)
+        return data, _that_holds(run, pair, data, reporter)
+
+    data, before = mesh.first(look) or ({}, None)
     if any(mesh.tell(before is not None)):
         return before
     reporter.note(f"certify {pair.name}")
-    certificate = _certificate(run, pair, grounds, mesh)
+    certificate = _certificate(run, pair, data, grounds, mesh)
 
     def write() -> None:
         assert certificate is not None
@@ -339,13 +345,13 @@ def _certified(run: Run, pair: Pair, reporter: Reporter, grounds: _Grounds) -> C
     return certificate
 
 
-def _that_holds(run: Run, pair: Pair, reporter: Reporter) -> Certificate | None:
-    """The certificate that is there, if it holds; one that does not is put aside."""
+def _that_holds(run: Run, pair: Pair, data: Mapping[str, str], reporter: Reporter) -> Certificate | None:
+    """The certificate that is there, if it holds for files of these digests; one that does not is put aside."""
     path = certificate_path(run, pair)
     if not path.exists():
         return None
     before = Certificate.read(path)
-    changed = before.changed(made_from(run, pair))
+    changed = before.changed(data)
     if not changed:
         if not run.recorded(path):  # a crash may have come after it was written
             _enter(run, pair, before)
@@ -365,8 +371,8 @@ def _enter(run: Run, pair: Pair, certificate: Certificate) -> None:
     run.record(dictionary / CONFIG_FILE, path)
 
 
-def _certificate(run: Run, pair: Pair, grounds: _Grounds, mesh: Mesh) -> Certificate | None:
-    """A certificate, made by all ranks; the leading one has it."""
+def _certificate(run: Run, pair: Pair, data: dict[str, str], grounds: _Grounds, mesh: Mesh) -> Certificate | None:
+    """A certificate of files of these digests, made by all ranks; the leading one has it."""
     rows = grounds.rows
     dictionaries, null = pair.shared_out(run, mesh)
     check_site(dictionaries[0], rows)
@@ -412,7 +418,7 @@ def _certificate(run: Run, pair: Pair, grounds: _Grounds, mesh: Mesh) -> Certifi
         dense=dense_part(verdicts, explained),
         shares={name: tally(verdicts, source, values) for name, values in weights.items()},
         features=features,
-        data=made_from(run, pair),
+        data=data,
         constants=rule_in_force(),
         sampled=None if drawn is None else len(drawn),
         names=names_of(run),

@@ -156,7 +156,8 @@ def source_from(host: Run, recipe: Recipe, said: set[str]) -> Recipe:
     Args:
         host: the harvest.
         recipe: what is asked.
-        said: names of settings of the source that are asked for; sites may be some of those harvested.
+        said: names of settings of the source that are asked for; sites may be some of those harvested, and a store is where
+            rows of its own would go.
 
     Raises:
         RecipeError: the harvest has another value of one of them.
@@ -167,7 +168,7 @@ def source_from(host: Run, recipe: Recipe, said: set[str]) -> Recipe:
     if unknown:
         expected = f"a site of the harvest in {host.folder}: {', '.join(sites)}"
         raise RecipeError(expected, f"'{unknown[0]}'", "choose among these")
-    other = [name for name in sorted(said - {"sites"}) if getattr(asked, name) != getattr(there, name)]
+    other = [name for name in sorted(said - {"sites", "store"}) if getattr(asked, name) != getattr(there, name)]
     if other:
         found = ", ".join(f"source.{name} = {getattr(asked, name)!r} (there {getattr(there, name)!r})" for name in other)
         do = "leave these out, or harvest anew without --from"

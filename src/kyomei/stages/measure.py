@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kyomei.dictionary.formats import unit_rows_of
 from kyomei.evidence.consistency import Consistency, Null, consistency
 from kyomei.evidence.controls import GAUSSIAN, control_named
 from kyomei.evidence.examples import cards, choose, lowest_mcs
@@ -52,8 +53,10 @@ def measure_run(run: Run, reporter: Reporter, nulls: Sequence[str] = ()) -> dict
         reporter.note(f"{run.folder} cannot be written to: its figures are shown as they were measured")
         return dict(run.read_json("evidence.json"))
     rows = activations(run, "evidence")
-    spaces = {unit: Whitening.fit(as_seen(rows, unit)) for unit in sorted({_of_unit_rows(run, pair) for pair in pairs})}
-    metrics = {unit: space.forward for unit, space in spaces.items()}
+    # As `space_of` decides it for a certificate: of rows of norm 1, where all of a pair's dictionaries are of such rows.
+    unit = {pair.name: all(unit_rows_of(run.path(place)) for place in pair.places) for pair in pairs}
+    spaces = {kind: Whitening.fit(as_seen(rows, kind)) for kind in sorted({*unit.values()})}
+    metrics = {name: spaces[kind].forward for name, kind in unit.items()}
     constant = int((~next(iter(spaces.values())).varies).sum())
     shape = {"rows": rows.num_rows, "dim": rows.dim, "constant": constant}
     evidence: dict[str, Any] = {NAMES: names_of(run), **shape, "site": site_of(run), "mechanisms": {}}
@@ -63,23 +66,18 @@ def measure_run(run: Run, reporter: Reporter, nulls: Sequence[str] = ()) -> dict
         check_site(pair.arm.dictionary(run, 0), rows)
         found = survey([pair.arm.dictionary(run, i) for i in range(pair.arm.replicas)], rows)
         surveys.append(found[0])
-        metric = metrics[_of_unit_rows(run, pair)]
+        metric = metrics[pair.name]
         evidence["mechanisms"][pair.name] = {"title": pair.title, **_measure_pair(run, pair, found, rows, metric)}
         if nulls and pair.tested_by is None:  # what comes from elsewhere is trained by no procedure that a null could repeat
             evidence["mechanisms"][pair.name]["against"] = _against(run, pair, nulls, metric, reporter)
     evidence |= _cross_entropy(run, pairs)
-    evidence["directions"] = _measure_directions(run, own_pair(run), metrics[_of_unit_rows(run, own_pair(run))])
-    examples = _examples(run, pairs[0], surveys[0], metrics[_of_unit_rows(run, pairs[0])], reporter)
+    evidence["directions"] = _measure_directions(run, own_pair(run), metrics[own_pair(run).name])
+    examples = _examples(run, pairs[0], surveys[0], metrics[pairs[0].name], reporter)
     run.write_json("evidence.json", evidence)
     run.write_json("examples.json", examples)
     run.record("evidence.json", "examples.json")
     run.finish(STAGE, made_from(run, *pairs))
     return evidence
-
-
-def _of_unit_rows(run: Run, pair: Pair) -> bool:
-    """Whether a pair's dictionaries are of rows of norm 1: their decoders are compared in the space of such rows."""
-    return pair.arm.dictionary(run, 0).unit_rows
 
 
 def measured(run: Run) -> bool:

@@ -119,7 +119,7 @@ def holding(run: Run, texts: Collection[str] | None) -> set[str]:
 
 
 def is_held(run: Run, key: str | None) -> bool:
-    """Whether a folder of encoded text is there, and says what it holds."""
+    """Whether a folder of encoded text is there; one whose encoding has only begun is."""
     return key is not None and run.path(f"{FOLDER}/{key}/{_INDEX}").exists()
 
 

@@ -35,9 +35,11 @@ EXAMPLES, EVIDENCE = "examples.json", "evidence"
 REPORTS = ("report*.html", "report*.pdf")
 _SHOWN = (EXAMPLES, *REPORTS, "*.pdf", f"{EXPLORE}/*/*", "watch/reference-*")
 """Files that show text or figures of single evidence documents, each made anew by its verb; a PDF cannot be looked into."""
+_EARLIER_GOALS = f"earlier/*/{GOALS}"
+"""What smaller pilots of the run told, kept as history: nobody detects with it."""
 _OWN = (
-    MANIFEST, RECIPE, tombstones.FILE, exports.FILE, GOALS, f"{EXPLORE}/{LABELS}", f"{EXPLORE}/{REDACTION}", f"*{CERTIFICATE}",
-    f"*{EXPIRED}/*.json", "tokens/*", "activations/*", f"*{BESIDE}",
+    MANIFEST, RECIPE, tombstones.FILE, exports.FILE, GOALS, _EARLIER_GOALS, f"{EXPLORE}/{LABELS}", f"{EXPLORE}/{REDACTION}",
+    f"*{CERTIFICATE}", f"*{EXPIRED}/*.json", "tokens/*", "activations/*", f"*{BESIDE}",
 )  # fmt: skip
 """Files that are dealt with one by one, or say nothing of a text."""
 
@@ -159,7 +161,7 @@ class Purge:
         """A certificate that says that it has expired; without tokens, where they may be the document's."""
         values = self.run.read_json(name)
         if EVIDENCE in self.parts:
-            values["features"] = [{**feature, "tokens": []} for feature in values["features"]]
+            values["features"] = _untold(values["features"])
         if Path(name).name == CERTIFICATE:
             why = f"documents were forgotten on {self.on}"
             values["expired"] = {"on": self.on, "why": why}
@@ -179,11 +181,21 @@ class Purge:
             if goal.get("expired") is None and (encoded in held or not is_held(run, encoded)):
                 self.change.goals[name] = str(goal["data"]["file"])
                 goal["expired"] = {"on": self.on, "why": why}
-            if EVIDENCE in self.parts:
-                features = [{**feature, "tokens": []} for feature in goal["detector"]["features"]]
-                goal["detector"] = {**goal["detector"], "features": features}
         if goals and (self.change.goals or EVIDENCE in self.parts):
-            self.change.replace(run, GOALS, _as_json(file_of(goals)))
+            self.change.replace(run, GOALS, _as_json(file_of(self._without_tokens(goals))))
+        for name in sorted(run.files()) if EVIDENCE in self.parts else ():
+            if _matches(name, (_EARLIER_GOALS,)):
+                earlier = read_goals(run.path(name).parent)
+                self.change.replace(run, name, _as_json(file_of(self._without_tokens(earlier))))
+
+    def _without_tokens(self, goals: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The same goals; where tokens may be the document's, without any."""
+        if EVIDENCE not in self.parts:
+            return goals
+        return {
+            name: {**goal, "detector": {**goal["detector"], "features": _untold(goal["detector"]["features"])}}
+            for name, goal in goals.items()
+        }
 
     def _dictionary(self, name: str) -> None:
         """Settings of a dictionary that no longer say that it is certified."""
@@ -192,6 +204,11 @@ class Purge:
         if "certificate" in provenance:
             kept = {key: value for key, value in provenance.items() if key != "certificate"}
             self.change.replace(self.run, name, _as_json({**values, "provenance": kept}))
+
+
+def _untold(features: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Features that name no token."""
+    return [{**feature, "tokens": []} for feature in features]
 
 
 def _as_json(values: Any) -> bytes:

@@ -175,7 +175,9 @@ def _next_command(run: Run, at: int) -> str:
 def _rows(run: Run, stage: Stage) -> str:
     """The option that has a stage learn from the pilot's harvest, where that holds all that the stage asks for."""
     host, source = harvest_of(run), stage_recipe(run, stage).source
-    same = host is not run and host.recipe.source.model_copy(update={"sites": source.sites}) == source
+    # Where a stage would put rows of its own is no matter of what rows it asks for.
+    own = {"sites": source.sites, "store": source.store}
+    same = host is not run and host.recipe.source.model_copy(update=own) == source
     return f" --from {shlex.quote(os.path.relpath(host.folder))}" if same else ""
 
 

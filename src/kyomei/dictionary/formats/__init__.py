@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from kyomei.dictionary.formats import dictionary_learning, gemma_scope, openai, ours, saelens, sparsify
-from kyomei.dictionary.formats.ours import CONFIG_FILE, TENSORS_FILE, note_certificate, save, width_of
+from kyomei.dictionary.formats.ours import CONFIG_FILE, TENSORS_FILE, note_certificate, save, unit_rows_of, width_of
 from kyomei.dictionary.formats.parts import Conversion
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.errors import DataError
@@ -24,6 +24,7 @@ __all__ = [
     "recognised",
     "save",
     "tensors_path",
+    "unit_rows_of",
     "width_of",
     "write",
 ]

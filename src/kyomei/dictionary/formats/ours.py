@@ -128,6 +128,11 @@ def width_of(folder: Path) -> int:
     return int(_read_config(folder / CONFIG_FILE)["width"])
 
 
+def unit_rows_of(folder: Path) -> bool:
+    """Whether an autoencoder that `save` wrote is of rows of norm 1; its tensors are not read (raises as `read` does)."""
+    return bool(_read_config(folder / CONFIG_FILE).get("unit_rows", False))
+
+
 def tensors_file(path: Path) -> Path | None:
     """Where the tensors of a folder of this format are; none: it is of another."""
     return path / TENSORS_FILE if (path / TENSORS_FILE).exists() and (path / CONFIG_FILE).exists() else None

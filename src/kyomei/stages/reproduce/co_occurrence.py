@@ -93,8 +93,7 @@ def summarise(records: list[Record]) -> Summary:
 
 def _draw(figure: Figure, records: list[Record]) -> None:
     axes = figure.subplots()
-    curves = [(method, n) for method in values_of(records, "method") for n in values_of(records, "n")]
-    for i, (method, n) in enumerate(curves):
+    for i, (method, n) in enumerate(dict.fromkeys((record["method"], record["n"]) for record in records)):
         own = where(records, method=method, n=n)
         levels = [where(own, planted=level) for level in values_of(own, "planted")]
         axes.scatter([r["rho_2"] for r in own], [100 * r["frr_0.9"] for r in own], color=f"C{i}", s=12)

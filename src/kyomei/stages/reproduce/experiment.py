@@ -76,6 +76,21 @@ class Experiment:
     summarise: Callable[[list[Record]], Summary]
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What an experiment is measured with.
+
+    Attributes:
+        workers: processes, one cell each at a time.
+        threads: CPU threads of each.
+        minutes: after so many no cell is begun.
+    """
+
+    workers: int = 1
+    threads: int = 1
+    minutes: float = math.inf
+
+
 def reproduce(
     experiment: Experiment,
     folder: Path,
@@ -83,10 +98,8 @@ def reproduce(
     reporter: Reporter,
     *,
     command: str = "",
-    workers: int = 1,
-    threads: int = 1,
+    effort: Effort = Effort(),
     overwrite: bool = False,
-    minutes: float = math.inf,
 ) -> tuple[Summary, dict[str, Any]]:
     """Measure what is missing, then write table.md, result.json and figure.svg.
 
@@ -96,10 +109,8 @@ def reproduce(
         cells: the cells asked for.
         reporter: shows progress.
         command: the command line, for table.md.
-        workers: processes, one cell each at a time.
-        threads: CPU threads of each.
+        effort: processes, and for how long cells are begun; what is finished then is summed up, and what is missing said.
         overwrite: measure every cell anew.
-        minutes: after so many no cell is begun; what is finished is summed up, and what is missing said.
 
     Returns:
         The summary, and what result.json holds.
@@ -107,8 +118,8 @@ def reproduce(
     Raises:
         RecipeError: there are no workers or no threads, or no cell was finished in time.
     """
-    if workers < 1 or threads < 1:
-        raise RecipeError("at least one worker and one thread", f"{workers} and {threads}", "correct them")
+    if effort.workers < 1 or effort.threads < 1:
+        raise RecipeError("at least one worker and one thread", f"{effort.workers} and {effort.threads}", "correct them")
     if overwrite and folder.exists():
         for name in (CELLS, TABLE, RESULT, FIGURE):
             (folder / name).unlink(missing_ok=True)
@@ -119,8 +130,8 @@ def reproduce(
         reporter.note(f"{len(cells) - len(missing)} of {len(cells)} cells are there")
     with reporter.progress(experiment.name) as progress:
         progress(len(cells) - len(missing), len(cells))
-        in_time = _within(missing, 60 * minutes)
-        for done, (cell, figures) in enumerate(_measured(experiment, in_time, min(workers, len(missing)), threads), 1):
+        in_time, workers = _within(missing, 60 * effort.minutes), min(effort.workers, len(missing))
+        for done, (cell, figures) in enumerate(_measured(experiment, in_time, workers, effort.threads), 1):
             finished[_key(cell)] = {**cell, **figures}
             _append(folder / CELLS, {"cell": cell, "figures": figures})
             progress(len(cells) - len(missing) + done, len(cells))

@@ -170,7 +170,8 @@ def summarise(records: list[Record]) -> Summary:
         for site in values_of(where(records, model=model), "site"):
             own = where(records, model=model, site=site)
             tables += [_frontier(f"{model} {site}", own), _consistency(f"{model} {site}", own)]
-    missing = [] if any(r["model"] == MINILM for r in records) else [f"{MINILM} is not installed and was left out."]
+    there = is_installed(MINILM) or any(r["model"] == MINILM for r in records)
+    missing = [] if there else [f"{MINILM} is not installed and was left out."]
     return Summary(tuple(tables), lambda figure: _draw(figure, records), notes=tuple(missing))
 
 
@@ -208,7 +209,8 @@ def _draw(figure: Figure, records: list[Record]) -> None:
         for i, setting in enumerate(settings):
             own = where(records, site=site, setting=setting)
             points = [(l0, fvu) for record in own for l0, fvu in zip(record["l0"], record["fvu"], strict=True)]
-            axes.scatter(*zip(*points, strict=True), color=f"C{i}", s=16, label=setting)
+            if points:  # of a grid that is not measured to the end, a site has some settings only
+                axes.scatter(*zip(*points, strict=True), color=f"C{i}", s=16, label=setting)
         axes.set(xscale="log", xlabel="L0", ylabel="FVU")
         axes.set_title(site, fontsize=9)
         axes.minorticks_off()

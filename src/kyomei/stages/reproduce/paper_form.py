@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kyomei.evidence.codes import encode_rows
 from kyomei.evidence.consistency import Null, consistency
 from kyomei.evidence.controls import GAUSSIAN
-from kyomei.evidence.reproduction import certify_latents, space_of
+from kyomei.evidence.reproduction import NullMatches, in_turn_coded, rows_used, space_of
 from kyomei.evidence.survey import survey
 from kyomei.learning.fit import fit
 from kyomei.source.rows import UnitRows
@@ -71,12 +72,13 @@ def measure(cell: Cell) -> dict[str, Any]:
     null_rows = [GAUSSIAN.rows(part, 1000 + 10 * cell["seed"] + i) for i, part in enumerate((*rows[:2], unseen))]
     for_null = GAUSSIAN.recipe(recipe)
     null = fit(null_rows[0], for_null, seed=seeds[0] + 5), fit(null_rows[1], for_null, seed=seeds[0] + 6)
-    verdicts = [certify_latents(saes[i:] + saes[:i], unseen, null, null_rows[2]) for i in range(REPLICAS)]
+    index, space = rows_used(unseen.num_rows), space_of(saes, unseen)
+    codes = [encode_rows(sae, unseen, index) for sae in saes]
+    verdicts = in_turn_coded(saes, codes, NullMatches.measure(null, null_rows[2]), space)
     *kept, halfway = survey([*saes, half], unseen)
     unit = survey(saes, UnitRows(unseen))
     (of_null,) = survey(null[:1], null_rows[2])
     decoders, against = (saes[0].decoder, saes[1].decoder), Null(null[0].decoder, null[1].decoder, GAUSSIAN.title)
-    metric = space_of(saes, unseen).forward
     chosen = kept[0].selectivity, of_null.selectivity, TAUS
     return {
         "l0": [one.fidelity.l0_mean for one in kept],
@@ -87,7 +89,7 @@ def measure(cell: Cell) -> dict[str, Any]:
         "certified": [one.certified_share for one in verdicts],
         "null_passes": [one.null_false_positives for one in verdicts],
         "raw": shares(consistency(*decoders, null=against), *chosen),
-        "whitened": shares(consistency(*decoders, null=against, metric="whitened", whitening=metric), *chosen),
+        "whitened": shares(consistency(*decoders, null=against, metric="whitened", whitening=space.forward), *chosen),
         "rows": [part.num_rows for part in rows],
         "dim": unseen.dim,
     }

@@ -215,7 +215,8 @@ def _draw(figure: Figure, records: list[Record]) -> None:
     for axes, method in zip(figure.subplots(1, len(methods), squeeze=False)[0], methods, strict=True):
         own = where(records, method=method)
         d, p = sorted(values_of(own, "d")), sorted(values_of(own, "p"))
-        grid = [[fmean(above_chance(r) for r in where(own, d=dim, p=freq)) for freq in p] for dim in d]
+        # What is not measured yet stays blank.
+        grid = [[_mean([above_chance(r) for r in where(own, d=dim, p=freq)]) for freq in p] for dim in d]
         image = axes.pcolormesh(p, d, grid, vmin=0, vmax=1, cmap="viridis", shading="nearest")
         theory = [resonance_band(own[0]["n"], dim, own[0]["s"]) for dim in d]
         for edge in ([band.lower for band in theory], [band.upper for band in theory]):
@@ -226,6 +227,10 @@ def _draw(figure: Figure, records: list[Record]) -> None:
         axes.set_yticks(d, map(str, d))
         axes.title.set_fontsize(9)
     figure.colorbar(image, ax=figure.axes, label="features recovered above chance")
+
+
+def _mean(values: list[float]) -> float:
+    return fmean(values) if values else math.nan
 
 
 EXPERIMENT = Experiment(
