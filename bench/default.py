@@ -74,6 +74,7 @@ SITES = {
     "embedded-2": Cell("embedded", "model.layers.2.mlp", 800_000),
     "embedded-2-768": Cell("embedded", "model.layers.2.mlp", 300_000, width=768, l0=12),
     "embedded-2-random": Cell("embedded", "model.layers.2.mlp", 800_000, random_weights=1),
+    "embedded-2-768-random": Cell("embedded", "model.layers.2.mlp", 300_000, width=768, l0=12, random_weights=1),
     "minilm-3": Cell(MINILM, "encoder.layer.3.output.dense", 800_000, context=128),
     "minilm-5": Cell(MINILM, "encoder.layer.5.output.dense", 800_000, context=128),
     "smollm2-15": Cell(SMOLLM2, "model.layers.15.mlp", 500_000),
@@ -285,7 +286,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/default"))
     parser.add_argument("--data", type=Path, default=DATA)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # options before or after the methods
     torch.set_num_threads(args.threads)
     if args.part == "table":
         table(args)
