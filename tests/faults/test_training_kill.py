@@ -5,63 +5,57 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
 import pytest
-
-SCRIPT = """
-import sys
-from pathlib import Path
 import torch
-torch.set_num_threads(1)
+from tests.warm import begun, ended
+
 from kyomei.config import TrainRecipe
-from kyomei.dictionary.mechanisms import Adaptation, GBA, geometric_targets
+from kyomei.dictionary.mechanisms import GBA, Adaptation, geometric_targets
 from kyomei.learning.latents import random_start
 from kyomei.learning.training import train
 from kyomei.learning.workplace import Workplace
 from kyomei.source.rows import TensorRows
 
-folder = Path(sys.argv[1])
-x = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
-sae = train(
-    random_start(64, 16, 0, tied=True),
-    GBA(*geometric_targets(64, 4, 0.3, 0.05), adaptation=Adaptation(adapt_every=3)),
-    TensorRows(x),
-    TrainRecipe(steps=STEPS, batch_rows=64, checkpoint_every=2),
-    seed=0,
-    workplace=Workplace(folder, resume=True, progress=lambda done, steps: print(done, flush=True)),
-)
-sae.whole().save(folder)
-"""
 STEPS, KILLS = 400, 10
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    script = SCRIPT.replace("STEPS", str(STEPS))
-    return subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True)
+def training(folder: Path) -> None:
+    """One process's training, which prints each step that it has done."""
+    torch.set_num_threads(1)
+    x = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
+    sae = train(
+        random_start(64, 16, 0, tied=True),
+        GBA(*geometric_targets(64, 4, 0.3, 0.05), adaptation=Adaptation(adapt_every=3)),
+        TensorRows(x),
+        TrainRecipe(steps=STEPS, batch_rows=64, checkpoint_every=2),
+        seed=0,
+        workplace=Workplace(folder, resume=True, progress=lambda done, steps: print(done, flush=True)),
+    )
+    sae.whole().save(folder)
 
 
 def finish(folder: Path) -> None:
-    process = start(folder)
-    process.communicate(timeout=300)
-    assert process.returncode == 0
+    said = folder.with_suffix(".said")
+    assert ended(begun(training, folder, err=said)) == 0, said.read_text()[-3000:]
 
 
 def kill_in_training(folder: Path, moment: random.Random) -> int:
     """Kill a training a few steps after it started; returns the last step it reported."""
-    process = start(folder)
-    assert process.stdout is not None
-    last = 0
-    for _ in range(moment.randint(1, 20)):
-        last = int(process.stdout.readline())
+    out, err = folder.with_suffix(".out"), folder.with_suffix(".err")
+    out.write_text("")
+    process = begun(training, folder, err=err, out=out)
+    steps = moment.randint(1, 20)
+    while len(out.read_text().split()) < steps:
+        assert process.is_alive(), err.read_text()[-3000:]
+        time.sleep(0.001)
     time.sleep(moment.uniform(0, 0.01))
     process.kill()
-    reported = process.stdout.read().split()
-    assert process.wait() == -9
-    return int(reported[-1]) if reported else last
+    assert ended(process) == -signal.SIGKILL
+    return int(out.read_text().split()[-1])
 
 
 def digests(folder: Path) -> dict[str, str]:

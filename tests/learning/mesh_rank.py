@@ -1,4 +1,4 @@
-"""One rank of a mesh: `torchrun … mesh_rank.py OUT DATA FEATURES MECHANISM DTYPE STEPS [FOLDER]`.
+"""One rank of a mesh: `torchrun … mesh_rank.py OUT DATA FEATURES MECHANISM DTYPE STEPS [FOLDER]`, or `main` with as much.
 
 A mechanism with "-stream" after its name trains on rows that a language model makes meanwhile, and counts its windows.
 The mechanism "resonance" searches for directions instead of training, and shows what neighbours merge to; "default" is a
@@ -7,7 +7,6 @@ whole fit: directions, places, training and the last fit of decoders.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -116,8 +115,7 @@ def whole_fit(mesh: Mesh) -> dict[str, Tensor]:
     return {name: getattr(sae, name) for name in ("encoder", "decoder", "threshold", "center")}
 
 
-def main() -> None:
-    out, data, features, name, dtype, steps, *rest = sys.argv[1:]
+def main(out: str, data: str, features: str, name: str, dtype: str, steps: str, *rest: str) -> None:
     torch.set_num_threads(1)
     mesh = Mesh.join(int(data), int(features))
     rows: Rows = TensorRows(rows_of(getattr(torch, dtype)))
@@ -139,7 +137,7 @@ def main() -> None:
 
     def say(done: int, total: int) -> None:
         if folder is not None:
-            write_atomic(folder / f"rank-{mesh.rank}", f"{os.getpid()} {done}".encode())
+            write_atomic(folder / f"rank-{mesh.rank}", str(done).encode())
 
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -8,33 +8,33 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.learning import mesh_rank
+from tests.warm import begun, ended, ranks
 from torch import Tensor
 
 from kyomei.errors import RecipeError
 from kyomei.learning.mesh import Mesh
 
-RANK = Path(__file__).with_name("mesh_rank.py")
 MESHES = {"data-2": (2, 1), "feature-2": (1, 2), "data-4": (4, 1), "feature-4": (1, 4), "2x2": (2, 2)}
 
 
-def command(out: Path, data: int, features: int, *rest: object) -> list[str]:
-    own = [str(RANK), str(out), str(data), str(features), *map(str, rest)]
-    if data * features == 1:
-        return [sys.executable, *own]
-    ranks = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={data * features}"]
-    return [sys.executable, *ranks, *own]
-
-
 def run(out: Path, data: int, features: int, *rest: object) -> dict[str, Tensor]:
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command(out, data, features, *rest), capture_output=True, text=True, timeout=300, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
+    said = out.with_suffix(".said")
+    statuses = [ended(rank) for rank in begin(said, out, data, features, *rest)]
+    assert not any(statuses), said.read_text()[-3000:]
     return load_file(out)
+
+
+def begin(said: Path, out: Path, data: int, features: int, *rest: object) -> list[BaseProcess]:
+    """The ranks of a mesh, in order."""
+    arguments = [str(part) for part in (out, data, features, *rest)]
+    return [begun(mesh_rank.main, *arguments, err=said, env=env) for env in ranks(data * features)]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,19 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
 def test_gba_on_any_mesh_is_that_of_one_rank(mesh: str, tmp_path: Path, alone: dict) -> None:  # type: ignore[type-arg]
     expected = by_one_rank(alone, tmp_path, "gba", "float64", 200)
     assert_close(run(tmp_path / "mesh.safetensors", *MESHES[mesh], "gba", "float64", 200), expected, 1e-8)
+
+
+@pytest.mark.sweep
+def test_ranks_that_torchrun_starts_are_those_of_a_mesh(tmp_path: Path, alone: dict) -> None:  # type: ignore[type-arg]
+    """What verbs make under torchrun is in tests/e2e/test_mesh.py."""
+    expected = by_one_rank(alone, tmp_path, "gba", "float64", 200)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", mesh_rank.__file__]
+    out = tmp_path / "mesh.safetensors"
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    arguments = [*start, str(out), "2", "2", "gba", "float64", "200"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_close(load_file(out), expected, 1e-8)
 
 
 @pytest.mark.slow
@@ -111,8 +124,12 @@ def test_a_checkpoint_of_four_ranks_resumes_on_one_and_on_two(tmp_path: Path, al
     out = tmp_path / "out.safetensors"
     for number, then in enumerate([(1, 1), (2, 1), (1, 2)]):
         folder = tmp_path / f"run-{number}"
-        stopped = start_and_kill(command(out, 2, 2, "gba", "float64", 200, folder), folder, after=60)
-        assert stopped < 200
+        started = begin(tmp_path / "said", out, 2, 2, "gba", "float64", 200, folder)
+        wait_for(folder, rank=0, steps=60)
+        for rank in started:
+            rank.kill()
+        assert [ended(rank) for rank in started] == [-signal.SIGKILL] * 4
+        assert steps_of(folder, rank=0) < 200
         shards = sorted(path.name for path in max((folder / "checkpoints").glob("step-*")).glob("*.safetensors"))
         assert shards == ["tensors-00000-of-00002.safetensors", "tensors-00001-of-00002.safetensors"]
         assert_close(run(out, *then, "gba", "float64", 200, folder), expected, 1e-8)
@@ -120,24 +137,23 @@ def test_a_checkpoint_of_four_ranks_resumes_on_one_and_on_two(tmp_path: Path, al
 
 @pytest.mark.slow
 def test_when_a_rank_is_killed_the_others_stop_with_one_clear_message(tmp_path: Path) -> None:
-    folder, out = tmp_path / "run", tmp_path / "out.safetensors"
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
     # Ranks started by hand: nothing but the mesh itself tells the others.
-    port = 20_000 + os.getpid() % 20_000
-    processes = []
-    for rank in range(4):
-        own = env | {"RANK": str(rank), "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        arguments = [sys.executable, str(RANK), str(out), "2", "2", "gba", "float64", "100000", str(folder)]
-        processes.append(subprocess.Popen(arguments, env=own, stderr=subprocess.PIPE, text=True))
+    folder, arguments = tmp_path / "run", ["2", "2", "gba", "float64", "100000", str(tmp_path / "run")]
+    saids = [tmp_path / f"said-{rank}" for rank in range(4)]
+    started = [
+        begun(mesh_rank.main, str(tmp_path / "out"), *arguments, err=said, env=env)
+        for said, env in zip(saids, ranks(4), strict=True)
+    ]
     wait_for(folder, rank=2, steps=40)
-    processes[2].kill()
+    started[2].kill()
     began = time.monotonic()
-    errors = [process.communicate(timeout=60)[1] for process in processes]
+    statuses = [ended(rank, 60) for rank in started]
     assert time.monotonic() - began < 30
     for rank in (0, 1, 3):
-        assert processes[rank].returncode not in (0, None)
-        assert "Expected all ranks of the mesh. Found a lost rank" in errors[rank], errors[rank][-2000:]
-        assert "--resume" in errors[rank]
+        assert statuses[rank] > 0
+        error = saids[rank].read_text()
+        assert "Expected all ranks of the mesh. Found a lost rank" in error, error[-2000:]
+        assert "--resume" in error
     assert list((folder / "checkpoints").glob("step-*"))
 
 
@@ -148,25 +164,15 @@ def test_a_mesh_has_to_have_as_many_places_as_processes() -> None:
         Mesh(1, 2, 0).latents(7)
 
 
-def wait_for(folder: Path, rank: int, steps: int) -> int:
-    """Wait until a rank has done so many steps; returns its process."""
+def wait_for(folder: Path, rank: int, steps: int) -> None:
+    """Wait until a rank has done so many steps."""
     for _ in range(6000):
         with contextlib.suppress(OSError, ValueError):
-            pid, done = map(int, (folder / f"rank-{rank}").read_text().split())
-            if done >= steps:
-                return pid
+            if steps_of(folder, rank) >= steps:
+                return
         time.sleep(0.01)
     raise AssertionError("training did not begin")
 
 
-def start_and_kill(arguments: list[str], folder: Path, after: int) -> int:
-    """Kill a whole training once rank 0 has done so many steps; returns the step it had reached."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(arguments, env=env, stderr=subprocess.DEVNULL, start_new_session=True)
-    wait_for(folder, rank=0, steps=after)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=60)
-    for path in folder.glob("rank-*"):  # torchrun starts its workers in sessions of their own
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(path.read_text().split()[0]), signal.SIGKILL)
-    return int((folder / "rank-0").read_text().split()[1])
+def steps_of(folder: Path, rank: int) -> int:
+    return int((folder / f"rank-{rank}").read_text())
