@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.warm import verb as kyomei
 
 from kyomei.atomic import sha256_of
 
@@ -41,7 +42,8 @@ def options_of(settings: dict[str, object]) -> list[str]:
 OPTIONS = options_of(SMALL)
 
 
-def kyomei(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def interpreted(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """A verb in an interpreter of its own."""
     return subprocess.run([*KYOMEI, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -72,21 +74,21 @@ def train_through_sigterm(folder: Path, *options: str, run: str = ".") -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "small"
-    done = kyomei("train", folder, *OPTIONS)
+    done = interpreted("train", folder, *OPTIONS)
     assert done.returncode == 0, done.stderr
     return folder
 
 
 @pytest.mark.slow
 def test_train_measure_report(run: Path) -> None:
-    measured = kyomei("measure", run, "--json")
+    measured = interpreted("measure", run, "--json")
     assert measured.returncode == 0, measured.stderr
     evidence = json.loads(measured.stdout)
     own = evidence["mechanisms"]["gba"]
     assert 0 < own["fidelity"][0]["fvu"] < 1
     assert set(own["consistency"][0]["whitened"]["mcs_above_0.7"]) == {"value", "null"}
     assert evidence["cross_entropy"]["gba"]["original"] < evidence["cross_entropy"]["gba"]["zero_ablated"]
-    assert kyomei("report", run).returncode == 0
+    assert interpreted("report", run).returncode == 0
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "model.layers.2.mlp" in page and "http-equiv" in page
     outputs = json.loads((run / "manifest.json").read_text())["outputs"]
@@ -100,7 +102,7 @@ def test_demo(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "demo"
     few = ["--set", "source.replicas=3", "--set", "source.spread=4", "--set", "train.steps=20"]
     assert kyomei("harvest", folder, *OPTIONS, *few).returncode == 0
-    done = kyomei("demo", folder, "--threads", "1")
+    done = interpreted("demo", folder, "--threads", "1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(("Trust ", "Do not trust ")) and "report.html" in done.stderr
     made = {path.name for path in folder.iterdir()}
@@ -141,7 +143,7 @@ def test_certify(tmp_path: Path) -> None:
     # A certificate asks for several documents among those that no replica saw.
     options = [*OPTIONS, "--set", "source.replicas=3", "--set", "source.spread=4", "--set", "train.steps=20"]
     assert kyomei("train", folder, *options).returncode == 0
-    done = kyomei("certify", folder, "--baseline", "topk", "--random-weights", "--json", "--threads", "1")
+    done = interpreted("certify", folder, "--baseline", "topk", "--random-weights", "--json", "--threads", "1")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert list(facts["certificates"]) == ["gba", "baseline topk", "random weights"]
@@ -246,7 +248,7 @@ def test_a_run_that_exists_needs_a_word(run: Path) -> None:
     ],
 )
 def test_wrong_options_are_explained(tmp_path: Path, arguments: list[str], said: str) -> None:
-    done = kyomei("train", tmp_path / "run", *arguments)
+    done = interpreted("train", tmp_path / "run", *arguments)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
