@@ -35,11 +35,11 @@ check: setup
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/python -m pytest -q -n $(WORKERS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 # Everything, the long sweeps included, but what needs `make realmodels`.
 test-all: check peers docs
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not real and not peers"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not real and not peers"
 	$(PEERS)/bin/python -m pytest -q -m peers tests/peers
 
 # What needs real language models and text; each test says what it lacks.
