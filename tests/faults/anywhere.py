@@ -53,7 +53,7 @@ SMALL = {
 }
 WORDS = ("the", "a", "river", "stone", "walks", "sleeps", "under", "green", "old", "and", "never", "tree", "house", "light")
 STAGES = ("harvest", "train", "certify")
-"""Verbs, each on what the one before left; certificates are made by one process."""
+"""Verbs, each on what the one before left."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def campaign(count: int, seed: int, stages: list[str], into: Path) -> tuple[coll
     """So many faults, verbs and kinds in turn; returns how many of each there were, and what went wrong."""
     chance, counts, wrong = random.Random(seed), collections.Counter[tuple[str, str]](), []
     references = References(into)
-    cases = [(verb, ranks) for verb in stages for ranks in ((1,) if verb == "certify" else (1, 2))]
+    cases = [(verb, ranks) for verb in stages for ranks in (1, 2)]
     for number in range(count):
         turn, case = divmod(number, len(cases))
         (verb, ranks), kind = cases[case], KINDS[(case + turn) % len(KINDS)]

@@ -130,6 +130,6 @@ def test_a_run_whose_harvest_has_not_ended_is_named(tmp_path: Path, verb: str) -
 
 def test_replicas_that_stream_share_the_loaded_model() -> None:
     recipe = Recipe()
-    kept = _kept_model(**_which_model(recipe))
-    assert _kept_model(**_which_model(recipe.with_values({"seed": 5, "source.streamed_tokens": 1000}))) is kept
-    assert _kept_model(**_which_model(recipe.with_values({"source.random_weights_seed": 1}))) is not kept
+    kept = _kept_model(**_which_model(recipe, ()))
+    assert _kept_model(**_which_model(recipe.with_values({"seed": 5, "source.streamed_tokens": 1000}), ())) is kept
+    assert _kept_model(**_which_model(recipe.with_values({"source.random_weights_seed": 1}), ())) is not kept

@@ -16,7 +16,8 @@ from kyomei.learning.mesh import Mesh
 from kyomei.learning.spaces import Normalisation
 from kyomei.learning.step import Training
 from kyomei.source.rows import TensorRows
-from kyomei.stages.plan import GPUS, _feature_parts, _Size
+from kyomei.stages.hardware import GPUS
+from kyomei.stages.plan import _feature_parts, _Size
 from kyomei.stages.traffic import Traffic
 
 WIDTH, DIM, ROWS = 512, 64, 128

@@ -9,7 +9,7 @@ import inspect
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,7 +17,8 @@ from torch import nn
 
 from kyomei.errors import KyomeiError, ModelError
 from kyomei.extras import require
-from kyomei.source.locating import Place, locate, require_whole, some
+from kyomei.source.depth import Depth, Part
+from kyomei.source.locating import Place, locate, require_whole, snapshot, some, weight_files
 
 # What torch.compile and the wrappers of parallel training put into the names of weights, anywhere in them.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -32,9 +33,17 @@ _log = logging.getLogger("kyomei")
 
 
 def load(
-    name: str, revision: str | None, dtype: torch.dtype, random_weights_seed: int | None, spread: bool = False
-) -> tuple[nn.Module, Any, str]:
+    name: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    random_weights_seed: int | None,
+    spread: bool = False,
+    sites: Sequence[str] | None = None,
+) -> tuple[nn.Module, Any, str, Part | None]:
     """A model on the CPU, or spread over all devices, its tokenizer and what to call it, as `LanguageModel.load` says.
+
+    Returns:
+        The three, and what part of the model it is; none: the whole.
 
     Raises:
         ModelError: it is missing, damaged, or without a tokenizer; weights and class do not fit; a package is missing; or it
@@ -49,6 +58,7 @@ def load(
         options["gguf_file"] = place.gguf
         require("gguf", ModelError)
     do = "check source.model, and that its files are complete"
+    part: Part | None = None
     if place.gguf is not None:
         do = "check that the file is complete, and of an architecture that transformers reads from GGUF"
     with _quiet_transformers() as transformers, _read_once() if place.gguf is not None else contextlib.nullcontext():
@@ -59,16 +69,48 @@ def load(
         family = _family(transformers, config, place)
         with _explained(f"a language model's weights at '{name}'", do):
             if random_weights_seed is None:
-                model = _trained(family, config, place, dtype, {**options, **({"device_map": "auto"} if spread else {})})
-                _require_room(model, name)
-                _require_finite(model, name)
+                options |= {"device_map": "auto"} if spread else {}
+                cut = None if sites is None else _up_to(sites, family, config, place, dtype, options, name)
+                model, part = cut or (_read(family, config, place, dtype, options, name), None)
             else:
                 name = f"{name} (random weights, seed {random_weights_seed})"
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(random_weights_seed)
                     model = _drawn(family, config, dtype)
     _require_embeddings(model, tokenizer, name)
-    return model, tokenizer, name
+    return model, tokenizer, name, part
+
+
+def _read(family: Any, config: Any, place: Place, dtype: torch.dtype, options: dict[str, Any], name: str) -> nn.Module:
+    """The model with the weights of its checkpoint, every one of them there and finite."""
+    model = _trained(family, config, place, dtype, options)
+    _require_room(model, name)
+    _require_finite(model, name)
+    return model
+
+
+def _up_to(
+    sites: Sequence[str], family: Any, config: Any, place: Place, dtype: torch.dtype, options: dict[str, Any], name: str
+) -> tuple[nn.Module, Part] | None:
+    """The model up to the deepest site; none where it cannot be told which layers that takes, or what the others are.
+
+    Raises:
+        ModelError: it has no such site, or cannot be read.
+    """
+    if place.gguf is not None:
+        return None
+    try:
+        with torch.device("meta"):
+            outline = _drawn(family, config, dtype)
+    except Exception:  # a class that looks at its weights while it is built
+        return None
+    depth = Depth.of(outline, sites, name)
+    if depth is None:
+        return None
+    model = _read(depth.shortened(type(outline)), config, place, dtype, options, name)
+    folder = snapshot(place, options["revision"])
+    weights = None if folder is None else depth.fingerprint(model, weight_files(folder))
+    return None if weights is None else (model, Part(depth, weights))
 
 
 def _family(transformers: Any, config: Any, place: Place) -> Any:

@@ -193,7 +193,7 @@ def require_whole(place: Place, weights: bool = True) -> None:
     if place.gguf is not None:
         _require_gguf(folder / place.gguf)
     elif weights and (folder / "config.json").exists():
-        for path in _weight_files(folder):
+        for path in weight_files(folder):
             _require_uncut(path)
 
 
@@ -204,8 +204,12 @@ def _require_gguf(path: Path) -> None:
         raise ModelError(f"a GGUF file at {path}", f"one that begins with {magic!r}", "fetch it again")
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that a folder's model consists of."""
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that a folder's model consists of; none where its configuration says which.
+
+    Raises:
+        ModelError: there are none, or some are missing.
+    """
     if (folder / _WEIGHTS).exists():
         return [folder / _WEIGHTS]
     index = folder / f"{_WEIGHTS}.index.json"
@@ -225,6 +229,16 @@ def _weight_files(folder: Path) -> list[Path]:
         do = "save the model with safetensors, as save_pretrained does by default; a pickle can run code and is never opened"
         raise ModelError(f"weights in safetensors form in {folder}", some(pickles) if pickles else "none", do)
     return []
+
+
+def snapshot(place: Place, revision: str | None) -> Path | None:
+    """The folder that a model's files lie in, of a hub's model that of the user's cache; none: they are not here."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(place.path).is_dir():
+        return Path(place.path)
+    found = try_to_load_from_cache(place.path, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _require_uncut(path: Path) -> None:

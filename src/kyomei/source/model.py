@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +13,12 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from kyomei.errors import ModelError
+from kyomei.source.depth import Part, fingerprint, sampled
 from kyomei.source.hook_names import is_hook_name, said_of
 from kyomei.source.hooks import Act, Calls, Layout, Side, acting, counting, require_located
 from kyomei.source.loading import load
 from kyomei.source.masking import hiding
-from kyomei.source.sites import MLP_PATHS, Site, in_layers, module_paths
+from kyomei.source.sites import Site, default_site, module_paths
 from kyomei.source.unembedding import Unembedding, unembedding
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -50,13 +50,17 @@ class LanguageModel:
         model: a transformers model; it is put into evaluation mode.
         tokenizer: its tokenizer.
         name: what to call it in runs and reports.
+        part: what part of the model it is; none: the whole.
 
     Attributes:
+        outline: all modules of the whole model; in those that are not loaded there are no numbers.
         is_encoder_decoder: whether a decoder reads what an encoder made of the text.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, name: str) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, name: str, part: Part | None = None) -> None:
         self.model, self.tokenizer, self.name = model.eval().requires_grad_(False), tokenizer, name
+        self.part = part
+        self.outline = model if part is None else part.depth.outline
         self._accepted = accepted = inspect.signature(model.forward).parameters
         self._options = {"use_cache": False} if "use_cache" in accepted else {}
         config: Any = getattr(model, "config", None)
@@ -73,6 +77,7 @@ class LanguageModel:
         dtype: torch.dtype = torch.float32,
         random_weights_seed: int | None = None,
         all_devices: bool = False,
+        sites: Sequence[str] | None = None,
     ) -> LanguageModel:
         """Load a model whose every weight comes from its files; code from the hub and pickles are never run.
 
@@ -85,14 +90,27 @@ class LanguageModel:
             random_weights_seed: instead of the trained weights, draw random ones of the same architecture (a control).
             all_devices: lay its layers out over all devices that this process sees, in place of `device`; random weights
                 stay on one.
+            sites: what is captured of it, the default if empty: only layers up to the deepest are read into memory, where it
+                can be told which those are, and `logits` is refused then; none: the whole model.
 
         Raises:
-            ModelError: it has no room on the devices; it is missing, damaged, or without a tokenizer; its weights are not
-                those of its class, or not finite; a package is missing; or it needs code from the hub.
+            ModelError: it has no such site, or no room on the devices; it is missing, damaged, or without a tokenizer; its
+                weights are not those of its class, or not finite; a package is missing; or it needs code from the hub.
         """
         spread = all_devices and random_weights_seed is None
-        model, tokenizer, name = load(name, revision, dtype, random_weights_seed, spread)
-        return cls(model if spread else model.to(device), tokenizer, name)
+        model, tokenizer, known, part = load(name, revision, dtype, random_weights_seed, spread, sites)
+        loaded = cls(model if spread else model.to(device), tokenizer, known, part)
+        if part is None or loaded._reaches(part.depth.sites):
+            return loaded
+        return cls.load(name, revision, device, dtype, random_weights_seed, all_devices)
+
+    def _reaches(self, sites: Sequence[str]) -> bool:
+        """Whether a pass gets to sites; what is not loaded may stand before them."""
+        try:
+            self.capture(torch.arange(1, 5)[None], sites)
+        except ModelError:
+            return False
+        return True
 
     @property
     def device(self) -> torch.device:
@@ -138,16 +156,13 @@ class LanguageModel:
 
     def fingerprint(self) -> str:
         """Digest of a sample of every weight, to tell models of one name apart."""
-        digest = hashlib.sha256()
-        for name, weight in self.model.named_parameters():
-            flat = weight.detach().flatten()
-            sample = flat[:: max(1, len(flat) // 64)].float().cpu()
-            digest.update(f"{name} {list(weight.shape)}".encode() + sample.numpy().tobytes())
-        return digest.hexdigest()
+        if self.part is not None:
+            return self.part.weights
+        return fingerprint((name, weight.shape, sampled(weight)) for name, weight in self.model.named_parameters())
 
     def sites(self) -> list[str]:
         """Module paths that can be captured."""
-        return module_paths(self.model)
+        return module_paths(self.outline)
 
     def default_site(self) -> str:
         """The MLP of the middle layer; of an encoder-decoder, of its encoder.
@@ -155,23 +170,17 @@ class LanguageModel:
         Raises:
             ModelError: no module is recognised as a layer's MLP.
         """
-        layers = in_layers(self.sites(), MLP_PATHS)
-        if not layers:
-            found = f"none recognised in {self.name}"
-            raise ModelError("a model whose layers have an MLP", found, "name a site in source.sites")
-        middle = layers[sorted(layers)[len(layers) // 2]]
-        config: Any = getattr(self.model, "config", None)
-        groups = getattr(config, "num_hidden_groups", None)
-        # ALBERT's layer runs as often as the model has layers.
-        return f"{middle}#{config.num_hidden_layers // groups // 2}" if groups and len(layers) == 1 else middle
+        return default_site(self.outline, self.name)
 
     def require_sites(self, sites: Sequence[str]) -> None:
-        """Raise ModelError, with near matches, unless the model has every site, and it sees every token."""
-        require_located(self.model, sites, self.name)
+        """Raise ModelError, with near matches, unless the model has every site, loaded, and it sees every token."""
+        require_located(self.outline, sites, self.name)
+        if self.part is not None:
+            self.part.depth.require(sites)
 
     def said_of(self, site: str) -> str:
         """What a name of TransformerLens' is taken for, in a sentence; empty for a module path."""
-        return said_of(self.model, site) if is_hook_name(site) else ""
+        return said_of(self.outline, site) if is_hook_name(site) else ""
 
     @property
     def max_context(self) -> int | None:

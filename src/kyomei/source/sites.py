@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -71,6 +72,23 @@ def in_layers(paths: Iterable[str], inner: Sequence[str]) -> dict[int, str]:
 def layer_of(path: str) -> str:
     """Path of the layer that a module is in: what it gives is the residual stream."""
     return _LAYER.sub(r"\g<stack>.\g<number>", path)
+
+
+def default_site(model: nn.Module, name: str) -> str:
+    """The MLP of the middle layer; of an encoder-decoder, of its encoder.
+
+    Raises:
+        ModelError: no module is recognised as a layer's MLP.
+    """
+    layers = in_layers(module_paths(model), MLP_PATHS)
+    if not layers:
+        found = f"none recognised in {name}"
+        raise ModelError("a model whose layers have an MLP", found, "name a site in source.sites")
+    middle = layers[sorted(layers)[len(layers) // 2]]
+    config: Any = getattr(model, "config", None)
+    groups = getattr(config, "num_hidden_groups", None)
+    # ALBERT's layer runs as often as the model has layers.
+    return f"{middle}#{config.num_hidden_layers // groups // 2}" if groups and len(layers) == 1 else middle
 
 
 def require_sites(paths: Sequence[str], sites: Sequence[str], name: str) -> None:

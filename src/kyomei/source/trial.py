@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,8 +28,9 @@ class Trial:
     """What a pass over two windows says of sites.
 
     Attributes:
-        calls: by site, how often its module runs in a pass.
-        unspliceable: by site, why no cross-entropy can be measured with the site replaced; such sites only.
+        calls: by site, how often its module runs in a pass; none of a model without its last layers.
+        unspliceable: by site, why no cross-entropy can be measured with the site replaced; such sites only. Of a model without
+            its last layers, only what those that it has tell.
         taken_for: by site, what a name of TransformerLens' is taken for; such sites only.
     """
 
@@ -73,6 +74,8 @@ def try_sites(
             found = f"others at '{site}' where another window stands beside"
             raise ModelError("activations that depend on their own window alone", found, "choose another site")
     taken_for = {site: words for site in sites if (words := model.said_of(site))}
+    if model.part is not None:
+        return Trial({}, _unspliceable_so_far(model, ids[:1], sites, side), taken_for)
     return Trial(model.calls(ids[:1], sites), _unspliceable(model, ids[:1], sites, side), taken_for)
 
 
@@ -81,10 +84,23 @@ def _unspliceable(model: LanguageModel, ids: Tensor, sites: Sequence[str], side:
     if not model.is_causal:
         return dict.fromkeys(sites, f"{model.name} predicts no tokens")
     plain = _last_logits(model, ids)
-    if not model.is_encoder_decoder and _sees_what_follows(model, ids, plain):
+    if not model.is_encoder_decoder and _sees_what_follows(model, ids, lambda ids: _last_logits(model, ids)):
         return dict.fromkeys(sites, f"{model.name} sees the tokens that it would have to predict")
     reasons = {site: _why_not(model, ids, site, side, plain) for site in sites}
     return {site: reason for site, reason in reasons.items() if reason}
+
+
+def _unspliceable_so_far(model: LanguageModel, ids: Tensor, sites: Sequence[str], side: Side) -> dict[str, str]:
+    """The same of a model without its last layers, as far as sites themselves tell."""
+    if not model.is_causal:
+        return dict.fromkeys(sites, f"{model.name} predicts no tokens")
+    reason = f"{model.name} sees the tokens that it would have to predict"
+    return {
+        site: reason
+        for site in sites
+        if not model.is_encoder_decoder
+        and _sees_what_follows(model, ids, lambda ids, site=site: model.capture(ids, [site], side)[site])
+    }
 
 
 def _why_not(model: LanguageModel, ids: Tensor, site: str, side: Side, plain: Tensor) -> str:
@@ -101,8 +117,8 @@ def _why_not(model: LanguageModel, ids: Tensor, site: str, side: Side, plain: Te
     return ""
 
 
-def _sees_what_follows(model: LanguageModel, ids: Tensor, plain: Tensor) -> bool:
-    """Whether predictions from the tokens before the last change with the last."""
+def _sees_what_follows(model: LanguageModel, ids: Tensor, values: Callable[[Tensor], Tensor]) -> bool:
+    """Whether values at the tokens before the last, such as predictions, change with the last."""
     others = ids[0][ids[0] != ids[0, -1]]
     if not len(others):
         return False
@@ -110,7 +126,8 @@ def _sees_what_follows(model: LanguageModel, ids: Tensor, plain: Tensor) -> bool
     changed[0, -1] = others[-1]
     # The same kernels on the same numbers: little is rounded otherwise, where the last token goes to another expert.
     tolerance = 1e-4 if next(model.model.parameters()).dtype == torch.float32 else 0.03
-    before, after = (x[0, :-1] - x[0, :-1].mean(dim=-1, keepdim=True) for x in (plain, _last_logits(model, changed)))
+    at_tokens = (values(read)[0, :-1].float() for read in (ids, changed))
+    before, after = (x - x.mean(dim=-1, keepdim=True) for x in at_tokens)
     return _differ(after, before, tolerance)
 
 

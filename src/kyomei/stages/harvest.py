@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,12 @@ def open_source(recipe: Recipe, reporter: Reporter, written: Store | None = None
         ModelError: the model is missing or unusable, its windows are shorter, or a site is unknown or unusable.
         DataError: the text is missing, unreadable or too short.
     """
-    model = load_model(recipe)
+    model = load_model(recipe, recipe.source.sites)
     sites = recipe.source.sites or (model.default_site(),)
     model.require_sites(sites)
     model.require_context(recipe.source.context)
-    reporter.note(f"{model.name}: {', '.join(sites)} ({recipe.source.side}) on {model.device}, {recipe.dtype}")
+    extent = "" if model.part is None else f", {model.part.depth}"
+    reporter.note(f"{model.name}{extent}: {', '.join(sites)} ({recipe.source.side}) on {model.device}, {recipe.dtype}")
     names = [*_stream_names(recipe), *part_names(recipe)]
     if written is not None and all(written.has(f"{name}/index.json") for name in names):
         source = Source(model, sites, {name: Tokens.load(written / name) for name in names})
@@ -108,7 +109,7 @@ def harvested_run(
     there = mesh.first(find)
     is_new, is_done = mesh.tell((there is None, there is not None and there.done(STAGE)))[0]
     # The others load the model while the leading rank reads the text.
-    model = None if is_done or mesh.leads else load_model(recipe)
+    model = None if is_done or mesh.leads else load_model(recipe, recipe.source.sites)
     source = mesh.first(begin) if is_new else None
     run = there or Run.open(folder)
     if not is_done:
@@ -174,7 +175,7 @@ def _prepared(run: Run, reporter: Reporter, source: Source | None) -> Source:
 
 def _read_back(run: Run, model: LanguageModel | None) -> Source:
     """The same on a rank that did not prepare it."""
-    model = model or load_model(run.recipe)
+    model = model or load_model(run.recipe, run.recipe.source.sites)
     tokens = {part: Tokens.load(run.store / f"tokens/{part}") for part in part_names(run.recipe)}
     return Source(model, run.recipe.source.sites or (model.default_site(),), tokens)
 
@@ -191,12 +192,17 @@ def _finish(run: Run, source: Source) -> None:
     run.finish(STAGE)
 
 
-def load_model(recipe: Recipe) -> LanguageModel:
-    """The recipe's language model, on the device and in the precision it asks for."""
-    return LanguageModel.load(**_which_model(recipe))
+def load_model(recipe: Recipe, sites: Sequence[str] | None = None) -> LanguageModel:
+    """The recipe's language model, on the device and in the precision it asks for.
+
+    Args:
+        recipe: which model.
+        sites: that are captured, the default if empty: layers behind them need not be loaded; none: all are.
+    """
+    return LanguageModel.load(**_which_model(recipe, sites))
 
 
-def _which_model(recipe: Recipe) -> dict[str, Any]:
+def _which_model(recipe: Recipe, sites: Sequence[str] | None) -> dict[str, Any]:
     source = recipe.source
     return {
         "name": source.model,
@@ -205,6 +211,7 @@ def _which_model(recipe: Recipe) -> dict[str, Any]:
         "dtype": torch.bfloat16 if recipe.dtype == "bfloat16" else torch.float32,
         "random_weights_seed": source.random_weights_seed,
         "all_devices": source.devices == "all",
+        "sites": sites,
     }
 
 
@@ -227,7 +234,9 @@ def streamed(run: Run, replica: int, ranks: Ranks) -> StreamedRows | None:
     buffer = min(source.windows_per_shard, len(tokens.ids))
     # A massive row is one for the stream where it is one for what was stored.
     median_norm = activations(run, f"replica-{replica}", verify=False).meta["median_norm"]
-    return StreamedRows(_kept_model(**_which_model(run.recipe)), tokens, site_of(run), source, buffer, median_norm, ranks=ranks)
+    site = site_of(run)
+    model = _kept_model(**_which_model(run.recipe, (site,)))
+    return StreamedRows(model, tokens, site, source, buffer, median_norm, ranks=ranks)
 
 
 def _stream_names(recipe: Recipe) -> list[str]:

@@ -32,6 +32,7 @@ from kyomei.source.model import LanguageModel
 from kyomei.source.rows import TensorRows
 from kyomei.source.shards import RELEASE_BYTES
 from kyomei.source.stream import KEPT_SHARE
+from kyomei.stages.hardware import GPU_ENCODES, GPUS, LAUNCH_SECONDS, PROCESSOR_TFLOPS, UTILISATION, Hardware
 from kyomei.stages.harvest import load_model
 from kyomei.stages.room import Room
 from kyomei.stages.traffic import Traffic
@@ -46,51 +47,17 @@ ALL_STEPS, LEFT_AFTER_MERGING = 0.33, 0.4
 NUM_NULLS = 2
 CHECK_SEARCHES = 9.0
 """The premise check as a multiple of its searches, measured once on the demo's rows: the rest looks at how codes behave."""
-CERTIFY_PASSES, MEASURE_PASSES = 12.0, 12.0
-"""Scorings of the evidence rows that take about as long as a certificate and as all figures; not measured."""
-ALONE = ("certify", "measure")
-"""Parts of the work that one process does, however many GPUs there are."""
+SURVEY_PASSES = 3.0
+"""Scorings of the evidence rows that take as long as what a certificate asks of one dictionary there (docs/results.md)."""
+MEASURE_PASSES = 12.0
+"""The same of all figures; not measured."""
+ALONE = "measure"
+"""The part of the work that one process does, however many GPUs there are."""
 MOST = 0.5
 """Share of the time, or of the rows, from which something is said about it."""
 TEXT_BYTES = 190e6
 """What text, tokens and a harvest's shards leave resident: what was missing, 184 to 211 MB, on three settings
 (docs/results.md)."""
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """A GPU of the table.
-
-    Attributes:
-        tflops: dense bfloat16 matrix products, 10¹² a second, as its maker states them.
-        memory_gb: its memory.
-        price: US dollars an hour, about what clouds ask in 2026; `--price` replaces it.
-        machine_gbs: what it sends to others in its machine, 10⁹ bytes a second, as its maker states it.
-        network_gbs: the same to another machine, by the network card that such machines have for each GPU.
-    """
-
-    tflops: float
-    memory_gb: float
-    price: float
-    machine_gbs: float
-    network_gbs: float
-
-
-GPUS = {
-    "a100": Hardware(312, 80, 1.8, 300, 25),
-    "h100": Hardware(989, 80, 3.0, 450, 50),
-    "h200": Hardware(989, 141, 3.5, 450, 50),
-    "b200": Hardware(2250, 180, 6.0, 900, 50),
-    "l40s": Hardware(362, 48, 1.2, 32, 12.5),
-    "rtx4090": Hardware(165, 24, 0.5, 32, 1.25),
-}
-UTILISATION = 0.4
-"""Share of a GPU's stated rate that large matrix products reach; not measured by us."""
-GPU_ENCODES = 4.0
-"""Encode products that a step is reckoned to take on a GPU; not measured by us."""
-
-LAUNCH_SECONDS = 0.003
-"""What a GPU step takes at least, for its kernels to be launched; not measured by us."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +169,7 @@ class Probe:
             dim, parameters = model_size
             return cls(hardware, gpus, rate, 0.0, dim, _reckoned(GPUS[hardware], parameters, _Size.of(recipe, dim), gpus))
         began = time.perf_counter()
-        model = load_model(recipe)
+        model = load_model(recipe, recipe.source.sites)
         load_seconds = time.perf_counter() - began
         size = _Size.of(recipe, _dim(recipe, model))
         if hardware == "here":
@@ -214,6 +181,15 @@ class Probe:
         """The same for a dictionary so many times as wide: a step takes as many times as long."""
         rates = replace(self.rates, step=factor * self.rates.step, warm_step=factor * self.rates.warm_step)
         return replace(self, rates=rates)
+
+    def certify_seconds(self, recipe: Recipe, processes: int) -> float:
+        """What a certificate takes there on so many processes."""
+        return _certify_seconds(_Size.of(recipe, self.dim), self._evidence_rate, processes)
+
+    @property
+    def _evidence_rate(self) -> float:
+        """Neurons times rows that a process scores in a second where certificates and figures are made: on processors."""
+        return self.rates.neuron_rows if self.hardware == "here" else UTILISATION * PROCESSOR_TFLOPS * 1e12 / (4.0 * self.dim)
 
     def plan(self, recipe: Recipe) -> Plan:
         """What a recipe takes there."""
@@ -230,11 +206,11 @@ class Probe:
             "harvest": self.load_seconds + size.tokens / rates.tokens_per_second,
             "check": _check_seconds(size, rates),
             **_training_seconds(recipe, size, rates),
-            **_evidence_seconds(size, replace(rates, neuron_rows=rates.neuron_rows / gpus)),
+            "certify": self.certify_seconds(recipe, gpus),
+            "measure": _measure_seconds(size, self._evidence_rate),
         }
         memory = rates.base_bytes + size.working_bytes if here else size.gpu_bytes(gpus // features, features)
-        # Certificates and figures are made by one process.
-        hours = sum(taken * (1 if part in ALONE else gpus) for part, taken in seconds.items()) / 3600
+        hours = sum(taken * (1 if part == ALONE else gpus) for part, taken in seconds.items()) / 3600
         cost = None if self.price is None else self.price * hours
         mesh, read = f"{gpus // features}x{features}", recipe.train.steps * recipe.train.batch_rows
         advice = tuple(_advice(recipe, seconds, read / size.rows))
@@ -274,11 +250,11 @@ def _advice(recipe: Recipe, seconds: dict[str, float], read_share: float) -> Ite
             f"Resonance takes {duration(seconds['resonance'])} of {duration(total)}. Fewer resonance.neurons or "
             f"resonance.rounds make it shorter, and find fewer of the rare features.{width}"
         )
-    alone = sum(seconds.get(part, 0.0) for part in ALONE)
-    if alone > MOST * total:
+    evidence = seconds.get("certify", 0.0) + seconds.get(ALONE, 0.0)
+    if evidence > MOST * total:
         yield (
-            f"Certificate and figures take {duration(alone)} of {duration(total)}, by one process: a smaller "
-            "source.evidence_share makes them shorter."
+            f"Certificate and figures take {duration(evidence)} of {duration(total)}, on processors, the figures by one "
+            "process: a smaller source.evidence_share makes them shorter."
         )
     if read_share < MOST and not recipe.source.streamed_tokens:
         yield (
@@ -310,6 +286,11 @@ class _Size:
         rows = int(source.num_tokens * (1 - source.evidence_share) / source.replicas)
         # Without a width, resonance decides; four times the dimension is what it usually comes to.
         return cls(recipe, source.num_tokens, dim, recipe.dictionary.width or 4 * dim, rows)
+
+    @property
+    def evidence_rows(self) -> int:
+        """Rows that no replica sees."""
+        return int(self.tokens * self.recipe.source.evidence_share)
 
     @property
     def first_widths(self) -> list[int]:
@@ -379,11 +360,21 @@ def _check_seconds(size: _Size, rates: Rates) -> float:
     return CHECK_SEARCHES * 2 * (_search_work(QUICK, rows) + _search_work(null, rows)) / rates.neuron_rows
 
 
-def _evidence_seconds(size: _Size, rates: Rates) -> dict[str, float]:
-    """Certificate and figures: every dictionary scores the evidence rows a few times."""
-    rows = int(size.tokens * size.recipe.source.evidence_share)
-    scores = (size.recipe.source.replicas + NUM_NULLS) * size.width / rates.neuron_rows
-    return {"certify": CERTIFY_PASSES * min(rows, MAX_ROWS) * scores, "measure": MEASURE_PASSES * rows * scores}
+def _certify_seconds(size: _Size, rate: float, processes: int) -> float:
+    """A certificate, whose processes share the latents out: every one of them meets rows and the latents of the others.
+
+    Replicas meet all evidence rows, the null those that activations are compared on. Each of the null's two is looked for in
+    the other, and the dictionary in all other replicas, by encoders and by decoders. All processes whiten the rows.
+    """
+    rows, replicas = size.evidence_rows, size.recipe.source.replicas
+    compared = min(rows, MAX_ROWS)
+    scored = SURVEY_PASSES * (replicas * rows + NUM_NULLS * compared) + 2.0 * size.width * (replicas - 1 + NUM_NULLS)
+    return (scored * size.width / processes + 2.0 * rows * size.dim) / rate
+
+
+def _measure_seconds(size: _Size, rate: float) -> float:
+    """All figures: every dictionary meets the evidence rows a few times."""
+    return MEASURE_PASSES * size.evidence_rows * (size.recipe.source.replicas + NUM_NULLS) * size.width / rate
 
 
 def _search_work(recipe: ResonanceRecipe, rows: int) -> float:

@@ -1,0 +1,45 @@
+"""GPUs that a run can be planned for, by what their makers state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A GPU of the table.
+
+    Attributes:
+        tflops: dense bfloat16 matrix products, 10¹² a second, as its maker states them.
+        memory_gb: its memory.
+        price: US dollars an hour, about what clouds ask in 2026; `--price` replaces it.
+        machine_gbs: what it sends to others in its machine, 10⁹ bytes a second, as its maker states it.
+        network_gbs: the same to another machine, by the network card that such machines have for each GPU.
+    """
+
+    tflops: float
+    memory_gb: float
+    price: float
+    machine_gbs: float
+    network_gbs: float
+
+
+GPUS = {
+    "a100": Hardware(312, 80, 1.8, 300, 25),
+    "h100": Hardware(989, 80, 3.0, 450, 50),
+    "h200": Hardware(989, 141, 3.5, 450, 50),
+    "b200": Hardware(2250, 180, 6.0, 900, 50),
+    "l40s": Hardware(362, 48, 1.2, 32, 12.5),
+    "rtx4090": Hardware(165, 24, 0.5, 32, 1.25),
+}
+UTILISATION = 0.4
+"""Share of a GPU's stated rate that large matrix products reach; not measured by us."""
+GPU_ENCODES = 4.0
+"""Encode products that a step is reckoned to take on a GPU; not measured by us."""
+
+LAUNCH_SECONDS = 0.003
+"""What a GPU step takes at least, for its kernels to be launched; not measured by us."""
+
+PROCESSOR_TFLOPS = 1.8
+"""What the processors have that come with one GPU, 14 of the 112 cores of a machine with eight, as their maker states it:
+certificates and figures are made there."""
