@@ -94,13 +94,14 @@ def _unspliceable_so_far(model: LanguageModel, ids: Tensor, sites: Sequence[str]
     """The same of a model without its last layers, as far as sites themselves tell."""
     if not model.is_causal:
         return dict.fromkeys(sites, f"{model.name} predicts no tokens")
+    if model.is_encoder_decoder:
+        return {}
     reason = f"{model.name} sees the tokens that it would have to predict"
-    return {
-        site: reason
-        for site in sites
-        if not model.is_encoder_decoder
-        and _sees_what_follows(model, ids, lambda ids, site=site: model.capture(ids, [site], side)[site])
-    }
+
+    def sees(site: str) -> bool:
+        return _sees_what_follows(model, ids, lambda ids: model.capture(ids, [site], side)[site])
+
+    return {site: reason for site in sites if sees(site)}
 
 
 def _why_not(model: LanguageModel, ids: Tensor, site: str, side: Side, plain: Tensor) -> str:
