@@ -59,24 +59,35 @@ def measured(args: argparse.Namespace, method: str, rows: int) -> dict[str, Any]
     return record
 
 
-def by_rows(known: list[dict[str, Any]]) -> dict[int, Foretold]:
+def told_by(law: RowsLaw | FiringsLaw, rows: int) -> Foretold | None:
+    """None, where the law does not reach so far."""
+    try:
+        return law.share(rows)
+    except EvidenceError:
+        return None
+
+
+def by_rows(known: list[dict[str, Any]]) -> dict[int, Foretold | None]:
     """What the line through all but the largest points says of those."""
     fitted, held_out = known[:-HELD_OUT], known[-HELD_OUT:]
     try:
         law = RowsLaw.fit([one["rows"] for one in fitted], [float(np.mean(one["certified"])) for one in fitted])
-    except EvidenceError:
+    except EvidenceError:  # too few points so far
         return {}
-    return {one["rows"]: law.share(one["rows"]) for one in held_out}
+    return {one["rows"]: told_by(law, one["rows"]) for one in held_out}
 
 
 def by_firings(known: list[dict[str, Any]]) -> dict[int, list[Foretold]]:
     """What the latents of the smallest point say of the others, for each replica as the dictionary."""
     least, laws = known[0], []
     for firings, certified in zip(least["firings"], least["certified_latents"], strict=True):
-        mask = np.zeros(len(firings), dtype=bool)
-        mask[certified] = True
-        laws.append(FiringsLaw.fit(np.array(firings) / least["evidence_rows"], mask, least["rows"]))
-    return {one["rows"]: [law.share(one["rows"]) for law in laws] for one in known[1:]}
+        mask = np.isin(np.arange(len(firings)), certified)
+        try:
+            laws.append(FiringsLaw.fit(np.array(firings) / least["evidence_rows"], mask, least["rows"]))
+        except EvidenceError:  # nearly none of its latents is certified, or nearly all
+            return {}
+    every = {one["rows"]: [told_by(law, one["rows"]) for law in laws] for one in known[1:]}
+    return {rows: [one for one in told if one is not None] for rows, told in every.items()}
 
 
 def table(args: argparse.Namespace) -> None:

@@ -147,15 +147,6 @@ def tiny_pilots() -> Iterator[pytest.MonkeyPatch]:
         yield patch
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pilot whose five minutes did not buy the control, figures and the baseline."""
-    folder = tmp_path_factory.mktemp("pilot") / "p"
-    with tiny_pilots():
-        done("pilot", folder, *FIXED, "--minutes", 5, "--threads", 1)
-    return folder
-
-
 @pytest.fixture
 def folder(made: Path, tmp_path: Path) -> Iterator[Path]:
     with tiny_pilots():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +16,10 @@ from kyomei.errors import RecipeError
 from kyomei.options import Asked, recipe_options
 from kyomei.views import tables
 from kyomei.views.console import show
+from kyomei.views.foretold import planned_lines
+
+if TYPE_CHECKING:
+    from kyomei.config import Recipe
 
 
 @app.command("recipe")
@@ -51,14 +56,29 @@ def plan_command(
     parameters: Annotated[
         float | None, typer.Option(help="Parameters of the language model, such as 7e9.", show_default="of the model")
     ] = None,
+    certified_share: Annotated[
+        float | None,
+        typer.Option("--certified-share", help="With --run: plan the tokens that it takes, such as 0.7.", show_default=False),
+    ] = None,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--run",
+            help="A certified run to plan a larger one of; four or more of other sizes make it a measured law.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time, memory, disk and money of a run before it is begun, and what is out of proportion."""
+    """Time, memory, disk and money of a run before it is begun, and what is out of proportion.
+
+    With --run also which share of the latents will be certified, or how many tokens a wished share takes.
+    """
     with verb(threads):
         from kyomei.stages.plan import plan
 
-        recipe = asked.recipe()
+        recipe, law = _larger(asked, runs or [], certified_share)
         if (dim is None) != (parameters is None):
             raise RecipeError("--dim and --parameters together", "one of them", "give both, or neither")
         model_size = None if dim is None or parameters is None else (dim, parameters)
@@ -66,8 +86,26 @@ def plan_command(
         title = (
             "measured on this machine" if hardware == "here" else f"{hardware}: reckoned from its maker's figures, not measured"
         )
-        facts = found.to_dict()
-        show(facts, as_json, tables.plan_table(facts, title, recipe.source.replicas), closing=found.advice)
+        facts = {**found.to_dict(), **({} if law is None else {"certified": law})}
+        told = [] if law is None else planned_lines(law)
+        show(facts, as_json, tables.plan_table(facts, title, recipe.source.replicas), closing=[*told, *found.advice])
+
+
+def _larger(asked: Asked, folders: Sequence[Path], wished: float | None) -> tuple[Recipe, dict[str, Any] | None]:
+    """The recipe that is planned, and what runs foretell of it; none: there are no runs."""
+    if not folders:
+        if wished is not None:
+            raise RecipeError("--run with --certified-share", "--certified-share alone", "name a certified run with --run")
+        return asked.recipe(), None
+    from kyomei.runs import Run
+    from kyomei.stages.foretelling import planned_for
+
+    if wished is not None and "source.num_tokens" in asked.given():
+        do = "leave one of them out: the share says how many tokens are planned"
+        raise RecipeError("--tokens or --certified-share", "both", do)
+    runs = [Run.open(folder) for folder in folders]
+    largest = max(runs, key=lambda run: run.recipe.source.num_tokens)
+    return planned_for(runs, asked.recipe(largest.recipe), wished)
 
 
 @app.command("planted")

@@ -27,6 +27,8 @@ COVERAGE = 0.9
 """Of every interval of this module."""
 REACH = 10.0
 """How many times the most rows measured, and what part of the fewest, a law still speaks of: one step of a roll-out."""
+SLACK = 1.01
+"""By which rows may lie beyond: a stage's tokens are rounded, and part of its rows are left out."""
 MIN_POINTS = 4
 """A line has two parameters; of three points one residual would be left to tell how far off it is."""
 MIN_LATENTS = 10
@@ -120,7 +122,7 @@ class RowsLaw:
         reach = self._reach * math.sqrt(1 + 1 / self.points + away**2 / self.spread)
         return Foretold(*(float(expit(value)) for value in (middle, middle - reach, middle + reach)))
 
-    def rows(self, share: float) -> Foretold:
+    def rows_for(self, share: float) -> Foretold:
         """The rows a replica that a wished share takes: where the line, and either end of its interval, comes to it.
 
         Args:
@@ -306,7 +308,7 @@ def _logistic(
 def _within(rows: float, least: float, most: float) -> None:
     """Raise EvidenceError for rows that a law of rows in some range does not reach."""
     low, high = least / REACH, most * REACH
-    if not low * (1 - 1e-9) <= rows <= high * (1 + 1e-9):
+    if not low / SLACK <= rows <= high * SLACK:
         do = "measure nearer to them: a law this far from its measurements is a guess"
         raise EvidenceError(f"from {low:,.0f} to {high:,.0f} rows a replica, which the law reaches", f"{rows:,.0f}", do)
 

@@ -9,8 +9,9 @@ A pilot is a run like any other, with these files beside:
                       parts             of each, in the order of doing: "name", "planned" and "taken" (seconds; none: not yet),
                                         "state" ("done", "to do" or "left out")
                       calibration       how fast this machine is, as `Probe` has it
-                      full              "recipe" (name of the file), "tokens", "steps", "width", and "plan" as `Plan.to_dict`
-                                        gives it, corrected by what the pilot's own parts took
+                      full              "recipe" (name of the file), "tokens", "steps", "width", "plan" as `Plan.to_dict`
+                                        gives it, corrected by what the pilot's own parts took, and "foretold" and "held" as
+                                        `kyomei.stages.foretelling` gives them
                       earlier           names of the folders in earlier/ that hold what smaller pilots of this run came to
     full-recipe.yaml  the recipe of the full run; `kyomei train NEW --recipe full-recipe.yaml` takes it unchanged
 
@@ -42,6 +43,7 @@ from kyomei.stages.check import FILE as PREMISES
 from kyomei.stages.check import adopt_premises, check_run, checked
 from kyomei.stages.deciding import FILE as VERDICT
 from kyomei.stages.deciding import decide_run, own_goals, standing_verdict
+from kyomei.stages.foretelling import foretold, held_to
 from kyomei.stages.full import FILE as FULL_RECIPE
 from kyomei.stages.full import ROLLOUT, full_plan, full_recipe, with_plan
 from kyomei.stages.goals import nothing_certified, require_goals, tell_goals
@@ -492,4 +494,5 @@ def _full(run: Run, begun: _Begun, taken: Mapping[str, float]) -> dict[str, Any]
     plan = full_plan(probe, recipe, run.recipe, begun.parts, taken)
     write_atomic(run.path(FULL_RECIPE), with_plan(recipe, plan, run.folder.name).encode())
     size = {"tokens": recipe.source.num_tokens, "steps": recipe.train.steps, "width": recipe.dictionary.width}
-    return {"recipe": FULL_RECIPE, **size, "plan": plan.to_dict()}
+    told = {"foretold": foretold(run, recipe.source.num_tokens), "held": held_to(run)}
+    return {"recipe": FULL_RECIPE, **size, "plan": plan.to_dict(), **told}

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kyomei.views.foretold import pilot_lines
 from kyomei.views.numbers import duration, percent
 from kyomei.views.speech import Speech
 from kyomei.views.tables import Table
@@ -108,7 +109,7 @@ def pilot_notes(facts: Mapping[str, Any], folder: str, name: str) -> list[str]:
     """
     size = "{tokens:,} tokens, {steps:,} steps, width {width:,}".format(**facts["full"])
     full = f"the full run: {size}; `kyomei train NEW --recipe {folder}/{name}`"
-    return [*_left_out(facts, folder), full, f"step by step: `kyomei rollout {folder}`"]
+    return [*_left_out(facts, folder), *pilot_lines(facts["full"]), full, f"step by step: `kyomei rollout {folder}`"]
 
 
 def stage_notes(facts: Mapping[str, Any], folder: str, pilot: str, stage: str, following: str | None) -> list[str]:
@@ -122,15 +123,10 @@ def stage_notes(facts: Mapping[str, Any], folder: str, pilot: str, stage: str, f
         following: the stage after it; none: it is the last.
     """
     told = f"this is the stage '{stage}' of the roll-out of {pilot}"
+    known = [*_left_out(facts, folder), *pilot_lines(facts["full"])]
     if following is None:
-        return [
-            *_left_out(facts, folder),
-            f"{told}, the last one: no gate is left; `kyomei watch {folder}` watches its dictionary",
-        ]
-    return [
-        *_left_out(facts, folder),
-        f"{told}: its verdict is the gate to '{following}'; `kyomei rollout {pilot} --to {following}`",
-    ]
+        return [*known, f"{told}, the last one: no gate is left; `kyomei watch {folder}` watches its dictionary"]
+    return [*known, f"{told}: its verdict is the gate to '{following}'; `kyomei rollout {pilot} --to {following}`"]
 
 
 def _left_out(facts: Mapping[str, Any], folder: str) -> list[str]:

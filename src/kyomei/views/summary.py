@@ -9,6 +9,7 @@ from typing import Any
 from kyomei.views.account import CONTEXT, Account, from_context, goal_figure, probe_figure
 from kyomei.views.changes import Change
 from kyomei.views.decisions import headline
+from kyomei.views.foretold import pilot_lines
 from kyomei.views.speech import Speech
 from kyomei.views.words import dictionary_title
 
@@ -175,12 +176,17 @@ def _purpose(account: Account, speech: Speech) -> list[str]:
     wall, planned = account.cost.get("wall_seconds"), _planned_seconds(account)
     told = [speech.t("talk.cost", time=speech.duration(wall))] if wall else []
     told += [speech.t("talk.planned", time=speech.duration(planned))] if planned else []
-    return [*lines, *([speech.joined(told)] if told else [])]
+    return [*lines, *pilot_lines(_full(account), speech), *([speech.joined(told)] if told else [])]
 
 
 def _planned_seconds(account: Account) -> float | None:
-    plan: dict[str, Any] = ((account.pilot or {}).get("full") or {}).get("plan") or {}
+    plan: dict[str, Any] = _full(account).get("plan") or {}
     return plan.get("total_seconds")
+
+
+def _full(account: Account) -> dict[str, Any]:
+    """What a pilot says of its full run; empty where there is no pilot."""
+    return (account.pilot or {}).get("full") or {}
 
 
 def _since(changes: Sequence[Change], before: str, speech: Speech) -> list[str]:
