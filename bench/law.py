@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +95,38 @@ def table(args: argparse.Namespace) -> None:
     records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(args.data.glob("*.json"))]
     head = ["cell", "method", "rows", "certified", "the line foretells", "held", "firings foretell", "held", "null"]
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
+    lines, curves = Tally("the line of rows"), Tally("the law of firings")
     for cell, method in sorted({(one["cell"], one["method"]) for one in records}):
         known = sorted((one for one in records if (one["cell"], one["method"]) == (cell, method)), key=lambda one: one["rows"])
         line, firings = by_rows(known), by_firings(known)
         for one in known:
             rows, certified = one["rows"], one["certified"]
-            cells = [cell, method, f"{rows:,}", f"{np.mean(certified):.3f} ({min(certified):.3f}–{max(certified):.3f})"]
-            told = line.get(rows)
-            cells += ["–", "–"] if told is None else [said([told]), "yes" if told.holds(float(np.mean(certified))) else "no"]
-            each = firings.get(rows, [])
-            held = sum(told.holds(found) for told, found in zip(each, certified, strict=False))
-            cells += [said(each), f"{held} of {len(each)}"] if each else ["–", "–"]
+            told, each = line.get(rows), firings.get(rows, [])
+            mean = float(np.mean(certified))
+            cells = [cell, method, f"{rows:,}", f"{mean:.3f} ({min(certified):.3f}–{max(certified):.3f})"]
+            cells += ["–", "–"] if told is None else [said([told]), lines.add([told], [mean])]
+            cells += [said(each), curves.add(each, certified)] if each else ["–", "–"]
             print("| " + " | ".join([*cells, f"{max(one['null']):.4f}"]) + " |")
+    print(f"\n{lines}\n{curves}")
+
+
+@dataclass
+class Tally:
+    """How often a law's intervals held, and how far off it was where it was most."""
+
+    name: str
+    held: int = 0
+    total: int = 0
+    furthest: float = 0.0
+
+    def add(self, told: list[Foretold], found: list[float]) -> str:
+        held = sum(one.holds(share) for one, share in zip(told, found, strict=True))
+        self.held, self.total = self.held + held, self.total + len(told)
+        self.furthest = max(self.furthest, abs(float(np.mean([one.estimate for one in told]) - np.mean(found))))
+        return f"{held} of {len(told)}"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.held} of {self.total} intervals held; furthest off by {self.furthest:.3f}"
 
 
 def said(told: list[Foretold]) -> str:
