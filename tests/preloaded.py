@@ -1,4 +1,4 @@
-"""What `tests/warm.py` has imported before it forks: all that a verb imports when it is asked for. It begins no thread."""
+"""What `tests/warm.py` imports before it forks: all that a verb imports when it is asked for. It leaves no thread running."""
 
 import torch.distributed
 import transformers.models.llama.modeling_llama  # noqa: F401

@@ -13,10 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
-
-sys.path.insert(0, str(Path(__file__).parent / "faults"))
-
-from dropping import DroppingFileSystem
+from tests.faults.dropping import DroppingFileSystem
 
 from kyomei.config import TrainRecipe
 from kyomei.dictionary.mechanisms import TopK

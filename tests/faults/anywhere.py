@@ -11,25 +11,23 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import errno
 import json
 import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from dropping import DroppingFileSystem
-from verbs import contents, differences
+from tests import warm
+from tests.faults.dropping import DroppingFileSystem
+from tests.faults.verbs import contents, differences
 
 KINDS = ("drop", "kill", "term", "full")
 DONE, REFUSED, STOPPED = 0, 2, 130
@@ -104,43 +102,19 @@ def line_of(verb: str, place: Path, address: bool) -> list[str]:
 def run(verb: str, place: Path, ranks: int = 1, fault: Fault | None = None, address: bool = True) -> tuple[list[int], str]:
     """One verb on so many processes; their exit statuses, and what they said."""
     said, children = place / "said", []
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
     said.unlink(missing_ok=True)
-    for rank in range(ranks):
-        child = os.fork()
-        if child == 0:
-            if ranks > 1:
-                os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            own = fault if fault is not None and fault.victim == rank else Fault("", 0)
-            os._exit(_child(line_of(verb, place, address), said, own, place / f"moments-{rank}"))
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    for rank, known in enumerate(warm.ranks(ranks)):
+        own = fault if fault is not None and fault.victim == rank else Fault("", 0)
+        work = (with_a_fault, own, place / f"moments-{rank}", *line_of(verb, place, address))
+        children.append(warm.begun(*work, err=said, env={**known, "KYOMEI_CACHE": str(place / "copies")}))
+    codes = [warm.ended(child) for child in children]
     return codes, said.read_text(errors="replace")
 
 
-def _child(line: list[str], said: Path, fault: Fault, moments: Path) -> int:
-    status = DONE
-    with open(said, "a", encoding="utf-8") as file:
-        for number in (1, 2):
-            os.dup2(file.fileno(), number)
-        try:
-            from kyomei.__main__ import main
-
-            fault.mount(moments)
-            sys.argv = ["kyomei", *line]
-            main()
-        except SystemExit as error:
-            status = error.code if isinstance(error.code, int) else int(error.code is not None)
-        except BaseException:
-            traceback.print_exc()
-            status = 70
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-    return status
+def with_a_fault(fault: Fault, moments: Path, *line: str) -> None:
+    """A verb, in this process."""
+    fault.mount(moments)
+    warm.command_line(*line)
 
 
 @dataclass(frozen=True)
@@ -186,7 +160,6 @@ class References:
         shutil.rmtree(self.place, ignore_errors=True)
         shutil.copytree(folder, self.place)
         shutil.rmtree(self.place / "copies", ignore_errors=True)
-        os.environ["KYOMEI_CACHE"] = str(self.place / "copies")
 
     def as_in_a_folder(self) -> str:
         """Products that differ where rows lie in the run's folder; empty: none. What says where they lie may."""
@@ -260,16 +233,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     args = parser.parse_args()
-    import torch
-
-    import kyomei.cli.runs
-    import kyomei.stages.certify
-    import kyomei.stages.train  # noqa: F401
-    from kyomei.source.model import LanguageModel
-
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    torch.set_num_threads(1)
-    LanguageModel.load("embedded")  # so that no fork has to import what this does
     with tempfile.TemporaryDirectory() as folder:
         counts, wrong = campaign(args.count, args.seed, args.stages, Path(folder))
     print("| verb | " + " | ".join(KINDS) + " |\n|---|" + "---|" * len(KINDS))

@@ -3,7 +3,7 @@
     python tests/faults/full_disk.py --count 40 --seed 0
 
 The disk of a case has room for so many bytes below the run's folder and takes none after them, not even those that say what
-went wrong. Each verb runs in a fork of this process.
+went wrong. Each verb runs in a fork of a process that has imported it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import random
 import shutil
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from verbs import SMALL, contents, differences
+from tests import warm
+from tests.faults.verbs import SMALL, contents, differences
 
 ENDLESS = 1 << 40
 DONE, FAILED_MEMBER, REFUSED = 0, 1, 2
@@ -126,33 +126,21 @@ def line_of(verb: str, place: Path) -> list[str]:
 def run(verb: str, place: Path, room: int = ENDLESS) -> Ended:
     """One verb in a fork of this process, on a disk with so much room."""
     said, left = place / "said", place / "left"
-    child = os.fork()
-    if child == 0:
-        os._exit(_child(verb, place, Disk(place / VERBS[verb][0], room), said, left))
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    said.unlink(missing_ok=True)
+    status = warm.ended(warm.begun(_on_a_disk, line_of(verb, place), place / VERBS[verb][0], room, left, err=said))
     return Ended(status, said.read_text(errors="replace"), room - int(left.read_text()))
 
 
-def _child(verb: str, place: Path, disk: Disk, said: Path, left: Path) -> int:
-    status = DONE
-    with open(said, "w", encoding="utf-8") as file:
-        for number in (1, 2):
-            os.dup2(file.fileno(), number)
-        try:
-            import kyomei.cli
+def _on_a_disk(line: list[str], folder: Path, room: int, left: Path) -> None:
+    import kyomei.cli
 
-            disk.mount()
-            sys.argv = ["kyomei", *line_of(verb, place)]
-            kyomei.cli.main()
-        except SystemExit as error:
-            status = error.code if isinstance(error.code, int) else int(error.code is not None)
-        except BaseException:
-            traceback.print_exc()
-            status = 70
-        sys.stdout.flush()
-        sys.stderr.flush()
-    left.write_text(str(disk.left))
-    return status
+    disk = Disk(folder, room)
+    disk.mount()
+    sys.argv = ["kyomei", *line]
+    try:
+        kyomei.cli.main()
+    finally:
+        left.write_text(str(disk.left))
 
 
 def recorded(folder: Path) -> dict[Path, int]:
@@ -203,13 +191,6 @@ def fill(verb: str, before: Path, expected: Path, room: int, place: Path) -> lis
 
 def references(into: Path, verbs: Sequence[str]) -> dict[str, tuple[Path, Path, int]]:
     """Folders as they are before and after each verb, and the bytes that it writes."""
-    import kyomei.cli.runs
-    import kyomei.stages.certify
-    import kyomei.stages.index
-    import kyomei.stages.measure
-    import kyomei.stages.report
-    import kyomei.stages.train  # noqa: F401  so that no fork has to
-
     found, place = {}, into / PLACE
     place.mkdir()
     before = shutil.copytree(place, into / "nothing")

@@ -22,10 +22,15 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests import warm
 
 from kyomei.config import TrainRecipe
 from kyomei.dictionary.mechanisms import (
@@ -47,7 +52,7 @@ from kyomei.learning.training import train
 from kyomei.learning.workplace import Workplace
 from kyomei.source.rows import TensorRows
 
-WIDTH, DIM, STEPS = 64, 16, 120
+WIDTH, DIM, STEPS = 64, 16, 63
 DONE, FAILED, INTERRUPTED, REFUSED = 0, 1, 130, 2
 KINDS = ("kill", "term", "disk full", "damage")
 MAKERS: dict[str, Callable[[], Mechanism]] = {
@@ -64,8 +69,6 @@ MAKERS: dict[str, Callable[[], Mechanism]] = {
 def training(folder: Path, name: str, full_at: int, pause: float) -> int:
     """One process's training; returns its exit status."""
     torch.set_num_threads(1)
-    log = open(folder / "log", "a", encoding="utf-8", buffering=1)  # noqa: SIM115  the process ends before it could be closed
-    os.dup2(log.fileno(), 2)
     if full_at:
         fill_the_disk(full_at)
     x = torch.randn(400, DIM, generator=torch.Generator().manual_seed(0))
@@ -113,16 +116,13 @@ def fill_the_disk(at: int) -> None:
     checkpoint.save_file = save_file  # type: ignore[assignment]
 
 
-def begin(folder: Path, name: str, full_at: int = 0, pause: float = 0.0) -> int:
-    """Start a training in a new process; returns its number."""
-    child = os.fork()
-    if child == 0:
-        os._exit(training(folder, name, full_at, pause))
-    return child
+def begin(folder: Path, name: str, full_at: int = 0, pause: float = 0.0) -> BaseProcess:
+    """Start a training in a new process."""
+    return warm.begun(leave_with_status, folder, name, full_at, pause, err=folder / "log")
 
 
-def status_of(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def leave_with_status(folder: Path, name: str, full_at: int, pause: float) -> None:
+    sys.exit(training(folder, name, full_at, pause))
 
 
 def digest(folder: Path) -> str:
@@ -131,9 +131,9 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "sae.safetensors").read_bytes() + (newest / "tensors.safetensors").read_bytes()).hexdigest()
 
 
-def wait_for(folder: Path, step: int, child: int) -> None:
+def wait_for(folder: Path, step: int, child: BaseProcess) -> None:
     """Until a training has done so many steps, or has ended."""
-    while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+    while child.is_alive():
         with contextlib.suppress(OSError, ValueError):
             if int((folder / "step").read_text()) >= step:
                 return
@@ -167,16 +167,15 @@ def inject(kind: str, name: str, folder: Path, chance: random.Random) -> list[st
     if kind in ("kill", "damage", "term"):
         wait_for(folder, step, child)
         time.sleep(chance.uniform(0, 0.01))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGTERM if kind == "term" else signal.SIGKILL)
-    status = status_of(child)
+        child.terminate() if kind == "term" else child.kill()
+    status = warm.ended(child)
     log = (folder / "log").read_text()
     if kind == "term" and status not in (INTERRUPTED, DONE):
         wrong.append(f"SIGTERM ended in status {status}: {log[-300:]}")
     if kind == "disk full" and (status != REFUSED or "a full disk" not in log):
         wrong.append(f"a full disk ended in status {status}: {log[-300:]}")
     damaged = kind == "damage" and status != DONE and damage(folder, chance)
-    status = status_of(begin(folder, name))
+    status = warm.ended(begin(folder, name))
     if status != DONE:
         wrong.append(f"resumed training ended in status {status}: {(folder / 'log').read_text()[-500:]}")
     if damaged and "falling back to the one before" not in (folder / "log").read_text():
@@ -191,7 +190,7 @@ def campaign(count: int, seed: int, into: Path) -> tuple[collections.Counter[tup
     for name in MAKERS:
         folder = into / f"undisturbed-{name}"
         folder.mkdir(parents=True)
-        assert status_of(begin(folder, name)) == DONE, (folder / "log").read_text()
+        assert warm.ended(begin(folder, name)) == DONE, (folder / "log").read_text()
         expected[name] = digest(folder)
     cases = [(kind, name) for kind in KINDS for name in MAKERS]
     for number in range(count):

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-SCRIPT = Path(__file__).with_name("injections.py")
+from tests.faults.injections import KINDS, campaign
 
 
 @pytest.mark.slow
-def test_a_sample_of_faults_loses_and_corrupts_nothing() -> None:
-    done = subprocess.run([sys.executable, str(SCRIPT), "--count", "16", "--seed", "1"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert "16 faults, 0 of them" in done.stdout
-    assert [len(re.findall(rf"\| {kind} \|", done.stdout)) for kind in ("kill", "term", "disk full", "damage")] == [1] * 4
+def test_a_sample_of_faults_loses_and_corrupts_nothing(tmp_path: Path) -> None:
+    counts, wrong = campaign(16, 1, tmp_path)
+    assert not wrong, "\n".join(wrong)
+    assert {kind: sum(counts[each] for each in counts if each[0] == kind) for kind in KINDS} == dict.fromkeys(KINDS, 4)

@@ -29,17 +29,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.warm import begun, ended
+
 MECHANISMS = ("gba", "ba", "topk", "batchtopk", "matryoshka", "l1", "jumprelu", "gated")
 VERBS = ("harvest", "check", "train", "certify", "measure", "report")
 KINDS = ("kill", "kill at a write", "signal", "signal at a write", "two signals")
 SMALL = {
-    "source.num_tokens": 12_000,
+    "source.num_tokens": 6_000,
     "source.context": 64,
-    "source.windows_per_batch": 6,
-    "source.windows_per_shard": 12,
+    "source.windows_per_batch": 3,
+    "source.windows_per_shard": 6,
     "source.replicas": 3,
     "source.spread": 4,
     "resonance.neurons": 64,
+    "resonance.rounds": 1,
     "resonance.steps": 3,
     "resonance.frequencies": [0.02],
     "resonance.min_stability": 0.3,
@@ -54,6 +59,7 @@ STARTING = ("harvest", "train")
 MORE = {"certify": ("--baseline", "topk"), "report": ()}
 SECONDS_TO_LEAVE = 10.0
 DONE, REFUSED, STOPPED = 0, 2, 130
+NEVER = 10**9
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -72,12 +78,31 @@ def arguments(verb: str, mechanism: str, folder: Path) -> list[str]:
     return line
 
 
-def start(line: Iterable[str], number: int = 0, at: int = 0) -> subprocess.Popen[str]:
-    """Begin a verb in a process of its own; with `at`, it gets signal `number` where it writes for the at-th time."""
-    entry = [str(Path(__file__)), "strike", str(number), str(at)] if at else ["-m", "kyomei"]
-    return subprocess.Popen(
-        [sys.executable, *entry, *line], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
+def start(line: Iterable[str]) -> subprocess.Popen[str]:
+    """Begin a verb in an interpreter of its own."""
+    command = [sys.executable, "-m", "kyomei", *line]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a verb ended: its exit status, and what it said."""
+
+    status: int
+    said: str
+
+
+def struck(line: list[str], number: int, at: int) -> Ended:
+    """A verb that gets signal `number` where it writes for the at-th time, in a fork of a process that has imported it."""
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "said"
+        status = ended(begun(strike, number, at, line, err=said, out=Path(os.devnull)))
+        return Ended(status, said.read_text(encoding="utf-8"))
+
+
+def whole(line: list[str]) -> Ended:
+    """A verb to its end, in a fork as well."""
+    return struck(line, 0, NEVER)
 
 
 def strike(number: int, at: int, line: list[str]) -> None:
@@ -89,16 +114,16 @@ def strike(number: int, at: int, line: list[str]) -> None:
         if next(moments) == at:
             os.kill(os.getpid(), number)
 
-    def struck_replace(*paths: Any) -> None:
+    def replace_between(*paths: Any) -> None:
         moment()
         replace(*paths)
         moment()
 
-    def struck_fsync(handle: int) -> None:
+    def fsync_after(handle: int) -> None:
         moment()
         fsync(handle)
 
-    os.replace, os.fsync = struck_replace, struck_fsync  # type: ignore[assignment]
+    os.replace, os.fsync = replace_between, fsync_after  # type: ignore[assignment]
     sys.argv = ["kyomei", *line]
     try:
         from kyomei.__main__ import main
@@ -116,6 +141,7 @@ class Reference:
         into: folder of the copies.
         mechanism: of the run.
         first: copy of a harvested run, whose rows serve every mechanism; none: this one harvests.
+        order: of the verbs that a run goes through.
         seconds: that each verb took.
         writes: moments of writing that each had.
     """
@@ -123,13 +149,14 @@ class Reference:
     into: Path
     mechanism: str
     first: Callable[[], Path] | None
+    order: tuple[str, ...] = VERBS
     seconds: dict[str, float] = field(default_factory=dict)
     writes: dict[str, int] = field(default_factory=dict)
 
     def before(self, verb: str) -> Path | None:
         """A run as it is before a verb; none for the first one."""
-        place = VERBS.index(verb)
-        return self.after(VERBS[place - 1]) if place else None
+        place = self.order.index(verb)
+        return self.after(self.order[place - 1]) if place else None
 
     def after(self, verb: str) -> Path:
         """A run as it is after a verb, made if it was not yet asked for."""
@@ -143,12 +170,15 @@ class Reference:
         if before is not None:
             shutil.copytree(before, new)
         began = time.monotonic()
-        process = start(arguments(verb, self.mechanism, new), at=10**9)
-        said = process.communicate()[1]
-        if process.returncode != DONE:
-            raise RuntimeError(f"undisturbed {verb} of {self.mechanism} ended in status {process.returncode}: {said[-600:]}")
+        # In an interpreter, whose start the moments of a signal may lie in.
+        entry = [sys.executable, str(Path(__file__)), "strike", *arguments(verb, self.mechanism, new)]
+        done = subprocess.run(entry, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+        if done.returncode != DONE:
+            raise RuntimeError(
+                f"undisturbed {verb} of {self.mechanism} ended in status {done.returncode}: {done.stderr[-600:]}"
+            )
         self.seconds[verb] = time.monotonic() - began
-        self.writes[verb] = int(re.findall(r"moments of writing: (\d+)", said)[-1])
+        self.writes[verb] = int(re.findall(r"moments of writing: (\d+)", done.stderr)[-1])
         return new.rename(folder)
 
     def _with_this_mechanism(self, folder: Path) -> Path:
@@ -224,9 +254,9 @@ def disturb(kind: str, reference: Reference, verb: str, folder: Path, chance: ra
     number = chance.choice([signal.SIGTERM, signal.SIGINT]) if polite else signal.SIGKILL
     line = arguments(verb, reference.mechanism, folder)
     if kind.endswith("at a write"):
-        process = start(line, number, chance.randint(1, reference.writes[verb]))
         # How long a process takes from its own signal to its end is not seen from here; how it ends is.
-        return left_well(process, process.communicate()[1]) if polite else _reaped(process)
+        hit = struck(line, number, chance.randint(1, reference.writes[verb]))
+        return left_well(hit) if polite else []
     process, began = start(line), time.monotonic()
     if polite and not hears(process):
         return [f"never took signals: {process.communicate()[1][-600:]}"]
@@ -243,32 +273,26 @@ def disturb(kind: str, reference: Reference, verb: str, folder: Path, chance: ra
         process.kill()
         return [f"still there {SECONDS_TO_LEAVE:.0f} s after the signal: {process.communicate()[1][-600:]}"]
     reference.seconds["leaving"] = max(reference.seconds.get("leaving", 0.0), time.monotonic() - asked)
-    return left_well(process, said) if polite else []
+    return left_well(Ended(process.returncode, said)) if polite else []
 
 
-def _reaped(process: subprocess.Popen[str]) -> list[str]:
-    process.communicate()
-    return []
-
-
-def left_well(process: subprocess.Popen[str], said: str) -> list[str]:
+def left_well(left: Ended) -> list[str]:
     """What is wrong with the end of a process that was asked to stop; it may have finished first."""
-    lines = [line for line in said.splitlines() if line.startswith("kyomei: ")]
-    if process.returncode == DONE or (process.returncode == STOPPED and len(lines) == 1 and "Traceback" not in said):
+    lines = [line for line in left.said.splitlines() if line.startswith("kyomei: ")]
+    if left.status == DONE or (left.status == STOPPED and len(lines) == 1 and "Traceback" not in left.said):
         return []
-    return [f"a signal ended in status {process.returncode} and {len(lines)} lines: {said[-600:]}"]
+    return [f"a signal ended in status {left.status} and {len(lines)} lines: {left.said[-600:]}"]
 
 
 def usable(folder: Path, verb: str, mechanism: str, chance: random.Random) -> list[str]:
     """Whether a later verb works on a copy of a disturbed run, or says in one line what it lacks."""
     copy = shutil.copytree(folder, folder.with_name("copy"))
     later = chance.choice(VERBS[VERBS.index(verb) :])
-    process = start(arguments(later, mechanism, copy))
-    said = process.communicate()[1]
+    left = whole(arguments(later, mechanism, copy))
     shutil.rmtree(copy)
-    if process.returncode in (DONE, REFUSED) and "Traceback" not in said:
+    if left.status in (DONE, REFUSED) and "Traceback" not in left.said:
         return []
-    return [f"afterwards {later} ended in status {process.returncode}: {said[-600:]}"]
+    return [f"afterwards {later} ended in status {left.status}: {left.said[-600:]}"]
 
 
 def inject(kind: str, verb: str, reference: Reference, into: Path, chance: random.Random) -> tuple[int, list[str]]:
@@ -281,10 +305,9 @@ def inject(kind: str, verb: str, reference: Reference, into: Path, chance: rando
         wrong += disturb(kind, reference, verb, folder, chance)
     if folder.exists() and chance.random() < 0.3:
         wrong += usable(folder, verb, reference.mechanism, chance)
-    process = start(arguments(verb, reference.mechanism, folder))
-    said = process.communicate()[1]
-    if process.returncode != DONE:
-        return times, [*wrong, f"resumed, it ended in status {process.returncode}: {said[-600:]}"]
+    again = whole(arguments(verb, reference.mechanism, folder))
+    if again.status != DONE:
+        return times, [*wrong, f"resumed, it ended in status {again.status}: {again.said[-600:]}"]
     other = differences(contents(folder), contents(expected))
     return times, [*wrong, *([f"not what an undisturbed one writes: {other}"] if other else [])]
 
@@ -295,8 +318,10 @@ Counts = collections.Counter[tuple[str, ...]]
 def campaign(count: int, seed: int, mechanisms: list[str], verbs: list[str], into: Path) -> tuple[Counts, list[str], float]:
     """So many cases, verbs and mechanisms in turn; returns faults of each kind, what went wrong, and the slowest leave."""
     chance = random.Random(seed)
-    first = Reference(into, mechanisms[0], None)
-    references = {name: Reference(into, name, lambda: first.after("harvest")) for name in mechanisms[1:]}
+    # No later verb needs a check.
+    order = tuple(verb for verb in VERBS if verb != "check" or verb in verbs)
+    first = Reference(into, mechanisms[0], None, order)
+    references = {name: Reference(into, name, lambda: first.after("harvest"), order) for name in mechanisms[1:]}
     references[first.mechanism] = first
     counts, wrong = Counts(), []
     # Verbs, kinds and mechanisms go round at their own pace, so that all pairs meet.
@@ -320,7 +345,7 @@ def campaign(count: int, seed: int, mechanisms: list[str], verbs: list[str], int
 
 def main() -> None:
     if sys.argv[1:2] == ["strike"]:
-        strike(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
+        strike(0, NEVER, sys.argv[2:])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100)
