@@ -163,7 +163,7 @@ def test_the_rows_that_a_share_takes_give_that_share(seed: int, wished: float) -
 
 def test_a_certificate_without_a_law_is_refused() -> None:
     frequency, p = latents(np.random.default_rng(1))
-    with pytest.raises(EvidenceError, match="Found 0 and 260"):
+    with pytest.raises(EvidenceError, match="Found 0 certified and 260 not"):
         FiringsLaw.fit(frequency, np.zeros(len(p), dtype=bool), 10_000)
     with pytest.raises(EvidenceError, match="more often the more they fire"):
         FiringsLaw.fit(frequency, np.random.default_rng(2).random(len(p)) > p, 10_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,13 @@ import pytest
 from scipy.special import expit
 from tests.stages.test_pilot import done, kyomei, refused, tiny_pilots
 
+from kyomei.errors import EvidenceError
 from kyomei.evidence.certificate import Certificate
-from kyomei.evidence.rows_law import REACH
+from kyomei.evidence.rows_law import REACH, FiringsLaw
 from kyomei.runs import Run
 from kyomei.stages.foretelling import held_to
+from kyomei.views.foretold import pilot_lines
+from kyomei.views.speech import Speech
 
 TOKENS, LATENTS = 12_000, 300
 SMALL = ["--dim", 256, "--parameters", 1e6, "--hardware", "h100"]
@@ -138,3 +142,19 @@ def test_a_stage_of_another_width_is_held_to_nothing(made: Path, tmp_path: Path)
     pilot = with_law(copied(made, tmp_path / "p"))
     held = held_to(Run.open(copied(made, pilot / "rollout/all", 3 * TOKENS)))
     assert held is not None and held["refused"] == {"expected": f"a dictionary of {LATENTS} latents", "found": "32"}
+    (line,) = pilot_lines({"held": held}, Speech("ja"))
+    assert f"潜在変数 {LATENTS} 個の辞書" in line and "32" in line
+
+
+def test_why_nothing_is_foretold_is_said_in_japanese_too() -> None:
+    frequency, refusals = np.linspace(0.001, 0.09, 100), []
+    for certified in (frequency > 1, frequency < 0.04):
+        with pytest.raises(EvidenceError) as error:
+            FiringsLaw.fit(frequency, certified, 1000)
+        refusals.append(error.value)
+    with pytest.raises(EvidenceError) as error:
+        FiringsLaw.fit(frequency, frequency > 0.04, 1000).share(1e6)
+    for refusal in (*refusals, error.value):
+        told = {"wanted": 1, "refused": {"expected": refusal.expected, "found": refusal.found}}
+        (line,) = pilot_lines({"foretold": told}, Speech("ja"))
+        assert not re.search("[a-z]{2}", line), line

@@ -199,10 +199,10 @@ class FiringsLaw:
         """
         dense, dead = frequency > DENSE_FREQUENCY, frequency <= 0
         usual = ~dense & ~dead
-        counts = {True: int((usual & certified).sum()), False: int((usual & ~certified).sum())}
-        if min(counts.values()) < MIN_LATENTS:
+        has, has_not = int((usual & certified).sum()), int((usual & ~certified).sum())
+        if min(has, has_not) < MIN_LATENTS:
             expected = f"at least {MIN_LATENTS} certified latents and as many others, dense and dead ones apart"
-            raise EvidenceError(expected, f"{counts[True]} and {counts[False]}", "take a run whose certificate has both")
+            raise EvidenceError(expected, f"{has} certified and {has_not} not", "take a run whose certificate has both")
         firings, number = np.unique(frequency[usual] * rows, return_inverse=True)
         cells = [np.bincount(number[certified[usual] == kind], minlength=len(firings)) for kind in (True, False)]
         settled = int((dense & certified).sum())
@@ -214,9 +214,8 @@ class FiringsLaw:
         lines = _logistic(np.log(firings), passed + failed, passed)
         at_one, slope = map(float, lines[0])
         if slope <= 0:
-            found_words = "that those with more firings are certified no more often"
-            do = "rows alone may not help here: see what the premises say"
-            raise EvidenceError("latents that are certified more often the more they fire", found_words, do)
+            expected, none = "latents that are certified more often the more they fire", "some that are certified no more often"
+            raise EvidenceError(expected, none, "rows alone may not help here: see what the premises say")
         luck = np.concatenate([[0.0], generator.standard_normal(DRAWS)])
         share = float(certified.mean())
         return cls(at_one, slope, rows, len(frequency), share, firings, passed + failed, drawn[:, -2], lines, luck)
