@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.warm import begun, command_line, ended, ranks, verb
 
 import kyomei
 from kyomei.evidence.certificate import Certificate
@@ -22,21 +23,25 @@ SEARCH = ("resonance.neurons=128", "resonance.steps=4", "resonance.rounds=1", "r
 
 def harvested(folder: Path) -> Path:
     chosen = [part for value in (*TRAINING, *SEARCH) for part in ("--set", value)]
-    arguments = ["harvest", str(folder), *SETTINGS, *chosen, "--threads", "1"]
-    subprocess.run([sys.executable, "-m", "kyomei", *arguments], check=True, capture_output=True, timeout=300)
+    in_one_process("harvest", folder, *SETTINGS, *chosen)
     return folder
+
+
+def in_one_process(*arguments: str | Path) -> None:
+    done = verb(*arguments, "--threads", "1")
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def torchrun(folder: Path, mesh: str, *, restarts: int = 0) -> subprocess.Popen[str]:
     return ranks_of(2, "train", str(folder), "--mesh", mesh, restarts=restarts)
 
 
-def ranks_of(count: int, *verb: str, restarts: int = 0) -> subprocess.Popen[str]:
-    ranks = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", f"--max-restarts={restarts}"]
-    arguments = ["-m", "kyomei", *verb, "--threads", "1", "--json"]
+def ranks_of(count: int, *line: str, restarts: int = 0) -> subprocess.Popen[str]:
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", f"--max-restarts={restarts}"]
+    arguments = ["-m", "kyomei", *line, "--threads", "1", "--json"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, *ranks, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *start, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -44,8 +49,7 @@ def ranks_of(count: int, *verb: str, restarts: int = 0) -> subprocess.Popen[str]
 def test_a_rank_that_is_killed_is_restarted_and_the_run_ends_as_in_one_process(tmp_path: Path) -> None:
     folder = harvested(tmp_path / "one")
     subprocess.run(["cp", "-r", str(folder), str(tmp_path / "two")], check=True)
-    train = [sys.executable, "-m", "kyomei", "train", str(folder), "--resume", "--threads", "1"]
-    subprocess.run(train, check=True, capture_output=True, timeout=300)
+    in_one_process("train", folder, "--resume")
     spread = tmp_path / "two"
     process = torchrun(spread, "1x2", restarts=2)
     kill_a_worker(process, spread / "replicas" / "0")
@@ -82,8 +86,7 @@ def rows_and_tokens(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_a_harvest_on_ranks_has_the_bytes_of_one_process_also_after_a_rank_is_killed(tmp_path: Path) -> None:
-    one = [sys.executable, "-m", "kyomei", "harvest", str(tmp_path / "1"), *HARVEST, "--threads", "1"]
-    subprocess.run(one, check=True, capture_output=True, timeout=300)
+    in_one_process("harvest", tmp_path / "1", *HARVEST)
     expected = rows_and_tokens(tmp_path / "1")
     assert sum("shard-" in name for name in expected) > 20
     folder = tmp_path / "3"
@@ -108,17 +111,21 @@ CERTIFIED = (
 )
 
 
+def side_by_side(count: int, place: Path, *line: str) -> tuple[list[int], str, str]:
+    """A verb in processes that are told what torchrun would tell them: their statuses, and what all wrote."""
+    out, err = place / "out", place / "err"
+    started = [begun(command_line, *line, "--threads", "1", "--json", err=err, out=out, env=env) for env in ranks(count)]
+    return [ended(rank) for rank in started], out.read_text(), err.read_text()
+
+
 @pytest.mark.slow
-def test_a_certificate_under_torchrun_is_that_of_one_process(tmp_path: Path) -> None:
-    run = [sys.executable, "-m", "kyomei"]
+def test_a_certificate_of_several_processes_is_that_of_one(tmp_path: Path) -> None:
     chosen = [part for value in CERTIFIED for part in ("--set", value)]
-    train = [*run, "train", str(tmp_path / "one"), "--tokens", "12000", *chosen, "--threads", "1"]
-    subprocess.run(train, check=True, capture_output=True, timeout=300)
+    in_one_process("train", tmp_path / "one", "--tokens", "12000", *chosen)
     subprocess.run(["cp", "-r", str(tmp_path / "one"), str(tmp_path / "two")], check=True)
-    subprocess.run([*run, "certify", str(tmp_path / "one"), "--threads", "1"], check=True, capture_output=True, timeout=300)
-    process = ranks_of(2, "certify", str(tmp_path / "two"))
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-3000:]
+    in_one_process("certify", tmp_path / "one")
+    statuses, output, errors = side_by_side(2, tmp_path, "certify", str(tmp_path / "two"))
+    assert statuses == [0, 0], errors[-3000:]
     assert output.count('"certificates"') == 1, "one rank prints the summary"
     one, two = (Certificate.read(tmp_path / name / "certificate.json") for name in ("one", "two"))
     assert [feature["status"] for feature in one.features] == [feature["status"] for feature in two.features]
@@ -127,12 +134,11 @@ def test_a_certificate_under_torchrun_is_that_of_one_process(tmp_path: Path) -> 
         for kind, shares in one.shares[name].items():
             assert shares == pytest.approx(two.shares[name][kind], abs=1e-6)
     assert kyomei.load(tmp_path / "two" / "replicas" / "0").provenance["certificate"]["latents"] == 66
-    refused = ranks_of(2, "certify", str(tmp_path / "two"), "--baseline", "topk")
-    assert "certify those in one process" in refused.communicate(timeout=120)[1].lower() and refused.returncode != 0
+    statuses, _, errors = side_by_side(2, tmp_path, "certify", str(tmp_path / "two"), "--baseline", "topk")
+    assert "certify those in one process" in errors.lower() and 0 not in statuses
 
 
 def test_a_run_that_is_not_harvested_is_refused_on_a_mesh(tmp_path: Path) -> None:
-    process = torchrun(tmp_path / "new", "1x2")
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode != 0
+    statuses, _, errors = side_by_side(2, tmp_path, "train", str(tmp_path / "new"), "--mesh", "1x2")
+    assert 0 not in statuses
     assert "Expected a harvested run on a mesh" in errors and "`kyomei harvest`" in errors.lower()

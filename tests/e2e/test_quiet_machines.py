@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.warm import verb as kyomei
 
 from kyomei.runs import Run
 
@@ -30,15 +31,9 @@ TINY = {
 OPTIONS = ["--threads", "1", *(part for key, value in TINY.items() for part in ("--set", f"{key}={value}"))]
 
 
-def kyomei(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    command = [sys.executable, "-m", "kyomei", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, timeout=300, check=False, env=env, cwd=cwd)
-
-
-def refused(done: subprocess.CompletedProcess[bytes]) -> str:
+def refused(done: subprocess.CompletedProcess[str]) -> str:
     """The one line of a refusal."""
-    said = done.stderr.decode()
+    said = done.stderr
     lines = [line for line in said.splitlines() if line.startswith("kyomei: Expected")]
     assert done.returncode == 2 and len(lines) == 1 and "Traceback" not in said, said
     return lines[0]
@@ -77,7 +72,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quiet") / "run"
     for verb in (("train", folder, *OPTIONS), ("certify", folder), ("measure", folder), ("report", folder)):
         done = kyomei(*verb)
-        assert done.returncode == 0, done.stderr.decode()
+        assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -112,7 +107,7 @@ def test_a_finished_run_that_cannot_be_written_to_is_read(finished: Path) -> Non
     with read_only(finished) as folder:
         for verb in ("report", "measure", "certify"):
             done = kyomei(verb, folder, "--json")
-            assert done.returncode == 0, (verb, done.stderr.decode())
+            assert done.returncode == 0, (verb, done.stderr)
             assert json.loads(done.stdout)
         assert kyomei("train", folder, "--resume").returncode == 0
         for verb in (("certify", folder, "--baseline", "l1"), ("train", folder, "--overwrite", *OPTIONS)):
@@ -126,7 +121,7 @@ def test_what_is_up_to_date_is_read_while_another_process_works(finished: Path) 
     with Run.open(finished).lock():
         for verb in (("certify", finished), ("train", finished, "--resume")):
             done = kyomei(*verb)
-            assert done.returncode == 0, done.stderr.decode()
+            assert done.returncode == 0, done.stderr
         assert "locked by process" in refused(kyomei("certify", finished, "--baseline", "l1"))
 
 
@@ -138,7 +133,7 @@ def test_another_number_of_threads_on_resume_is_said(tmp_path: Path) -> None:
         manifest["stages"] = {"harvest": manifest["stages"]["harvest"]}
         (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
         done = kyomei("train", tmp_path / "run", "--resume", "--threads", threads)
-        assert done.returncode == 0 and (b"CPU threads: worked on with 1 before and 2 now" in done.stderr) == said
+        assert done.returncode == 0 and ("CPU threads: worked on with 1 before and 2 now" in done.stderr) == said
     history = json.loads((tmp_path / "run" / "manifest.json").read_text())["history"]
     assert [act["threads"] for act in history] == [1, 1, 2, 2]
 
@@ -161,6 +156,24 @@ for line in json.loads(sys.argv[1]):
 """Verbs one after the other in one process."""
 
 
+def several(lines: list[list[str]], cwd: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Verbs in one interpreter, with an environment that it reads when it starts."""
+    command = [sys.executable, "-c", SEVERAL, json.dumps(lines)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, timeout=600, check=False)
+
+
+def told(output: str) -> list[tuple[int, str]]:
+    """Of what several verbs wrote to standard output, the status of each and what it wrote."""
+    found, written = list[tuple[int, str]](), ""
+    for said in output.splitlines(keepends=True):
+        if said.startswith("[["):
+            found, written = [*found, (json.loads(said)[1], written)], ""
+        else:
+            written += said
+    return found
+
+
 @pytest.mark.slow
 def test_a_run_may_lie_in_any_folder(finished: Path, tmp_path: Path) -> None:
     lines = []
@@ -170,11 +183,11 @@ def test_a_run_may_lie_in_any_folder(finished: Path, tmp_path: Path) -> None:
         lines.append(["train", "--resume", "--", name])
     # One that is begun there.
     lines += [["harvest", *OPTIONS, "--", name] for name in ("-first of all", "ü" * 100)]
-    command = [sys.executable, "-c", SEVERAL, json.dumps(lines)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
-    answers = [json.loads(said) for said in done.stdout.splitlines() if said.startswith("[[")]
+    done = several(lines, tmp_path)
+    output = done.stdout.decode()
+    answers = [json.loads(said) for said in output.splitlines() if said.startswith("[[")]
     assert answers == [[line, 0] for line in lines], done.stderr[-3000:]
-    reports = [json.loads(said)["report"] for said in done.stdout.splitlines() if said.startswith("{") and '"report"' in said]
+    reports = [json.loads(said)["report"] for said in output.splitlines() if said.startswith("{") and '"report"' in said]
     assert [Path(path) for path in reports] == [Path(name) / "report.html" for name in ODD]
     history = json.loads((tmp_path / "-first of all" / "manifest.json").read_text())["history"]
     assert history[0]["outcome"] == "done"
@@ -184,14 +197,15 @@ def test_a_run_may_lie_in_any_folder(finished: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_a_plain_terminal_gets_plain_text(finished: Path, tmp_path: Path, encoding: str) -> None:
     folder = shutil.copytree(finished, tmp_path / "共鳴 žluť")
-    settings = {"PYTHONIOENCODING": encoding, "NO_COLOR": "1", "FORCE_COLOR": ""}
-    for verb in (["certify"], ["certify", "--json"], ["report"], ["report", "--json"], ["train", "--resume"]):
-        done = kyomei(*verb, folder, **settings)
-        assert done.returncode == 0, done.stderr.decode(encoding)
-        said = done.stdout.decode(encoding) + done.stderr.decode(encoding)
-        assert "\x1b" not in said and "Traceback" not in said
-        if "--json" in verb:
-            assert json.loads(done.stdout.decode(encoding))
-    for verb in ([], ["train"], ["plan"], ["reproduce"]):
-        kyomei(*verb, "--help", **settings).stdout.decode(encoding)
-    assert refused(kyomei("certify", tmp_path / "無い", **settings))
+    verbs = (["certify"], ["certify", "--json"], ["report"], ["report", "--json"], ["train", "--resume"])
+    lines = [[*verb, str(folder)] for verb in verbs] + [[*verb, "--help"] for verb in ([], ["train"], ["plan"], ["reproduce"])]
+    lines.append(["certify", str(tmp_path / "無い")])
+    done = several(lines, tmp_path, PYTHONIOENCODING=encoding, NO_COLOR="1", FORCE_COLOR="")
+    *before, refusal = done.stderr.splitlines(keepends=True)
+    output, errors = done.stdout.decode(encoding), b"".join(before).decode(encoding)
+    answers = told(output)
+    assert [status for status, _ in answers] == [0] * 9 + [2], errors
+    assert "\x1b" not in output + errors and "Traceback" not in output + errors and "kyomei: Expected" not in errors
+    for verb, (_, said) in zip(verbs, answers, strict=False):
+        assert "--json" not in verb or json.loads(said)
+    assert refusal.decode().startswith("kyomei: Expected")
