@@ -85,26 +85,27 @@ def test_a_model_that_is_not_here_can_be_planned_for() -> None:
     assert found.mesh == "1x64" and 0 < found.memory_bytes < 80e9
     assert 1e8 < found.traffic_bytes < 1e9
     assert dict(plan_table(found.to_dict(), "h100", 3).rows)["traffic"].endswith("GB a step")
-    # Figures are made by one process: 64 GPUs are not paid for that long.
+    # Figures are made by one process: no more than a machine is paid for that long.
     alone = found.seconds["measure"]
-    assert found.price == pytest.approx((64 * (found.total_seconds - alone) + alone) / 3600 * GPUS["h100"].price)
+    assert found.price == pytest.approx((64 * (found.total_seconds - alone) + 8 * alone) / 3600 * GPUS["h100"].price)
     assert any("the figures by one process: a smaller source.evidence_share" in line for line in found.advice)
     with pytest.raises(RecipeError, match=r"a model to probe here. Found its size alone. Name a GPU"):
         plan(SMALL, model_size=(4096, 8e9))
 
 
-def test_a_certificate_is_shared_by_processes_and_the_whitening_is_not() -> None:
+def test_a_certificate_is_shared_by_processes_but_for_the_whitening_and_the_table() -> None:
     """Three replicas on all of 1,000 rows, two of the null, and four searches among 256 latents twice; 64 dimensions."""
     own = SMALL.with_values({"source.num_tokens": 4000, "source.evidence_share": 0.25})
     probe = Probe("here", 1, None, 0.0, 64, Rates(1e4, 0.1, 0.1, 1e6, 0.0))
-    scored, whitened = (3.0 * 5 * 1000 + 2 * 4 * 256) * 256, 2 * 1000 * 64
+    scored, whitened, table = (1.6 * 5 * 1000 + 2 * 4 * 256) * 256, 6 * 1000 * 64, 0.0015 * 256
     for processes in (1, 2, 8):
-        assert probe.certify_seconds(own, processes) == pytest.approx((scored / processes + whitened) / 1e6)
+        assert probe.certify_seconds(own, processes) == pytest.approx((scored / processes + whitened) / 1e6 + table)
     assert probe.plan(own).seconds["certify"] == probe.certify_seconds(own, 1)
     # On GPUs it is made on the processors that come with them.
     wide = own.with_values({"dictionary.width": 65_536})
-    one, many = (plan(wide, "h100", gpus=gpus, model_size=(4096, 1e9)).seconds for gpus in (1, 8))
-    assert 7 < one["certify"] / many["certify"] <= 8 and one["measure"] == many["measure"]
+    one, eight, many = (plan(wide, "h100", gpus=gpus, model_size=(4096, 1e9)).seconds for gpus in (1, 8, 64))
+    assert 1 < one["certify"] / eight["certify"] <= 8 and many["certify"] < eight["certify"]
+    assert one["measure"] / eight["measure"] == pytest.approx(8) and eight["measure"] == many["measure"]
 
 
 def test_unknown_hardware_is_refused() -> None:

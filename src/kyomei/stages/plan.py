@@ -35,7 +35,7 @@ from kyomei.source.stream import KEPT_SHARE
 from kyomei.stages.hardware import GPU_ENCODES, GPUS, LAUNCH_SECONDS, PROCESSOR_TFLOPS, UTILISATION, Hardware
 from kyomei.stages.harvest import load_model
 from kyomei.stages.room import Room
-from kyomei.stages.traffic import Traffic
+from kyomei.stages.traffic import MACHINE_GPUS, Traffic
 from kyomei.views.numbers import duration
 
 PROBE_STEPS = 5
@@ -47,8 +47,10 @@ ALL_STEPS, LEFT_AFTER_MERGING = 0.33, 0.4
 NUM_NULLS = 2
 CHECK_SEARCHES = 9.0
 """The premise check as a multiple of its searches, measured once on the demo's rows: the rest looks at how codes behave."""
-SURVEY_PASSES = 3.0
-"""Scorings of the evidence rows that take as long as what a certificate asks of one dictionary there (docs/results.md)."""
+SURVEY_PASSES, WHITENING_PASSES, LATENT_SECONDS = 1.6, 6.0, 1.5e-3
+"""Of a certificate: what one dictionary is asked on the evidence rows, in scorings of these; the whitening of the rows and the
+null's, in scorings by as many neurons as rows have dimensions; a latent's line in the table that one process writes. From one
+small run on one and two processes (docs/results.md)."""
 MEASURE_PASSES = 12.0
 """The same of all figures; not measured."""
 ALONE = "measure"
@@ -195,6 +197,7 @@ class Probe:
         """What a recipe takes there."""
         size, rates, gpus = _Size.of(recipe, self.dim), self.rates, self.gpus
         here = self.hardware == "here"
+        machine = min(gpus, MACHINE_GPUS)  # whose processors one process can have
         features = 1 if here else _feature_parts(size, GPUS[self.hardware], gpus)
         traffic, first = (size.traffic(gpus // features, features, width) for width in (size.width, size.widest))
         if not here:
@@ -207,10 +210,10 @@ class Probe:
             "check": _check_seconds(size, rates),
             **_training_seconds(recipe, size, rates),
             "certify": self.certify_seconds(recipe, gpus),
-            "measure": _measure_seconds(size, self._evidence_rate),
+            "measure": _measure_seconds(size, self._evidence_rate * machine),
         }
         memory = rates.base_bytes + size.working_bytes if here else size.gpu_bytes(gpus // features, features)
-        hours = sum(taken * (1 if part == ALONE else gpus) for part, taken in seconds.items()) / 3600
+        hours = sum(taken * (machine if part == ALONE else gpus) for part, taken in seconds.items()) / 3600
         cost = None if self.price is None else self.price * hours
         mesh, read = f"{gpus // features}x{features}", recipe.train.steps * recipe.train.batch_rows
         advice = tuple(_advice(recipe, seconds, read / size.rows))
@@ -364,12 +367,14 @@ def _certify_seconds(size: _Size, rate: float, processes: int) -> float:
     """A certificate, whose processes share the latents out: every one of them meets rows and the latents of the others.
 
     Replicas meet all evidence rows, the null those that activations are compared on. Each of the null's two is looked for in
-    the other, and the dictionary in all other replicas, by encoders and by decoders. All processes whiten the rows.
+    the other, and the dictionary in all other replicas, by encoders and by decoders. All processes whiten the rows, and one
+    writes the table.
     """
     rows, replicas = size.evidence_rows, size.recipe.source.replicas
     compared = min(rows, MAX_ROWS)
     scored = SURVEY_PASSES * (replicas * rows + NUM_NULLS * compared) + 2.0 * size.width * (replicas - 1 + NUM_NULLS)
-    return (scored * size.width / processes + 2.0 * rows * size.dim) / rate
+    whitened = WHITENING_PASSES * rows * size.dim
+    return (scored * size.width / processes + whitened) / rate + LATENT_SECONDS * size.width
 
 
 def _measure_seconds(size: _Size, rate: float) -> float:
