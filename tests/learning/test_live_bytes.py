@@ -18,7 +18,7 @@ from kyomei.source.rows import Rows, open_rows
 
 T = TypeVar("T")
 BENCH = Path(__file__).parents[2] / "bench"
-WIDTH, ROWS = 4096, 256
+WIDTH, NARROW, ROWS = 4096, 512, 256
 WORK = ("placement", "comparison", "fit")
 SHARES = {"placement": 0.25, "comparison": 0.38, "fit": 0.35}
 """What is measured at this width, and less than one matrix of all latents in place of a rank's quarter would bring it to."""
@@ -61,18 +61,19 @@ class OneOfFour:
 def held(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, int]]:
     """Most bytes at once of each piece of work, on one rank and on one of four."""
     bench, counted = module("placement"), module("live_bytes")
-    folder = tmp_path_factory.mktemp("made")
-    bench.make(folder, WIDTH, ROWS)
-    rows: Rows = open_rows(folder / "rows.npy")
+    folders = {width: tmp_path_factory.mktemp("made") for width in (WIDTH, NARROW)}
+    for width, folder in folders.items():
+        bench.make(folder, width, ROWS)
 
-    def most(name: str, mesh: Any) -> int:
+    def most(name: str, mesh: Any, width: int = WIDTH) -> int:
+        rows: Rows = open_rows(folders[width] / "rows.npy")
         with counted.LiveBytes() as live:
-            bench.WORK[name](folder, rows, mesh, WIDTH)
+            bench.WORK[name](folders[width], rows, mesh, width)
         return int(live.most)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("kyomei.learning.anchoring.anchored_decoders.__defaults__", (2,))  # sweeps are alike
-        [most(name, OneOfFour()) for name in WORK]  # what libraries take when they are first used
+        [most(name, OneOfFour(), NARROW) for name in WORK]  # what libraries take when they are first used
         return {name: (most(name, Mesh()), most(name, OneOfFour())) for name in WORK}
 
 
