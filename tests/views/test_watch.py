@@ -6,8 +6,6 @@ import io
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.warm import begun, command_line, ended, verb
 from typer.testing import CliRunner, Result
 
 from kyomei.atomic import sha256_of
@@ -255,17 +254,17 @@ def test_a_process_that_is_stopped_anywhere_goes_on_without_counting_twice(run: 
     text = tmp_path / "text.jsonl"
     text.write_text(records(own_texts(40)))
     whole = kyomei(run.folder, "--state", tmp_path / "whole", "--text", text)
-    command = [sys.executable, "-m", "kyomei", "watch", str(run.folder), "--state", str(tmp_path / "s"), "--text", str(text)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = ["watch", str(run.folder), "--state", str(tmp_path / "s"), "--text", str(text)]
+    process = begun(command_line, *command, err=tmp_path / "said")
     for _ in range(3000):
-        if (tmp_path / "s/state.safetensors").exists() or process.poll() is not None:
+        if (tmp_path / "s/state.safetensors").exists() or not process.is_alive():
             break
         time.sleep(0.05)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    if number == signal.SIGTERM and process.returncode == STOPPED:
+    process.terminate() if number == signal.SIGTERM else process.kill()  # nothing, if it has ended first
+    if ended(process, 60) == STOPPED:
+        said = (tmp_path / "said").read_text()
         assert "Run the same command again: what is counted stays counted" in said, said
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = verb(*command)
     assert done.returncode == whole.exit_code, done.stderr
     statuses = [json.loads((tmp_path / name / "status.json").read_text()) for name in ("whole", "s")]
     for key in ("documents", "tokens", "evidence", "features"):
