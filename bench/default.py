@@ -47,7 +47,7 @@ from kyomei.stages.measure import kept_rows
 from kyomei.stages.progress import Reporter
 
 DATA = Path(__file__).parent / "data" / "default"
-REPLICAS, NULL_SEED, WINDOWS = 3, 1000, 256
+REPLICAS, NULL_SEED = 3, 1000
 FVU_CHANGE, CERTIFIED_CHANGE = 0.01, 0.01
 
 
@@ -64,6 +64,8 @@ class Cell:
     context: int = 256
     text: str = "stdlib"
     random_weights: int | None = None
+    windows: int = 256
+    """Windows of unseen text for the cross-entropy; fewer of a larger model."""
     harvest: str = ""
     """Name of the cell whose rows these are; empty: its own."""
 
@@ -77,9 +79,9 @@ SITES = {
     "embedded-2-768-random": Cell("embedded", "model.layers.2.mlp", 300_000, width=768, l0=12, random_weights=1),
     "minilm-3": Cell(MINILM, "encoder.layer.3.output.dense", 800_000, context=128),
     "minilm-5": Cell(MINILM, "encoder.layer.5.output.dense", 800_000, context=128),
-    "smollm2-15": Cell(SMOLLM2, "model.layers.15.mlp", 500_000),
-    "smollm2-15-residual": Cell(SMOLLM2, "model.layers.15", 500_000),
-    "gemma-9": Cell(GEMMA, "model.layers.9.mlp", 500_000),
+    "smollm2-15": Cell(SMOLLM2, "model.layers.15.mlp", 500_000, windows=64),
+    "smollm2-15-residual": Cell(SMOLLM2, "model.layers.15", 500_000, windows=64),
+    "gemma-9": Cell(GEMMA, "model.layers.9.mlp", 500_000, windows=64),
 }
 CELLS = SITES | {f"{name}-l{l0}": replace(SITES[name], l0=l0, harvest=name) for name in SITES for l0 in (16, 64)}
 NAMES = {name: name for name in ("topk", "batchtopk", "jumprelu", "matryoshka", "l1")} | {"paper": "gba"}
@@ -126,14 +128,15 @@ class Trial:
         for i, (label, part, seed) in enumerate(self._parts()):
             folder = self.folder / label
             if not (folder / "seconds.json").exists():
-                began = time.process_time()
                 recipe = self.recipe if label.startswith("real") else GAUSSIAN.recipe(self.recipe)
                 directions = self._directions(part, recipe, seed, folder)
                 if directions is not None and label.startswith("null") and as_many is not None:
                     directions = directions.no_more_than(as_many)
-                fit(part, recipe, seed=seed, directions=directions).save(folder)
+                # Directions may be of an earlier run of this trial: their time counts all the same.
                 resonance = json.loads((folder / "resonance.json").read_text()) if directions is not None else 0.0
-                (folder / "seconds.json").write_text(json.dumps([time.process_time() - began, resonance]))
+                began = time.process_time()
+                fit(part, recipe, seed=seed, directions=directions).save(folder)
+                (folder / "seconds.json").write_text(json.dumps([resonance + time.process_time() - began, resonance]))
             if i == 0 and (folder / "directions.safetensors").exists():
                 as_many = Directions.load(folder / "directions.safetensors")
             times.append(json.loads((folder / "seconds.json").read_text()))
@@ -206,7 +209,7 @@ class Trial:
             return None
         text, site = tokens_of(self.run, "evidence"), site_of(self.run)
         kept = kept_rows(self.run, model)
-        found = [cross_entropy_recovered(model, text, site, sae, WINDOWS, **kept) for sae in saes]
+        found = [cross_entropy_recovered(model, text, site, sae, self.cell.windows, **kept) for sae in saes]
         return [[one.recovered, one.recovered_error] for one in found]
 
 

@@ -29,10 +29,11 @@ from default import CELLS, DATA, REPLICAS, measured, settled
 MAIN = ("default", "topk", "batchtopk")
 CORE = [(cell, method) for cell in ("embedded-2", "minilm-3", "smollm2-15") for method in (*MAIN, "jumprelu")]
 FURTHER = [
+    *(("embedded-2-768", method) for method in (*MAIN, "jumprelu")),
     *((cell, method) for cell in ("minilm-5", "smollm2-15-residual", "embedded-1", "gemma-9") for method in MAIN),
     *((f"embedded-2-l{l0}", method) for l0 in (16, 64) for method in MAIN),
     *(("embedded-2", method) for method in ("matryoshka", "l1", "paper")),
-    *(("embedded-2-random", method) for method in MAIN[:2]),
+    *((cell, method) for cell in ("embedded-2-768-random", "embedded-2-random") for method in MAIN[:2]),
 ]
 COLUMNS = ("site and L0", "method", "steps", "plateau", "L0", "alive", "FVU", "cross-entropy recovered", "certified")
 COLUMNS += ("of explained variance", "from context", "null", "seconds")

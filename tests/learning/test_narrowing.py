@@ -22,10 +22,15 @@ from kyomei.source.rows import open_rows
 
 
 def test_widths_fall_in_equal_ratios_to_the_one_asked_for() -> None:
-    assert widths(100, 4.0) == [400, 283, 200, 141]
-    assert widths(100, 1.0) == widths(100, 1.004) == [100]
-    assert all(a > b > 1000 for a, b in zip(widths(1001, 2.0), widths(1001, 2.0)[1:], strict=False))
-    assert len(widths(1001, 2.0)) == PARTS
+    assert widths(100, 10, 4.0) == widths(100, 34, None) == [400, 283, 200, 141]
+    assert widths(100, 10, 1.0) == widths(100, 10, 1.004) == [100]
+    assert all(a > b > 1000 for a, b in zip(widths(1001, 10, 2.0), widths(1001, 10, 2.0)[1:], strict=False))
+    assert len(widths(1001, 10, 2.0)) == PARTS
+
+
+def test_a_dictionary_begins_with_no_more_latents_than_its_rows_dimension_bears() -> None:
+    assert [widths(width, 256, None)[0] for width in (64, 768, 1024, 2048, 3072, 4096)] == [256, 3072, 3072, 3072, 3072, 4096]
+    assert len(widths(3072, 256, None)) == 1
 
 
 def _dictionary(activation: str, k: int | None) -> tuple[SparseAutoencoder, torch.Tensor]:

@@ -30,7 +30,7 @@ def here() -> Plan:
 
 def test_every_part_of_the_work_is_there(here: Plan) -> None:
     assert list(here.seconds) == ["harvest", "check", "resonance", "placing latents", "training", "certify", "measure"]
-    assert all(seconds > 0 for seconds in here.seconds.values()) and here.total_seconds < 600
+    assert all(seconds > 0 for seconds in here.seconds.values()) and here.total_seconds < 7200
     assert here.price is None and here.mesh == "1x1"
     assert 1e8 < here.memory_bytes < 1e10
     shown = dict(plan_table(here.to_dict(), "here", SMALL.source.replicas).rows)

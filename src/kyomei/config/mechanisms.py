@@ -24,7 +24,7 @@ class Placing(NamedTuple):
         hold: whether their encoders are kept.
         frequent: frequency above which latents that were trained first stay, in place of directions.
         first_share: share of the steps in which the whole width is trained first, where resonance leaves much of the rows.
-        widest: times the width with which that part begins.
+        widest: times the width with which that part begins; none: as suits the rows' dimension.
         groups: parts of the spectrum of the directions' frequencies, each of which has one target.
     """
 
@@ -33,7 +33,7 @@ class Placing(NamedTuple):
     hold: bool = False
     frequent: float = 1.0
     first_share: float = 0.0
-    widest: float = 1.0
+    widest: float | None = 1.0
     groups: int = 10
 
 
@@ -127,8 +127,9 @@ class GBASettings(AdaptingSettings):
     """Target activation frequency of the last group (LTF, random start)."""
     warm_share: float = Field(0.6, ge=0, le=1)
     """Share of the steps in which the whole width is trained as TopK, where resonance does not explain the rows."""
-    widest: float = Field(4.0, ge=1)
-    """Times the width with which these steps begin; part by part the latents that reconstruction misses least are left out."""
+    widest: float | None = Field(None, ge=1)
+    """Times the width with which these steps begin; part by part the latents that reconstruction misses least are left out.
+    None: 4, or fewer where that would be more than 12 latents a dimension."""
     frequent: Frequency = Field(0.003, gt=0, lt=1)
     """Latents that are active this often after that stay free; resonant directions take the place of rarer ones."""
 

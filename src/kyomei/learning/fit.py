@@ -216,7 +216,7 @@ def _wide_first(
     Dead latents are not revived: they are the first to be left out.
     """
     k = max(1, round(aimed_l0(recipe, width)))
-    parts = widths(width, recipe.mechanism.placing.widest)
+    parts = widths(width, rows.dim, recipe.mechanism.placing.widest)
     latents = random_start(parts[0], rows.dim, seed, False, normalisation.varies, work.mesh.share(parts[0]))
     ends = [round(steps * number / len(parts)) for number in range(len(parts) + 1)]
     for number, (wide, narrower) in enumerate(pairwise([*parts, width])):

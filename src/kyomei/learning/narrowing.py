@@ -19,20 +19,25 @@ from kyomei.source.rows import Rows
 
 PARTS = 4
 """Parts of a training that begins wide; each has one width."""
+WIDEST, MOST_PER_DIM = 4, 12
+"""Times the width, and latents a dimension, with which a training begins where the recipe says nothing. What a site holds is
+bounded by its dimension: at 32 a dimension the wide start cost time and certified less (docs/tried.md)."""
 SAMPLE_ROWS = 65_536
 """Rows by which latents are judged at most."""
 
 
-def widths(width: int, widest: float) -> list[int]:
+def widths(width: int, dim: int, widest: float | None) -> list[int]:
     """Widths of the parts before the last, in equal ratios; one part of the width itself where nothing is narrowed.
 
     Args:
         width: at the end.
-        widest: times that width at the beginning.
+        dim: of the rows.
+        widest: times that width at the beginning; none: `WIDEST`, but no more latents than `MOST_PER_DIM` allows.
     """
-    if round(widest * width) <= width:
+    first = round(min(WIDEST * width, MOST_PER_DIM * dim) if widest is None else widest * width)
+    if first <= width:
         return [width]
-    return [round(width * widest ** (1 - part / PARTS)) for part in range(PARTS)]
+    return [round(width * (first / width) ** (1 - part / PARTS)) for part in range(PARTS)]
 
 
 def missed(sae: Spread, rows: Rows) -> Float[Tensor, " own"]:

@@ -299,7 +299,7 @@ class _Size:
     def first_widths(self) -> list[int]:
         """Of the parts in which the dictionary is learnt before latents are placed."""
         placing = self.recipe.mechanism.placing
-        return widths(self.width, placing.widest) if placing.first_share else [self.width]
+        return widths(self.width, self.dim, placing.widest) if placing.first_share else [self.width]
 
     @property
     def widest(self) -> int:
