@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from default import CELLS, DATA, REPLICAS, measured, settled
 
@@ -106,30 +107,39 @@ def run(args: Namespace) -> None:
 
 
 MARKERS = {"default": "o", "topk": "s", "batchtopk": "^", "jumprelu": "D", "matryoshka": "v", "l1": "x", "paper": "P"}
+COLOURS = {method: f"C{place}" for place, method in enumerate(MARKERS)}
+CALLED = {"default": "Kyomei", "topk": "TopK", "batchtopk": "BatchTopK", "jumprelu": "JumpReLU", "paper": "GBA as in the paper"}
 
 
 def panel(axes: Axes, data: Path, cell: str) -> None:
     """Certified share against FVU: one point a method, bars over the replicas."""
-    for method, marker in MARKERS.items():
+    for method in measured_of(data, cell):
         record, _ = shown(data, cell, method)
-        if record is None:
-            continue
-        fvu, certified = np.array(record["fvu"]), np.array(record["certified"])
+        assert record is not None
+        fvu, certified = np.array(record["fvu"]), 100 * np.array(record["certified"])
         reach = [[[v.mean() - v.min()], [v.max() - v.mean()]] for v in (fvu, certified)]
-        axes.errorbar(fvu.mean(), certified.mean(), reach[1], reach[0], fmt=marker, label=method, capsize=2)
+        style: dict[str, Any] = {"fmt": MARKERS[method], "color": COLOURS[method], "label": CALLED.get(method, method)}
+        axes.errorbar(fvu.mean(), certified.mean(), reach[1], reach[0], capsize=2, **style)
     axes.set_title(f"{cell}, width {CELLS[cell].width:,}, L0 {CELLS[cell].l0}", fontsize=9)
-    axes.set_xlabel("fraction of variance unexplained")
-    axes.legend(fontsize=8)
+    axes.set(xlabel="fraction of variance unexplained", ylim=(0, 100))
+    axes.margins(x=0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+
+
+def measured_of(data: Path, cell: str) -> list[str]:
+    return [method for method in MARKERS if shown(data, cell, method)[0]]
 
 
 def figure(args: Namespace) -> None:
-    cells = [cell for cell in CELLS if any(shown(args.data, cell, method)[0] for method in MARKERS)]
-    drawing = Figure(figsize=(4 * len(cells), 3.4), layout="constrained")
-    for place, cell in enumerate(cells):
-        axes = drawing.add_subplot(1, len(cells), place + 1)
+    """One panel a cell in which more than one method was measured."""
+    cells = [cell for cell in CELLS if len(measured_of(args.data, cell)) > 1]
+    drawing = Figure(figsize=(3.3 * len(cells), 3.2), layout="constrained")
+    panels = drawing.subplots(1, len(cells), squeeze=False, sharey=True)[0]
+    for axes, cell in zip(panels, cells, strict=True):
         panel(axes, args.data, cell)
-        if not place:
-            axes.set_ylabel("certified share of the width")
+    panels[0].set_ylabel("certified, % of the width")
+    named = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    drawing.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), fontsize=8, frameon=False)
     drawing.savefig(args.out, dpi=150)
     print(args.out)
 
