@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kyomei.atomic import sha256_of, sync_file
+from kyomei.atomic import sha256_of, sync_file, sync_folder
 from kyomei.errors import RunError
 from kyomei.learning.mesh import Mesh
 
@@ -128,7 +128,7 @@ def save(folder: Path, checkpoint: Checkpoint, mesh: Mesh | None = None) -> Path
             if final.exists():  # what lies there was found damaged, or it would have been resumed from
                 shutil.rmtree(final)
             os.replace(temporary, final)
-            _flush_folder(parent)
+            sync_folder(parent)
     except OSError as error:
         failed = error
     finally:
@@ -214,7 +214,7 @@ def _write_state(folder: Path, checkpoint: Checkpoint, digests: dict[str, str]) 
     path = folder / STATE_FILE
     path.write_text(json.dumps(state), encoding="utf-8")
     sync_file(path)
-    _flush_folder(folder)
+    sync_folder(folder)
 
 
 def _read(path: Path, parts: dict[str, slice]) -> Checkpoint:
@@ -304,11 +304,3 @@ def step_of(path: Path) -> int:
 
 def _bytes_tensor(text: str) -> Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
