@@ -98,6 +98,11 @@ def _work(
     for number, path in enumerate(streams, start=1):
         with open(path, "a") as file:
             os.dup2(file.fileno(), number)
+    import torch
+
+    # After a fork the first call that counts threads makes their pool anew, and two threads that do so at once fail:
+    # "Invalid thread pool!" (`pthreadpool` in torch's caffe2/utils/threadpool/pthreadpool-cpp.cc).
+    torch.set_num_threads(torch.get_num_threads())
     # As in a new interpreter: lines are written when they end.
     sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", buffering=1, closefd=False) for number in (1, 2))
     work(*arguments)
