@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -108,6 +109,7 @@ def run(args: Namespace) -> None:
 
 MARKERS = {"default": "o", "topk": "s", "batchtopk": "^", "jumprelu": "D", "matryoshka": "v", "l1": "x", "paper": "P"}
 COLOURS = {method: f"C{place}" for place, method in enumerate(MARKERS)}
+HALF_RANGE, MOST_ACROSS = 0.15, 3
 CALLED = {"default": "Kyomei", "topk": "TopK", "batchtopk": "BatchTopK", "jumprelu": "JumpReLU", "paper": "GBA as in the paper"}
 
 
@@ -120,9 +122,14 @@ def panel(axes: Axes, data: Path, cell: str) -> None:
         reach = [[[v.mean() - v.min()], [v.max() - v.mean()]] for v in (fvu, certified)]
         style: dict[str, Any] = {"fmt": MARKERS[method], "color": COLOURS[method], "label": CALLED.get(method, method)}
         axes.errorbar(fvu.mean(), certified.mean(), reach[1], reach[0], capsize=2, **style)
-    axes.set_title(f"{cell}, width {CELLS[cell].width:,}, L0 {CELLS[cell].l0}", fontsize=9)
-    axes.set(xlabel="fraction of variance unexplained", ylim=(0, 100))
-    axes.margins(x=0.3)
+    axes.set_title(
+        f"{CELLS[cell].model.split(':')[-1]}, {CELLS[cell].site}\nwidth {CELLS[cell].width:,}, L0 {CELLS[cell].l0}", fontsize=9
+    )
+    low, high = axes.get_xlim()
+    # As wide in every panel, in shares of the FVU, if the points allow: a difference of 1 % is to look like one.
+    middle = (low + high) / 2
+    half = max(HALF_RANGE * middle, 0.65 * (high - low))
+    axes.set(xlabel="fraction of variance unexplained", xlim=(middle - half, middle + half), ylim=(0, 100))
     axes.xaxis.set_major_locator(MaxNLocator(4))
 
 
@@ -133,14 +140,20 @@ def measured_of(data: Path, cell: str) -> list[str]:
 def figure(args: Namespace) -> None:
     """One panel a cell in which more than one method was measured."""
     cells = [cell for cell in CELLS if len(measured_of(args.data, cell)) > 1]
-    drawing = Figure(figsize=(3.3 * len(cells), 3.2), layout="constrained")
-    panels = drawing.subplots(1, len(cells), squeeze=False, sharey=True)[0]
-    for axes, cell in zip(panels, cells, strict=True):
+    across = min(len(cells), MOST_ACROSS)
+    down = -(-len(cells) // across)
+    drawing = Figure(figsize=(3.3 * across, 3.2 * down), layout="constrained")
+    panels = drawing.subplots(down, across, squeeze=False, sharey=True)
+    for axes in panels.flat[len(cells) :]:
+        axes.remove()
+    for axes, cell in zip(panels.flat, cells, strict=False):
         panel(axes, args.data, cell)
-    panels[0].set_ylabel("certified, % of the width")
-    named = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    for axes in panels[:, 0]:
+        axes.set_ylabel("certified, % of the width")
+    named = {label: line for axes in panels.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     drawing.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), fontsize=8, frameon=False)
-    drawing.savefig(args.out, dpi=150)
+    with rc_context({"svg.hashsalt": "frontier"}):  # the same points, the same bytes
+        drawing.savefig(args.out, dpi=150, metadata={"Date": None} if args.out.suffix == ".svg" else None)
     print(args.out)
 
 

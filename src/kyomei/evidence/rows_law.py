@@ -3,7 +3,7 @@
 Two sources. `RowsLaw` is measured: the certified shares of dictionaries that differ only in how many rows each of their
 replicas learnt from. `FiringsLaw` needs one certificate: a latent that fires more often is certified more often, and with m
 times the rows every latent fires m times as often. That is a projection. It holds the latents fixed, while another training, on
-more rows, learns others; its interval says how far one certificate settles it, not whether that premise is true.
+more rows, learns others. How far that premise was off where it was measured (`PREMISE`) is part of its interval.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ EDGE = 1e-4
 """Keeps the log odds of a measured share finite."""
 DRAWS = 200
 """Bootstrap samples of a certificate's latents."""
+PREMISE = 0.22
+"""Log odds, one standard deviation for each doubling of the rows, by which other trainings came out otherwise: the root mean
+square over ten projections of TopK at the embedded model's layer 2 (bench/data/law; docs/results.md, "The law of rows")."""
 RIDGE = 0.01
 """On the standardised slope: keeps it finite where a number of firings parts the certified latents from all others."""
 NEWTON_STEPS, LONGEST = 50, 2.0
@@ -169,6 +172,7 @@ class FiringsLaw:
         settled: dense latents that are certified [1 + draws].
         lines: at_one and slope [1 + draws, 2].
         luck: standard normal, of each sample [1 + draws]; 0 for the first: by how much another training comes out otherwise.
+        premise: the same, for what a training on other rows learns.
     """
 
     at_one: float
@@ -181,6 +185,7 @@ class FiringsLaw:
     settled: Float64[np.ndarray, " draws"]
     lines: Float64[np.ndarray, "draws 2"]
     luck: Float64[np.ndarray, " draws"]
+    premise: Float64[np.ndarray, " draws"]
 
     @classmethod
     def fit(
@@ -216,9 +221,9 @@ class FiringsLaw:
         if slope <= 0:
             expected, none = "latents that are certified more often the more they fire", "some that are certified no more often"
             raise EvidenceError(expected, none, "rows alone may not help here: see what the premises say")
-        luck = np.concatenate([[0.0], generator.standard_normal(DRAWS)])
+        luck, premise = (np.concatenate([[0.0], generator.standard_normal(DRAWS)]) for _ in range(2))
         share = float(certified.mean())
-        return cls(at_one, slope, rows, len(frequency), share, firings, passed + failed, drawn[:, -2], lines, luck)
+        return cls(at_one, slope, rows, len(frequency), share, firings, passed + failed, drawn[:, -2], lines, luck, premise)
 
     @classmethod
     def of(cls, certificate: Mapping[str, Any], rows: float, seed: int = 0) -> FiringsLaw:
@@ -271,6 +276,7 @@ class FiringsLaw:
     def _shares(self, rows: float) -> Float64[np.ndarray, " draws"]:
         """The projected share of what was found, then of each sample as another training would find it."""
         odds = self.lines[:, :1] + self.lines[:, 1:] * np.log(self.firings * (rows / self.rows))
+        odds = odds + PREMISE * abs(math.log2(rows / self.rows)) * self.premise[:, None]
         p = expit(odds)
         expected = self.settled + (self.latents * p).sum(1)
         deviation = np.sqrt((self.latents * p * (1 - p)).sum(1))

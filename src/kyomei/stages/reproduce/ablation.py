@@ -78,12 +78,17 @@ def _draw(figure: Figure, records: list[Record]) -> None:
     settings = values_of(records, "setting")
     left, right = figure.subplots(1, 2, sharey=True)
     places = [settings.index(record["setting"]) for record in records]
-    for name, colour in (("frr_0.8", "C1"), ("frr_0.9", "C0"), ("null_frr_0.8", "0.6")):
-        left.scatter([100 * record[name] for record in records], places, color=colour, label=name, s=14)
+    shown = {
+        "frr_0.8": ("FRR 0.8", "C1", 40),
+        "frr_0.9": ("FRR 0.9", "C0", 18),
+        "null_frr_0.8": ("FRR 0.8 of the null", "0.6", 5),
+    }
+    for name, (label, colour, size) in shown.items():  # the largest first, so that equal ones can all be seen
+        left.scatter([100 * record[name] for record in records], places, color=colour, label=label, s=size)
     right.scatter([record["fvu"] for record in records], places, color="C0", s=14)
     left.set_yticks(range(len(settings)), settings)
     left.invert_yaxis()
-    left.set_xlabel("true features recovered (%)")
+    left.set(xlabel="true features recovered (%)", xlim=(-3, 103))
     left.legend(fontsize=7)
     right.set_xlabel("FVU")
 

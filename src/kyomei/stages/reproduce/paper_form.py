@@ -147,7 +147,7 @@ def _draw(figure: Figure, records: list[Record]) -> None:
                 axes.plot(TAUS, shown, line, color=f"C{i}", marker=".", label=f"{method}, {record['sparsity']}")
         axes.set(xlabel="τ", title=selection, ylim=(-0.02, 1.02))
     figure.axes[0].set_ylabel("share of decoders with MCS > τ")
-    figure.axes[0].legend(fontsize=6)
+    figure.axes[0].legend(fontsize=6, handlelength=5)
 
 
 EXPERIMENT = Experiment(
