@@ -16,7 +16,7 @@ ROWS = [12_000, 18_000, 25_000, 35_000, 50_000]
 
 
 def share_of(rows: float, noise: float = 0.0) -> float:
-    return float(expit(-0.3 + 0.6 * (np.log(rows) - 10) + noise))
+    return float(expit(1 - 50_000 / rows + noise))
 
 
 def latents(rng: np.random.Generator, count: int = 300) -> tuple[np.ndarray, np.ndarray]:
@@ -41,20 +41,20 @@ def within_binomial_error(held: int, trials: int) -> bool:
 
 def test_points_on_a_line_give_it_back() -> None:
     law = RowsLaw.fit(ROWS, [share_of(rows) for rows in ROWS])
-    assert law.slope == pytest.approx(0.6) and law.residual == pytest.approx(0, abs=1e-9)
+    assert law.slope == pytest.approx(50_000 / ROWS[0]) and law.residual == pytest.approx(0, abs=1e-9)
     told = law.share(300_000)
     assert told.estimate == pytest.approx(share_of(300_000)) and told.low == pytest.approx(told.high)
 
 
 def test_the_interval_is_the_textbooks() -> None:
     """Prediction interval of simple regression, worked out for y = 0, 1, 2.2, 2.8 at x = 0, 1, 2, 3: t(0.95; 2) = 2.920."""
-    law = RowsLaw.fit(list(np.exp([0.0, 1.0, 2.0, 3.0])), list(expit([0.0, 1.0, 2.2, 2.8])))
-    assert law.slope == pytest.approx(0.96)
+    law = RowsLaw.fit([4 / (4 - x) for x in (0.0, 1.0, 2.0, 3.0)], list(expit([0.0, 1.0, 2.2, 2.8])))
+    assert law.slope == pytest.approx(4 * 0.96)
     residual = np.sqrt(np.sum((np.array([0, 1, 2.2, 2.8]) - 0.06 - 0.96 * np.arange(4)) ** 2) / 2)
-    reach = 2.91998558 * residual * np.sqrt(1 + 1 / 4 + 2.5**2 / 5)
-    told = law.share(float(np.exp(4.0)))
-    assert logit(told.estimate) == pytest.approx(3.9) and told.high is not None
-    assert logit(told.high) - 3.9 == pytest.approx(reach, rel=1e-6)
+    reach = 2.91998558 * residual * np.sqrt(1 + 1 / 4 + 2**2 / 5)
+    told = law.share(4 / (4 - 3.5))
+    assert logit(told.estimate) == pytest.approx(3.42) and told.high is not None
+    assert logit(told.high) - 3.42 == pytest.approx(reach, rel=1e-6)
 
 
 def test_intervals_of_shares_and_of_rows_hold_as_often_as_they_say() -> None:
@@ -86,12 +86,14 @@ def test_each_end_of_the_rows_is_where_an_end_of_the_share_comes_to_the_wish(noi
 def test_what_makes_no_law_is_refused_and_what_lies_too_far_gets_no_number() -> None:
     with pytest.raises(EvidenceError, match=r"4 or more numbers of rows\. Found 3"):
         RowsLaw.fit([*ROWS[:3], ROWS[0]], [0.3, 0.4, 0.5, 0.31])
+    with pytest.raises(EvidenceError, match=r"4 or more numbers of rows\. Found 0"):
+        RowsLaw.fit([], [])
     with pytest.raises(EvidenceError, match=r"grows with the rows\. Found one that does not: 50\.0 % with the fewest"):
         RowsLaw.fit(ROWS, [0.5, 0.5, 0.45, 0.42, 0.4])
     law = RowsLaw.fit(ROWS, [share_of(rows) for rows in ROWS])
     with pytest.raises(EvidenceError, match="from 1,200 to 500,000 rows a replica"):
         law.share(1_000_000)
-    with pytest.raises(EvidenceError, match=r"a certified share from 11\.4 % to 82\.8 %, which the law reaches"):
+    with pytest.raises(EvidenceError, match=r"a certified share from 0\.0 % to 71\.1 %, which the law reaches"):
         law.rows_for(0.99)
     with pytest.raises(EvidenceError, match="between 0 and 1"):
         law.rows_for(70)

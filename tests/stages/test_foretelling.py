@@ -66,7 +66,8 @@ def test_a_plan_takes_as_many_tokens_as_the_wished_share_needs(made: Path, tmp_p
     law = plan["certified"]
     assert law["by"] == "firings" and law["runs"] == {str(run): {"tokens": TOKENS, "share": found}}
     needed = law["needed"]
-    assert TOKENS < needed["low"] < needed["estimate"] < needed["high"]
+    assert needed["low"] < needed["estimate"] and TOKENS < needed["estimate"]
+    assert needed["high"] is None  # beyond ten times the rows: so small a run says little of how firings certify
     assert plan["harvested_tokens"] == law["tokens"] == round(needed["estimate"])
     assert law["share"]["estimate"] == pytest.approx(wished, abs=1e-3)
     back = done("plan", "--run", run, "--tokens", law["tokens"], *SMALL)["certified"]

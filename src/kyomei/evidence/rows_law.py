@@ -37,9 +37,9 @@ EDGE = 1e-4
 """Keeps the log odds of a measured share finite."""
 DRAWS = 200
 """Bootstrap samples of a certificate's latents."""
-PREMISE = 0.22
+PREMISE = 0.26
 """Log odds, one standard deviation for each doubling of the rows, by which other trainings came out otherwise: the root mean
-square over ten projections of TopK at the embedded model's layer 2 (bench/data/law; docs/results.md, "The law of rows")."""
+square over fifteen projections of TopK at the embedded model's layer 2 (bench/data/law; docs/results.md, "The law of rows")."""
 RIDGE = 0.01
 """On the standardised slope: keeps it finite where a number of firings parts the certified latents from all others."""
 NEWTON_STEPS, LONGEST = 50, 2.0
@@ -66,13 +66,17 @@ class Foretold:
 
 @dataclass(frozen=True)
 class RowsLaw:
-    """logit(share) = middle + slope · (log(rows) − centre), by least squares; intervals by the residuals and Student's t.
+    """logit(share) = middle + slope · (place − centre), by least squares; intervals by the residuals and Student's t.
+
+    A number of rows has its place at −least/rows: as many more rows help the less the more there are, and some latents no rows
+    would certify. A line in the logarithm of the rows knows no such ceiling, and foretells too much (docs/results.md, "The law
+    of rows").
 
     Attributes:
         middle: log odds at the centre.
-        slope: of the log odds, for a factor of e in rows; positive.
-        centre: mean of log(rows).
-        spread: sum of the squares of log(rows) about it.
+        slope: of the log odds, from the fewest rows measured to any number of them; positive.
+        centre: mean of the places.
+        spread: sum of the squares of the places about it.
         residual: standard deviation about the line, with two degrees of freedom less than there are points.
         points: how many were measured.
         least, most: the fewest rows measured, and the most.
@@ -98,10 +102,10 @@ class RowsLaw:
         Raises:
             EvidenceError: fewer than four numbers of rows, or the share does not grow with them.
         """
-        x, y = np.log(np.asarray(rows, dtype=float)), logit(np.clip(share, EDGE, 1 - EDGE))
-        if len(distinct := np.unique(x)) < MIN_POINTS:
+        if len(set(rows)) < MIN_POINTS:
             expected = f"certified shares at {MIN_POINTS} or more numbers of rows"
-            raise EvidenceError(expected, str(len(distinct)), "measure at more, fewer rows among them")
+            raise EvidenceError(expected, str(len(set(rows))), "measure at more, fewer rows among them")
+        x, y = -min(rows) / np.asarray(rows, dtype=float), logit(np.clip(share, EDGE, 1 - EDGE))
         line = stats.linregress(x, y)
         if line.slope <= 0:
             fewest, most = (as_percent(share[int(place)], 1) for place in (x.argmin(), x.argmax()))
@@ -120,7 +124,7 @@ class RowsLaw:
             EvidenceError: they are further from the rows measured than the law reaches.
         """
         _within(rows, self.least, self.most)
-        away = math.log(rows) - self.centre
+        away = -self.least / rows - self.centre
         middle = self.middle + self.slope * away
         reach = self._reach * math.sqrt(1 + 1 / self.points + away**2 / self.spread)
         return Foretold(*(float(expit(value)) for value in (middle, middle - reach, middle + reach)))
@@ -137,7 +141,7 @@ class RowsLaw:
         _is_share(share)
         least, most = self.least / REACH, self.most * REACH
         wished = float(logit(share)) - self.middle
-        rows = math.exp(self.centre + wished / self.slope)
+        rows = self._rows_at(self.centre + wished / self.slope)
         if not least <= rows <= most:
             raise _out_of_reach(share, self.share(least).estimate, self.share(most).estimate, least, most)
         # (slope·u − wished)² = reach²·(1 + 1/points + u²/spread): the interval's ends pass the wish at both roots.
@@ -145,8 +149,12 @@ class RowsLaw:
         if square <= 0:
             return Foretold(rows, None, None)
         root = math.sqrt(self._reach**2 / self.spread * wished**2 + squared_reach * square)
-        low, high = (math.exp(self.centre + (self.slope * wished + sign * root) / square) for sign in (-1, 1))
+        low, high = (self._rows_at(self.centre + (self.slope * wished + sign * root) / square) for sign in (-1, 1))
         return Foretold(rows, low if low >= least else None, high if high <= most else None)
+
+    def _rows_at(self, place: float) -> float:
+        """Without end, where no number of rows has this place."""
+        return -self.least / place if place < 0 else math.inf
 
     @property
     def _reach(self) -> float:
