@@ -86,10 +86,11 @@ def test_runs_of_four_sizes_are_a_measured_law(made: Path, tmp_path: Path, monke
         runs += ["--run", copied(made, tmp_path / str(times), times * TOKENS)]
         path = runs[-1] / "certificate.json"
         replace(Certificate.read(path), num_rows=times).write(path)
-    law = done("plan", *runs, "--certified-share", 0.6, *SMALL)["certified"]
+    law = done("plan", *runs, "--certified-share", 0.56, *SMALL)["certified"]
     assert law["by"] == "rows" and [point["share"] for point in law["runs"].values()] == list(shares.values())
     assert 4 * TOKENS < law["needed"]["estimate"] < 8 * TOKENS
     assert "line through the certified shares of 4 runs" in " ".join(kyomei("plan", *runs, *SMALL).stdout.split())
+    assert "which the law reaches" in refused("plan", *runs, "--certified-share", 0.7, *SMALL), "a line has a ceiling"
     assert "4 or more numbers of rows" in refused("plan", *runs[:6], "--certified-share", 0.6, *SMALL)
     path = tmp_path / "4/certificate.json"
     replace(Certificate.read(path), width=64).write(path)
