@@ -38,7 +38,7 @@ EDGE = 1e-4
 DRAWS = 200
 """Bootstrap samples of a certificate's latents."""
 PREMISE = 0.26
-"""Log odds, one standard deviation for each doubling of the rows, by which other trainings came out otherwise: the root mean
+"""Log odds of the share, one standard deviation for each doubling of the rows, by which other trainings came out otherwise: the root mean
 square over fifteen projections of TopK at the embedded model's layer 2 (bench/data/law; docs/results.md, "The law of rows")."""
 RIDGE = 0.01
 """On the standardised slope: keeps it finite where a number of firings parts the certified latents from all others."""
@@ -284,11 +284,13 @@ class FiringsLaw:
     def _shares(self, rows: float) -> Float64[np.ndarray, " draws"]:
         """The projected share of what was found, then of each sample as another training would find it."""
         odds = self.lines[:, :1] + self.lines[:, 1:] * np.log(self.firings * (rows / self.rows))
-        odds = odds + PREMISE * abs(math.log2(rows / self.rows)) * self.premise[:, None]
         p = expit(odds)
         expected = self.settled + (self.latents * p).sum(1)
         deviation = np.sqrt((self.latents * p * (1 - p)).sum(1))
-        shares: np.ndarray = np.clip((expected + self.luck * deviation) / self.width, 0, 1)
+        projected = np.clip((expected + self.luck * deviation) / self.width, 0, 1)
+        # Log odds of a share of 0 or 1 have no end, and stay.
+        with np.errstate(divide="ignore"):
+            shares: np.ndarray = expit(logit(projected) + PREMISE * abs(math.log2(rows / self.rows)) * self.premise)
         return shares
 
 
