@@ -38,8 +38,8 @@ EDGE = 1e-4
 DRAWS = 200
 """Bootstrap samples of a certificate's latents."""
 PREMISE = 0.26
-"""Log odds of the share, one standard deviation for each doubling of the rows, by which other trainings came out otherwise: the root mean
-square over fifteen projections of TopK at the embedded model's layer 2 (bench/data/law; docs/results.md, "The law of rows")."""
+"""Log odds of the share, one standard deviation for each doubling of the rows, by which other trainings came out otherwise:
+the root mean square over fifteen projections of TopK at the embedded model's layer 2 (docs/results.md, "The law of rows")."""
 RIDGE = 0.01
 """On the standardised slope: keeps it finite where a number of firings parts the certified latents from all others."""
 NEWTON_STEPS, LONGEST = 50, 2.0
