@@ -109,7 +109,8 @@ def run(args: Namespace) -> None:
 
 MARKERS = {"default": "o", "topk": "s", "batchtopk": "^", "jumprelu": "D", "matryoshka": "v", "l1": "x", "paper": "P"}
 COLOURS = {method: f"C{place}" for place, method in enumerate(MARKERS)}
-HALF_RANGE, MOST_ACROSS = 0.15, 3
+HALF_RANGE, MARGIN, MOST_ACROSS = 0.15, 0.65, 3
+"""Of a panel's FVU about its middle; of its points' range where that is wider; panels side by side."""
 CALLED = {"default": "Kyomei", "topk": "TopK", "batchtopk": "BatchTopK", "jumprelu": "JumpReLU", "paper": "GBA as in the paper"}
 
 
@@ -122,13 +123,12 @@ def panel(axes: Axes, data: Path, cell: str) -> None:
         reach = [[[v.mean() - v.min()], [v.max() - v.mean()]] for v in (fvu, certified)]
         style: dict[str, Any] = {"fmt": MARKERS[method], "color": COLOURS[method], "label": CALLED.get(method, method)}
         axes.errorbar(fvu.mean(), certified.mean(), reach[1], reach[0], capsize=2, **style)
-    axes.set_title(
-        f"{CELLS[cell].model.split(':')[-1]}, {CELLS[cell].site}\nwidth {CELLS[cell].width:,}, L0 {CELLS[cell].l0}", fontsize=9
-    )
+    of = CELLS[cell]
+    axes.set_title(f"{of.model.split(':')[-1]}, {of.site}\nwidth {of.width:,}, L0 {of.l0}", fontsize=9)
     low, high = axes.get_xlim()
     # As wide in every panel, in shares of the FVU, if the points allow: a difference of 1 % is to look like one.
     middle = (low + high) / 2
-    half = max(HALF_RANGE * middle, 0.65 * (high - low))
+    half = max(HALF_RANGE * middle, MARGIN * (high - low))
     axes.set(xlabel="fraction of variance unexplained", xlim=(middle - half, middle + half), ylim=(0, 100))
     axes.xaxis.set_major_locator(MaxNLocator(4))
 

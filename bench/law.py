@@ -9,7 +9,8 @@ bench/default.py, and so is the number of steps, so that only the rows differ. T
 
 - the line of rows, through all points but the two largest, foretells those two;
 - the law of firings, of each replica as the dictionary, from its latents at the fewest rows alone, foretells all others. Its
-  column has the means over the replicas, and how many of their intervals held.
+  column has the means over the replicas, and how many of their intervals held. Below the table: how far that law was off, from
+  every point to every larger one, in log odds of the share for each doubling of the rows (`rows_law.PREMISE`).
 
 A record of a number of rows is a JSON file in bench/data/law, one key a line. Beside the figures of bench/default.py it has
 "evidence_rows" and, for each replica as the dictionary, "firings": of every latent on these rows, and "certified_latents": the
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import logit
 
 from default import CELLS, DATA, METHODS, Trial, harvested, recipe_of
 from kyomei.errors import EvidenceError
@@ -91,13 +93,26 @@ def by_firings(known: list[dict[str, Any]]) -> dict[int, list[Foretold]]:
     return {rows: [one for one in told if one is not None] for rows, told in every.items()}
 
 
+def premise_errors(known: list[dict[str, Any]]) -> list[float]:
+    """Log odds foretold less those found, for each doubling of the rows, from every point to every larger one."""
+    errors = []
+    for place, least in enumerate(known):
+        for one in known[place + 1 :]:
+            if each := by_firings([least, one]).get(one["rows"]):
+                told, found = np.mean([told.estimate for told in each]), np.mean(one["certified"])
+                errors.append(float((logit(told) - logit(found)) / np.log2(one["rows"] / least["rows"])))
+    return errors
+
+
 def table(args: argparse.Namespace) -> None:
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(args.data.glob("*.json"))]
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in args.data.glob("*.json")]
+    records.sort(key=lambda one: one["rows"])
     head = ["cell", "method", "rows", "certified", "the line foretells", "held", "firings foretell", "held", "null"]
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     lines, curves = Tally("the line of rows"), Tally("the law of firings")
-    for cell, method in sorted({(one["cell"], one["method"]) for one in records}):
-        known = sorted((one for one in records if (one["cell"], one["method"]) == (cell, method)), key=lambda one: one["rows"])
+    kinds = sorted({(one["cell"], one["method"]) for one in records})
+    for cell, method in kinds:
+        known = [one for one in records if (one["cell"], one["method"]) == (cell, method)]
         line, firings = by_rows(known), by_firings(known)
         for one in known:
             rows, certified = one["rows"], one["certified"]
@@ -108,6 +123,10 @@ def table(args: argparse.Namespace) -> None:
             cells += [said(each), curves.add(each, certified)] if each else ["–", "–"]
             print("| " + " | ".join([*cells, f"{max(one['null']):.4f}"]) + " |")
     print(f"\n{lines}\n{curves}")
+    for cell, method in kinds:
+        if errors := premise_errors([one for one in records if (one["cell"], one["method"]) == (cell, method)]):
+            size = float(np.sqrt(np.mean(np.square(errors))))
+            print(f"{cell} {method}: {len(errors)} projections of firings, root mean square {size:.2f} log odds a doubling")
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from scipy import optimize
 from scipy.special import expit, logit
 
 from kyomei.errors import EvidenceError
-from kyomei.evidence.rows_law import COVERAGE, REACH, FiringsLaw, Foretold, RowsLaw
+from kyomei.evidence.rows_law import COVERAGE, PREMISE, REACH, FiringsLaw, Foretold, RowsLaw
 
 ROWS = [12_000, 18_000, 25_000, 35_000, 50_000]
 
@@ -132,6 +134,19 @@ def test_another_training_of_more_rows_lies_in_the_interval_at_least_as_often_as
         later = np.where(frequency > 0.1, certified, rng.random(len(p)) < p_of(frequency, 60_000))
         held += law.share(60_000).holds(later.mean())
     assert held / trials >= COVERAGE - 3 * (COVERAGE * (1 - COVERAGE) / trials) ** 0.5
+
+
+def test_the_interval_counts_how_far_projections_were_off() -> None:
+    """With nothing else left to chance, an end lies where the premise's quantile puts the log odds, for each doubling."""
+    frequency, p = latents(rng := np.random.default_rng(5))
+    law = FiringsLaw.fit(frequency, rng.random(len(p)) < p, 10_000)
+    once = {name: np.repeat(getattr(law, name)[:1], len(law.luck), axis=0) for name in ("latents", "settled", "lines", "luck")}
+    settled = replace(law, **once)
+    assert settled.share(10_000).low == pytest.approx(settled.share(10_000).estimate)
+    for rows, doublings in ((20_000, 1), (40_000, 2), (5_000, 1)):
+        told, (low, high) = settled.share(rows), np.quantile(PREMISE * doublings * law.premise[1:], [0.05, 0.95])
+        assert logit([told.low, told.high]) - logit(told.estimate) == pytest.approx([low, high], abs=0.01)
+        assert low < -PREMISE * doublings < PREMISE * doublings < high
 
 
 def test_dense_and_dead_latents_stay_what_they_are() -> None:

@@ -289,8 +289,7 @@ class FiringsLaw:
         deviation = np.sqrt((self.latents * p * (1 - p)).sum(1))
         projected = np.clip((expected + self.luck * deviation) / self.width, 0, 1)
         # Log odds of a share of 0 or 1 have no end, and stay.
-        with np.errstate(divide="ignore"):
-            shares: np.ndarray = expit(logit(projected) + PREMISE * abs(math.log2(rows / self.rows)) * self.premise)
+        shares: np.ndarray = expit(logit(projected) + PREMISE * abs(math.log2(rows / self.rows)) * self.premise)
         return shares
 
 
