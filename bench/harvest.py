@@ -14,28 +14,44 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-SITE = "model.layers.1.mlp"
-DIM = 256
+
+@dataclass(frozen=True)
+class Bench:
+    """What is harvested: a model's name or folder, its site, how wide that is, and where and in which precision it runs."""
+
+    model: str
+    site: str
+    dim: int
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def precision(self) -> Any:
+        return str(self.dtype).removeprefix("torch.")
+
+
+EMBEDDED = Bench("embedded", "model.layers.1.mlp", 256)
 
 
 def windows(count: int, context: int) -> Tensor:
     return torch.randint(10, 4000, (count, context), generator=torch.Generator().manual_seed(0))
 
 
-def kyomei_seconds(ids: Tensor, batch: int) -> float:
+def kyomei_seconds(ids: Tensor, batch: int, of: Bench = EMBEDDED) -> float:
     from kyomei.config import SourceRecipe
     from kyomei.source.harvest import harvest
     from kyomei.source.model import LanguageModel
     from kyomei.source.text import Document, Tokens
 
-    model = LanguageModel.load("embedded")
-    recipe = SourceRecipe(sites=(SITE,), context=ids.shape[1], windows_per_batch=batch)
+    model = LanguageModel.load(of.model, device=of.device, dtype=of.dtype)
+    recipe = SourceRecipe(sites=(of.site,), context=ids.shape[1], windows_per_batch=batch, dtype=of.precision)
     nothing = torch.zeros(ids.shape, dtype=torch.int32)
     tokens = Tokens(ids, nothing, nothing, nothing, [Document("made", "x")])
     with tempfile.TemporaryDirectory() as folder:
@@ -45,32 +61,32 @@ def kyomei_seconds(ids: Tensor, batch: int) -> float:
         return time.perf_counter() - began
 
 
-def saelens_seconds(ids: Tensor, batch: int) -> float:
+def saelens_seconds(ids: Tensor, batch: int, of: Bench = EMBEDDED) -> float:
     from datasets import Dataset
     from sae_lens import ActivationsStore
     from sae_lens.load_model import load_model
 
-    from kyomei.source.text import EMBEDDED
+    from kyomei.source.text import EMBEDDED as FILES
 
-    folder = str(EMBEDDED / "model")
-    model = load_model("AutoModelForCausalLM", folder, "cpu", {"dtype": torch.float32}, hook_names=[SITE])
+    folder = str(FILES / "model") if of.model == "embedded" else of.model
+    model = load_model("AutoModelForCausalLM", folder, of.device, {"dtype": of.dtype}, hook_names=[of.site])
     context = ids.shape[1]
     store = ActivationsStore(
         model=model,
         dataset=Dataset.from_dict({"tokens": ids.tolist()}),
         streaming=False,
-        hook_name=SITE,
+        hook_name=of.site,
         hook_head_index=None,
         context_size=context,
-        d_in=DIM,
+        d_in=of.dim,
         n_batches_in_buffer=64,
         total_training_tokens=10**9,
         store_batch_size_prompts=batch,
         train_batch_size_tokens=4096,
         prepend_bos=False,
         normalize_activations="none",
-        device=torch.device("cpu"),
-        dtype="float32",
+        device=torch.device(of.device),
+        dtype=of.precision,
         disable_concat_sequences=True,
     )
     data: Any = store.get_data_loader()
@@ -78,6 +94,8 @@ def saelens_seconds(ids: Tensor, batch: int) -> float:
     began, rows = time.perf_counter(), 0
     while rows < ids.numel():
         rows += len(next(data))
+    if of.device == "cuda":
+        torch.cuda.synchronize()
     return (time.perf_counter() - began) * ids.numel() / rows
 
 

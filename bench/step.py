@@ -9,7 +9,9 @@ that are not installed are left out, and the table says so.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -35,20 +37,21 @@ DEVICE, DTYPE = torch.device("cpu"), torch.float32
 def kyomei_step(dim: int, width: int, density: float, rows: Tensor, mechanism: str, sparse: bool = True) -> Step:
     """Kyomei's own step at a given density: thresholds at that quantile of the scores, targets there."""
     from kyomei.config import TrainRecipe
-    from kyomei.dictionary import kernels
     from kyomei.dictionary.mechanisms import GBA, BatchTopK, Mechanism, TopK
-    from kyomei.learning.latents import random_start
+    from kyomei.learning import step as learning
+    from kyomei.learning.latents import Latents, random_start
     from kyomei.learning.mesh import Mesh
     from kyomei.learning.spaces import Normalisation
     from kyomei.learning.step import Training
     from kyomei.source.rows import TensorRows
 
-    if not sparse:
-        kernels.DENSE_ABOVE = -1.0
-    start = random_start(width, dim, 0, tied=False)
+    start = random_start(width, dim, 0, tied=False) if DEVICE.type == "cpu" else None
+    if start is None:  # a million latents take the processor a minute
+        drawn = normalize(torch.randn(width, dim, device=DEVICE), dim=1)
+        start = Latents.of(drawn, drawn.clone())
     made: Mechanism
     if mechanism == "gba":
-        scores = rows[:512].cpu() @ start.encoder[:2048].T / float(rows.norm(dim=1).mean())
+        scores = (rows[:512] @ start.encoder[:2048].T / float(rows.norm(dim=1).mean())).cpu()
         threshold = float(scores.flatten().kthvalue(round((1 - density) * scores.numel())).values)
         made = GBA(torch.full((width,), density), torch.zeros(width, dtype=torch.int64), bias=torch.full((width,), -threshold))
     else:
@@ -58,7 +61,14 @@ def kyomei_step(dim: int, width: int, density: float, rows: Tensor, mechanism: s
     training = Training(start, made, Normalisation.measure(TensorRows(rows.cpu())), recipe, DEVICE, DTYPE, Mesh())
     number = iter(range(10**9))
     index = np.arange(len(rows))
-    return lambda x: training.step(x, next(number), index)
+
+    def taken(x: Tensor) -> None:
+        kept = learning.DENSE_ABOVE
+        learning.DENSE_ABOVE = kept if sparse else -1.0  # above -1: always
+        training.step(x, next(number), index)
+        learning.DENSE_ABOVE = kept
+
+    return taken
 
 
 def saelens_step(dim: int, width: int, density: float, rows: Tensor, name: str) -> Step:
@@ -70,9 +80,8 @@ def saelens_step(dim: int, width: int, density: float, rows: Tensor, name: str) 
     config = getattr(sae_lens, f"{name}TrainingSAEConfig")(d_in=dim, d_sae=width, device=str(DEVICE), **options)
     sae = getattr(sae_lens, f"{name}TrainingSAE")(config)
     log = LoggingConfig(log_to_wandb=False)
-    settings = SAETrainerConfig(
-        total_training_samples=10**9, train_batch_size_samples=len(rows), lr=1e-6, lr_end=1e-6, logger=log
-    )
+    rates: dict[str, Any] = {"lr": 1e-6, "lr_end": 1e-6, "device": str(DEVICE), "autocast": is_low()}
+    settings = SAETrainerConfig(total_training_samples=10**9, train_batch_size_samples=len(rows), logger=log, **rates)
     return SAETrainer(settings, sae, iter(())).step
 
 
@@ -103,6 +112,11 @@ def sparsify_step(dim: int, width: int, density: float, rows: Tensor, name: str)
 
 
 def overcomplete_step(dim: int, width: int, density: float, rows: Tensor, name: str) -> Step:
+    import matplotlib
+    import matplotlib.cm
+
+    if not hasattr(matplotlib.cm, "get_cmap"):  # which it imports, and newer ones lack
+        matplotlib.cm.get_cmap = lambda name: matplotlib.colormaps[name]
     from overcomplete.sae import TopKSAE
     from overcomplete.sae.losses import mse_l1
 
@@ -115,6 +129,31 @@ def overcomplete_step(dim: int, width: int, density: float, rows: Tensor, name: 
         mse_l1(x, x_hat, pre, z, sae.get_dictionary(), 0.0).backward()
         torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
         optimizer.step()
+
+    return step
+
+
+def openai_step(dim: int, width: int, density: float, rows: Tensor, name: str) -> Step:
+    """A TopK step on OpenAI's kernels: `kernels.py` of github.com/openai/sparse_autoencoder, the file that OPENAI_KERNELS names."""
+    spec: Any = importlib.util.spec_from_file_location("openai_kernels", os.environ["OPENAI_KERNELS"])
+    kernels = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kernels)
+    encoder = normalize(torch.randn(width, dim, device=DEVICE), dim=1)
+    decoder = encoder.clone().T.requires_grad_()  # contiguous when transposed, as its own autoencoder has it
+    encoder.requires_grad_()
+    centre = torch.zeros(dim, device=DEVICE, requires_grad=True)
+    optimizer = torch.optim.Adam([encoder, decoder, centre], lr=1e-6, fused=True)
+    k = round(density * width)
+
+    def step(x: Tensor) -> None:
+        optimizer.zero_grad()
+        values, index = torch.topk((x - centre) @ encoder.T, k=k, dim=-1)
+        decoded = kernels.TritonDecoderAutograd.apply(index, values.relu().float(), decoder) + centre
+        (decoded - x).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_([encoder, decoder, centre], 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            decoder.div_(decoder.norm(dim=0, keepdim=True))
 
     return step
 
@@ -136,6 +175,11 @@ CONTESTANTS: dict[str, tuple[Callable[..., Step], str]] = {
     "sparsify TopK": (sparsify_step, "TopK"),
     "overcomplete TopK": (overcomplete_step, "TopK"),
 }
+ON_GPUS = {**CONTESTANTS, "OpenAI's kernels, TopK": (openai_step, "TopK")}
+
+
+def is_low() -> bool:
+    return DTYPE.itemsize == 2
 
 
 def wait() -> None:
@@ -167,7 +211,7 @@ def measure(name: str, dim: int, width: int, batch: int, density: float, steps: 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     rows = torch.randn(max(NUM_ROWS, batch), dim, device=DEVICE)
-    build, mechanism = CONTESTANTS[name]
+    build, mechanism = ON_GPUS[name]
     build(8, 64, 0.1, rows[:, :8].contiguous(), mechanism)  # its imports are part of what memory is counted from
     before = peak_bytes()
     step = build(dim, width, density, rows, mechanism)
@@ -176,7 +220,9 @@ def measure(name: str, dim: int, width: int, batch: int, density: float, steps: 
         first = number * batch % (len(rows) - batch + 1)
         x = rows[first : first + batch]
         began = time.perf_counter()
-        step(x)
+        # Kyomei multiplies in bfloat16 by itself.
+        with torch.autocast(DEVICE.type, DTYPE, enabled=is_low() and "kyomei" not in name):
+            step(x)
         wait()
         times.append(time.perf_counter() - began)
     peak = peak_bytes()

@@ -110,7 +110,9 @@ def tested(python: str, wheel: Path) -> str:
         tests = [path for pattern in TESTS for path in sorted(glob.glob(pattern))]
         chosen = ["-m", "not slow and not sweep and not real and not peers", "-p", "no:cacheprovider", *tests]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        done = subprocess.run([own, "-m", "pytest", "-q", *chosen], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [own, "-m", "pytest", "-q", *chosen], env=environment, capture_output=True, text=True, check=False
+        )
         if done.returncode != 0:
             raise SystemExit(f"{python}: {done.stdout[-3000:]}{done.stderr[-1000:]}")
         return done.stdout.strip().splitlines()[-1]

@@ -171,7 +171,7 @@ from kyomei.dictionary import kernels, kernels_triton
 from kyomei.dictionary.kernels import Active
 for rows, width, dim, density, dtype in ((17, 9, 5, 0.3, "float32"), (64, 33, 130, 0.02, "float32"),
                                          (8, 4, 2050, 0.9, "float32"), (16, 8, 64, 0.0, "float32"),
-                                         (32, 16, 48, 0.2, "bfloat16")):
+                                         (1100, 3, 7, 0.1, "bfloat16"), (32, 16, 48, 0.2, "bfloat16")):
     g = torch.Generator().manual_seed(rows)
     kind = getattr(torch, dtype)
     mask = torch.rand(rows, width, generator=g) < density
@@ -184,7 +184,23 @@ for rows, width, dim, density, dtype in ((17, 9, 5, 0.3, "float32"), (64, 33, 13
     kernels_triton.csr_matmul(a.latent_starts, a.row32, values, dense, out)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
     found = kernels_triton.sampled_products(a.latent_starts, a.row32, other, dense)
-    torch.testing.assert_close(found, (other.float() @ dense.float().T)[a.latent, a.row], rtol=1e-4, atol=1e-4)
+    products = (other.float() @ dense.float().T)[a.latent, a.row]
+    torch.testing.assert_close(found, products, rtol=1e-4, atol=1e-4)
+    out = torch.ones(width, dim)
+    found = kernels_triton.sampled_products(a.latent_starts, a.row32, other, dense, values, out)
+    torch.testing.assert_close(found, products, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    scores, bound = torch.randn(width, rows, generator=g).to(kind), torch.randn(width, generator=g)
+    bound[0] = 9.0
+    counts, row, score = kernels_triton.entries_above(scores, bound)
+    above = scores.float() > bound[:, None]
+    assert torch.equal(counts, above.sum(dim=1))
+    assert torch.equal(row.long(), above.nonzero()[:, 1]) and torch.equal(score, scores.float()[above])
+    least = torch.randn(rows, generator=g).to(kind)
+    counts, row, score = kernels_triton.entries_reaching(scores, least)
+    there = scores >= least
+    assert torch.equal(counts, there.sum(dim=1))
+    assert torch.equal(row.long(), there.nonzero()[:, 1]) and torch.equal(score, scores[there])
 print("equal")
 """
 

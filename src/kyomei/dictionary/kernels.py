@@ -26,6 +26,8 @@ from torch import Tensor
 
 SCORES_PER_BLOCK = 2**20
 """Scores made at once; 4 MB in float32 are still in the cache when they are compared with their thresholds."""
+SCORES_PER_BLOCK_ELSEWHERE = 2**29
+"""The same on a GPU, where fewer and larger products are faster: 1 GB in bfloat16."""
 
 
 class Active:
@@ -86,6 +88,14 @@ class Active:
     def latent32_by_row(self) -> Tensor:
         return self.latent.to(torch.int32)[self.by_row]
 
+    def sums(self, values: Float[Tensor, " active"]) -> Float[Tensor, " width"]:
+        """Sum of each latent's values [width]; the same bytes on every run."""
+        if values.device.type != "cuda":
+            return values.new_zeros(self.width).index_add_(0, self.latent, values)
+        # `index_add_` on CUDA adds in whatever order its threads come.
+        ones = values.new_ones(self.num_rows, 1)
+        return csr_matmul(self.latent_starts, self.row32, values, ones, values.new_zeros(self.width, 1))[:, 0]
+
     def dense(self, values: Float[Tensor, " active"]) -> Float[Tensor, "rows width"]:
         """Values in a matrix that is zero elsewhere; differentiable."""
         flat = values.new_zeros(self.num_rows * self.width)
@@ -106,38 +116,58 @@ def _starts(counts: Tensor) -> Tensor:
     return starts
 
 
-def _scores(
-    x: Float[Tensor, "rows dim"],
-    encoder: Float[Tensor, "latents dim"],
-    autocast: torch.dtype | None = None,
-    out: Tensor | None = None,
-) -> Float[Tensor, "latents rows"]:
-    if autocast is not None:
-        low: Tensor = encoder.to(autocast) @ x.to(autocast).T
-        return low.to(encoder.dtype)
-    return torch.mm(encoder, x.T, out=out)
+def added_at(out: Tensor, index: Int64[Tensor, " values"], values: Tensor) -> Tensor:
+    """`index_add_` of float values along the first dimension, which gives the same bytes on every run on CUDA too."""
+    if out.device.type != "cuda":
+        return out.index_add_(0, index, values)
+    return out.index_put_((index,), values, accumulate=True)
 
 
 def active_above(
     x: Float[Tensor, "rows dim"],
     encoder: Float[Tensor, "width dim"],
     threshold: Float[Tensor, " width"],
-    autocast: torch.dtype | None = None,
 ) -> tuple[Active, Float[Tensor, " active"]]:
-    """Where scores x·w exceed their latent's threshold, and the scores there; all scores never exist at once on the CPU."""
+    """Where scores x·w exceed their latent's threshold, and the scores there, in the thresholds' dtype.
+
+    All scores never exist at once. Rows and encoder may be in bfloat16.
+    """
     rows, width = len(x), len(encoder)
-    per_block = max(1, SCORES_PER_BLOCK // max(rows, 1)) if x.device.type == "cpu" else max(1, width)
+    per_block = max(1, (SCORES_PER_BLOCK if x.device.type == "cpu" else SCORES_PER_BLOCK_ELSEWHERE) // max(rows, 1))
     buffer = x.new_empty(min(per_block, width), rows)
-    mask = torch.empty(buffer.shape, dtype=torch.bool, device=buffer.device)
-    found, values = [x.new_zeros(0, dtype=torch.int64)], [x.new_zeros(0)]
+    kernels = _triton() if x.device.type == "cuda" and threshold.dtype == torch.float32 else None
+    found, values = [torch.zeros(0, dtype=torch.int64, device=x.device)], [threshold.new_zeros(0)]
     for first in range(0, width, per_block):
-        part = encoder[first : first + per_block]
-        scores = _scores(x, part, autocast, buffer[: len(part)])
-        index = nonzero(torch.gt(scores, threshold[first : first + per_block, None], out=mask[: len(part)]))
-        values.append(scores.reshape(-1).index_select(0, index))
+        part, bound = encoder[first : first + per_block], threshold[first : first + per_block]
+        scores = torch.mm(part, x.T, out=buffer[: len(part)])
+        if kernels is None:
+            index = nonzero(scores > bound[:, None])
+            values.append(scores.reshape(-1).index_select(0, index).to(threshold.dtype))
+        else:
+            counts, row, score = kernels.entries_above(scores, bound)
+            index = torch.repeat_interleave(torch.arange(len(part), device=x.device), counts, output_size=len(row)) * rows + row
+            values.append(score)
         found.append(index + first * rows)
     index = torch.cat(found)
     return Active(index // rows, index % rows, rows, width), torch.cat(values)
+
+
+def reaching(
+    scores: Float[Tensor, "latents rows"], least: Float[Tensor, " rows"]
+) -> tuple[Int64[Tensor, " candidates"], Float[Tensor, " candidates"]]:
+    """Flat indices of scores that reach their row's bound, ascending, and the scores there.
+
+    Args:
+        scores: contiguous.
+        least: of each row.
+    """
+    kernels = _triton() if scores.device.type == "cuda" and scores.dtype != torch.float64 else None
+    if kernels is None:
+        index = nonzero(scores >= least)
+        return index, scores.view(-1)[index]
+    counts, row, found = kernels.entries_reaching(scores, least.to(scores.dtype))
+    latent = torch.repeat_interleave(torch.arange(len(scores), device=scores.device), counts, output_size=len(row))
+    return latent * scores.shape[1] + row, found
 
 
 def csr_matmul(starts: Tensor, columns: Tensor, values: Tensor, dense: Tensor, out: Tensor) -> Tensor:
@@ -159,6 +189,15 @@ def sampled_products(starts: Tensor, columns: Tensor, a: Tensor, b: Tensor) -> T
     pattern = csr(starts, columns, a.new_zeros(len(columns)), (len(a), len(b)))
     values: Tensor = torch.sparse.sampled_addmm(pattern, a, b.T, beta=0.0).values()
     return values
+
+
+def products_and_sums(starts: Tensor, columns: Tensor, values: Tensor, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """`sampled_products`, and out += S b for the CSR matrix S of the values: on CUDA b is read once for both."""
+    if a.device.type == "cuda":
+        sampled: Tensor = _triton().sampled_products(starts, columns, a, b, values, out)
+        return sampled
+    csr_matmul(starts, columns, values, b, out)
+    return sampled_products(starts, columns, a, b)
 
 
 def csr(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:

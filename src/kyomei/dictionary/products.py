@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kyomei.dictionary.kernels import Active, _scores, active_above, csr_matmul, sampled_products
+from kyomei.dictionary.kernels import Active, active_above, csr_matmul, products_and_sums, sampled_products
 
 DENSE_ABOVE = 0.15
 """Density of the code above which whole matrices are faster (docs/results.md)."""
@@ -108,8 +109,7 @@ class DenseProducts(Products):
             return torch.nn.functional.linear(self.x, self.encoder, -(self.encoder @ self.centre))
 
     def _precision(self) -> Any:
-        enabled = self.autocast is not None
-        return torch.autocast(self.x.device.type, dtype=self.autocast or torch.bfloat16, enabled=enabled)
+        return nullcontext() if self.autocast is None else torch.autocast(self.x.device.type, dtype=self.autocast)
 
     @property
     def scores(self) -> Tensor:
@@ -137,19 +137,29 @@ class SparseProducts(Products):
 
     @cached_property
     def scores(self) -> Tensor:
-        return _scores(self.centred, self.encoder.detach(), self.autocast).T
+        return (self._scored(self.encoder) @ self._scored(self.centred).T).T
+
+    def _scored(self, x: Tensor) -> Tensor:
+        """In the dtype of the scores' product."""
+        return x.detach().to(self.autocast or x.dtype)
+
+    def _gathered(self, x: Tensor) -> Tensor:
+        """In the dtype of products that gather rows: torch's, on the CPU, take no other than that of the weights."""
+        return self._scored(x) if x.device.type == "cuda" else x.detach()
 
     def above(self, threshold: Tensor) -> tuple[Active, Tensor | None]:
-        return active_above(self.centred, self.encoder.detach(), threshold, self.autocast)
+        return active_above(self._scored(self.centred), self._scored(self.encoder), threshold)
 
     def scores_at(self, active: Active, known: Tensor | None = None) -> Tensor:
         if known is None:
             known = self.scores.T.reshape(-1).index_select(0, active.latent * active.num_rows + active.row)
-        scores: Tensor = _ScoresAt.apply(known, self.encoder, self.centre, self.centred, active)  # type: ignore[no-untyped-call]
+        known, weights = known.to(self.encoder.dtype), (self.encoder, self.centre)
+        scores: Tensor = _ScoresAt.apply(known, *weights, self._gathered(self.centred), active)  # type: ignore[no-untyped-call]
         return scores
 
     def decode(self, active: Active, values: Tensor) -> Tensor:
-        decoded: Tensor = _Decode.apply(values, self.decoder, active)  # type: ignore[no-untyped-call]
+        low = self._gathered(self.decoder)
+        decoded: Tensor = _Decode.apply(values, self.decoder, low, active)  # type: ignore[no-untyped-call]
         return decoded
 
 
@@ -167,28 +177,29 @@ class _ScoresAt(torch.autograd.Function):
         if encoder.requires_grad:
             csr_matmul(active.latent_starts, active.row32, grad, ctx.centred, _buffer(encoder))
         if centre.requires_grad:
-            per_latent = grad.new_zeros(active.width).index_add_(0, active.latent, grad)
-            _buffer(centre).sub_(per_latent @ encoder.detach())
+            _buffer(centre).sub_(active.sums(grad) @ encoder.detach())
         return (None,) * 5
 
 
 class _Decode(torch.autograd.Function):
-    """z W_dec from the active entries of z."""
+    """z W_dec from the active entries of z; `low` is W_dec in the dtype of products."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, decoder: Tensor, active: Active) -> Tensor:
+    def forward(ctx: Any, values: Tensor, decoder: Tensor, low: Tensor, active: Active) -> Tensor:
         ctx.decoder, ctx.active = decoder, active
-        ctx.save_for_backward(values)
+        ctx.save_for_backward(values, low)
         out = decoder.new_zeros(active.num_rows, decoder.shape[1])
-        return csr_matmul(active.row_starts, active.latent32_by_row, values[active.by_row], decoder.detach(), out)
+        return csr_matmul(active.row_starts, active.latent32_by_row, values[active.by_row], low, out)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (values,), decoder, active = ctx.saved_tensors, ctx.decoder, ctx.active
-        grad = grad.contiguous()
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (values, low), decoder, active = ctx.saved_tensors, ctx.decoder, ctx.active
+        pattern, error = (active.latent_starts, active.row32), grad.to(low.dtype).contiguous()
         if decoder.requires_grad:
-            csr_matmul(active.latent_starts, active.row32, values.detach(), grad, _buffer(decoder))
-        return sampled_products(active.latent_starts, active.row32, decoder.detach(), grad), None, None
+            found = products_and_sums(*pattern, values.detach(), low, error, _buffer(decoder))
+        else:
+            found = sampled_products(*pattern, low, error)
+        return found.to(values.dtype), None, None, None
 
 
 def _buffer(weight: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kyomei.dictionary.cosines import nearest
+from kyomei.dictionary.kernels import added_at
 from kyomei.learning.mesh import Mesh
 
 MIXTURE_COSINE, MIXTURE_PARTS, LEAST_PART = 0.92, 3, 0.2
@@ -62,7 +63,7 @@ def merge(
     support = torch.zeros(len(leaders), dtype=torch.long, device=vectors.device)
     for block, count in zip(torch.split(vectors, 4096), torch.split(counts, 4096), strict=True):
         leader, _ = nearest_of(block, leaders, mesh)
-        sums.index_add_(0, leader, block * count[:, None])
+        added_at(sums, leader, block * count[:, None])
         support.index_add_(0, leader, count)
     return normalize(sums, dim=1), support
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kyomei.dictionary.kernels import added_at
 from kyomei.learning.sample import Sample
 from kyomei.learning.spread import Spread
 from kyomei.source.rows import Rows
@@ -45,16 +46,18 @@ def missed(sae: Spread, rows: Rows) -> Float[Tensor, " own"]:
 
     Without its part z d the residual r of a row becomes r + z d, so the sum over rows is of z² ‖d‖² + 2 z d·r.
     """
-    own = sae.to("cpu", torch.float32)
-    growth, norm = torch.zeros(len(own.decoder)), own.decoder.square().sum(dim=1)
-    for x in Sample.of(rows, SAMPLE_ROWS).blocks():
+    own = sae.to(sae.encoder.device, torch.float32)
+    norm = own.decoder.square().sum(dim=1)
+    growth = torch.zeros_like(norm)
+    for rows_of_block in Sample.of(rows, SAMPLE_ROWS).blocks():
+        x = rows_of_block.to(norm.device)
         code = own.encode(x)
         rest = x - own.decode(code)
-        row = torch.repeat_interleave(torch.arange(len(x)), code.crow_indices().diff())
+        row = torch.repeat_interleave(torch.arange(len(x), device=x.device), code.crow_indices().diff())
         latent, value = code.col_indices(), code.values()
         along = (own.decoder[latent] * rest[row]).sum(dim=1)
-        growth.index_add_(0, latent, value * (value * norm[latent] + 2 * along))
-    return growth
+        added_at(growth, latent, value * (value * norm[latent] + 2 * along))
+    return growth.cpu()
 
 
 def narrowed(sae: Spread, rows: Rows, width: int) -> Spread:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kyomei.config import ResonanceRecipe
-from kyomei.dictionary.kernels import active_above, csr_matmul
+from kyomei.dictionary.kernels import active_above, added_at, csr_matmul
 from kyomei.errors import DataError
 from kyomei.learning.anchoring import usual_scores
 from kyomei.learning.directions import Directions
@@ -31,7 +31,7 @@ from kyomei.learning.occurrence import estimate_occurrence, richness, unseen_sha
 from kyomei.learning.refinement import JOINT_ROWS, explained, refine_jointly, thinned
 from kyomei.learning.spaces import Whitening, require_enough
 from kyomei.learning.undisturbed import undisturbed
-from kyomei.source.rows import Rows, RowsLike, open_rows
+from kyomei.source.rows import Rows, RowsLike, near, open_rows
 
 FREQUENCY_LADDER = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
 ROWS_ABOVE_THRESHOLD = 50
@@ -41,6 +41,8 @@ MIN_ROWS = 10
 """Fewer rows cannot be divided into two halves to find in and some to count on."""
 CHUNK_ROWS = 2048
 """Rows scored at a time: the score matrix stays in cache, and memory does not grow with the batch."""
+CHUNK_ROWS_ELSEWHERE = 32_768
+"""The same on a GPU, where every product of few rows is a wait."""
 THRESHOLD_ROWS = 8192
 """Rows of a batch from which thresholds are taken: the quantile costs more than the products it gates."""
 BATCH_ROWS_ABOVE, ENOUGH_ROWS_ABOVE, LEAST_BATCH_ROWS = 10, 100, 8192
@@ -227,14 +229,15 @@ class _Halves:
     """Whitened unit-norm rows in three contiguous parts: two halves to find in, and rows held out."""
 
     def __init__(self, rows: Rows, whitening: Whitening, device: str, mesh: Mesh) -> None:
-        self.rows, self.whitening, self.device, self.mesh = rows, whitening, device, mesh
+        self.rows, self.whitening, self.device, self.mesh = near(rows, device), whitening, device, mesh
+        self.chunk_rows = CHUNK_ROWS if device == "cpu" else CHUNK_ROWS_ELSEWHERE
         self.varies = whitening.varies
         self.num_finding = int(rows.num_rows * (1 - HELD_OUT_SHARE))
         self.borders = (0, self.num_finding // 2, self.num_finding)
 
     def read(self, index: np.ndarray) -> Iterator[Tensor]:
-        for start in range(0, len(index), CHUNK_ROWS):
-            x = self.rows.read(index[start : start + CHUNK_ROWS]).to(self.device)
+        for start in range(0, len(index), self.chunk_rows):
+            x = self.rows.read(index[start : start + self.chunk_rows]).to(self.device)
             yield normalize(self.whitening.whiten(x), dim=1)
 
     def whitened(self, index: np.ndarray) -> Tensor:
@@ -256,8 +259,8 @@ class _Halves:
     def held_out(self) -> Iterator[Tensor]:
         """Whitened held-out rows with their norm kept: occurrence is read from the linear score."""
         last = min(self.rows.num_rows, self.num_finding + POLISH_ROWS)
-        for start in range(self.num_finding, last, CHUNK_ROWS):
-            x = self.rows.read(np.arange(start, min(start + CHUNK_ROWS, last))).to(self.device)
+        for start in range(self.num_finding, last, self.chunk_rows):
+            x = self.rows.read(np.arange(start, min(start + self.chunk_rows, last))).to(self.device)
             yield self.whitening.whiten(x)
 
 
@@ -448,7 +451,7 @@ def _step_of(data: _Halves, index: np.ndarray, w: Tensor, p: float) -> tuple[Ten
         active, scores = active_above(z, w, threshold)
         excess = scores - threshold[active.latent]
         csr_matmul(active.latent_starts, active.row32, excess, z, total)
-        excess_sum.index_add_(0, active.latent, excess)
+        added_at(excess_sum, active.latent, excess)
     moved = torch.where(excess_sum[:, None] > 0, normalize(total, dim=1), w)
     return moved, threshold + excess_sum / (p * len(index))
 

@@ -155,7 +155,7 @@ class Spread:
     def _encoded(self, x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows own"]:
         if not len(self.encoder):
             none = x.new_zeros(0)
-            code = csr(torch.zeros(len(x) + 1, dtype=torch.int64), none.long(), none, (len(x), 0))
+            code = csr(torch.zeros(len(x) + 1, dtype=torch.int64, device=x.device), none.long(), none, (len(x), 0))
         else:
             k = None if self.k is None else min(self.k, len(self.encoder))
             kind: dict[str, Any] = {"activation": self.activation, "k": k, "bias": self.bias, "unit_rows": self.unit_rows}

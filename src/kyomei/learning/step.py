@@ -162,9 +162,10 @@ class Training:
     def _clip_gradients(self) -> float:
         """Scale the gradient of all ranks to the largest norm allowed; returns the norm it had."""
         grads = [(p.grad, p is self.centre) for p in self.parameters if p.grad is not None]
-        own = [torch.linalg.vector_norm(grad).cpu().double().square() for grad, is_centre in grads if not is_centre]
-        shared = [torch.linalg.vector_norm(grad).cpu().double().square() for grad, is_centre in grads if is_centre]
-        norm = math.sqrt(float(self.mesh.sum_over_latents(torch.stack(own).sum()) + sum(shared)))
+        # Told to the processor all at once: a GPU waits each time.
+        squares = torch.stack([torch.linalg.vector_norm(grad) for grad, _ in grads]).cpu().double().square()
+        is_shared = torch.tensor([is_centre for _, is_centre in grads])
+        norm = math.sqrt(float(self.mesh.sum_over_latents(squares[~is_shared].sum()) + squares[is_shared].sum()))
         if norm > self.recipe.clip:
             for grad, _ in grads:
                 grad.mul_(self.recipe.clip / (norm + 1e-6))
@@ -173,10 +174,10 @@ class Training:
     def _values(self, objective: Objective, xn: Tensor, stop: bool) -> StepValues:
         mesh = self.mesh
         rows = len(xn) * mesh.data
-        own = [objective.loss.detach(), objective.squared_error, xn.square().sum() / rows]
-        per_row = torch.stack([value.cpu().double() for value in own]) / mesh.features
-        counted = torch.tensor([float((objective.values > 0).sum()) / rows, float(stop)], dtype=torch.float64)
-        loss, squared_error, variance, l0, asked = mesh.sum_over_all(torch.cat([per_row, counted])).tolist()
+        own = [objective.loss.detach(), objective.squared_error, xn.square().sum() / rows, (objective.values > 0).sum()]
+        told = torch.stack([value.double() for value in own]).cpu()
+        counted = torch.tensor([float(told[3]) / rows, float(stop)], dtype=torch.float64)
+        loss, squared_error, variance, l0, asked = mesh.sum_over_all(torch.cat([told[:3] / mesh.features, counted])).tolist()
         return StepValues(loss, squared_error, variance, l0, asked > 0)
 
     def _hold_gradients(self) -> None:

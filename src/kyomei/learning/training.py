@@ -25,7 +25,7 @@ from kyomei.learning.step import StepValues, Training, anchors_of, learning_rate
 from kyomei.learning.undisturbed import undisturbed
 from kyomei.learning.workplace import EventSink, Workplace
 from kyomei.source.order import BatchOrder, order_of
-from kyomei.source.rows import Rows
+from kyomei.source.rows import Rows, near
 from kyomei.source.shards import ShardFolder
 from kyomei.source.stream import BufferOrder, StreamedRows
 
@@ -58,8 +58,9 @@ class _Log:
 class _Ahead:
     """Reads the next batch while a step computes, where rows lie on a disk; what else makes rows is asked when it is due."""
 
-    def __init__(self, rows: Rows, order: BatchOrder, part: slice, steps: int) -> None:
-        self.rows, self.order, self.part, self.steps = rows, order, part, steps
+    def __init__(self, rows: Rows, order: BatchOrder, part: slice, steps: int, device: torch.device | str) -> None:
+        self.rows = rows if isinstance(rows, StreamedRows) else near(rows, device)
+        self.order, self.part, self.steps, self._stored = order, part, steps, isinstance(rows, ShardFolder)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rows")
         self._next: tuple[int, Future[tuple[np.ndarray, Tensor]]] | None = None
         weakref.finalize(self, self._thread.shutdown, wait=False)
@@ -68,7 +69,7 @@ class _Ahead:
         """Row numbers and rows of this rank's part of a step's batch."""
         held = self._next
         found = held[1].result() if held is not None and held[0] == step else self._read(step)
-        more = step + 1 < self.steps and isinstance(self.rows, ShardFolder)
+        more = step + 1 < self.steps and self._stored
         self._next = (step + 1, self._thread.submit(self._read, step + 1)) if more else None
         return found
 
@@ -131,7 +132,8 @@ def train(
         first = saved_step = saved.step
     order = order_of(rows, recipe.batch_rows, seed)
     log = None if work.sink is None else _Log(work.sink, recipe.batch_rows, first)
-    ahead, asked = _Ahead(rows, order, mesh.rows(recipe.batch_rows), recipe.steps), mesh.size == 1 and work.stop()
+    ahead = _Ahead(rows, order, mesh.rows(recipe.batch_rows), recipe.steps, work.device)
+    asked = mesh.size == 1 and work.stop()
     with work.saving():
         for step in range(first, recipe.steps):
             if asked:

@@ -169,8 +169,9 @@ class _Plan:
             ordinary = ~self.tokens.is_special(windows, self._special)
             rows_before = sum(map(len, norms[sites[0]]))
             for site, x in self._capture(windows, sites, keep=True).items():
-                require_finite(x[ordinary], f"shard 0 of '{site}'", rows_before, _NOT_FINITE)
-                norms[site].append(x[ordinary].norm(dim=-1))
+                usual = x[ordinary.to(x.device)]
+                require_finite(usual, f"shard 0 of '{site}'", rows_before, _NOT_FINITE)
+                norms[site].append(usual.norm(dim=-1).cpu())
                 dims[site] = int(x.shape[-1])
         medians = {site: float(torch.cat(norms[site]).median()) for site in sites}
         for site, median in medians.items():
@@ -184,7 +185,7 @@ class _Plan:
         if all(site in kept for site in sites):
             return {site: kept[site] for site in sites}
         captured = self.model.capture(self.tokens.ids[windows], sites, self.recipe.side)
-        found = {site: x.float().cpu() for site, x in captured.items()}
+        found = {site: x.float() for site, x in captured.items()}
         if keep:
             self._kept[windows.start] = found
         return found
@@ -199,7 +200,8 @@ class _Plan:
             wanted = ~special if self.recipe.drop_special else torch.ones_like(special)
             row_tokens = torch.arange(batch.start * self.tokens.context, batch.stop * self.tokens.context)
             for site, x in self._capture(batch, list(writers)).items():
-                shards[site].add(x.flatten(0, 1)[wanted], row_tokens[wanted], int((~wanted).sum()), self.recipe.norm_bound)
+                rows = x.flatten(0, 1)[wanted.to(x.device)]
+                shards[site].add(rows, row_tokens[wanted], int((~wanted).sum()), self.recipe.norm_bound)
         return list(shards.values())
 
 
@@ -219,9 +221,11 @@ class _Shard:
     ) -> None:
         """Keep the rows of one batch whose norm is ordinary."""
         require_finite(x, f"shard {self._number} of '{self._writer.site}'", self._num_rows, _NOT_FINITE)
-        kept = x.norm(dim=-1) <= norm_bound * self._writer.meta["median_norm"]
+        # On a GPU all of this is done there: what comes here are the rows that stay, as they are stored.
+        usual = x.norm(dim=-1) <= norm_bound * self._writer.meta["median_norm"]
+        kept = usual.cpu()
         after = self._num_rows + int(kept.sum())
-        self._rows[self._num_rows : after] = x[kept].to(self._rows.dtype)
+        self._rows[self._num_rows : after] = x[usual].to(self._rows.dtype)
         self._row_tokens[self._num_rows : after] = row_tokens[kept].numpy()
         self._counts["dropped_special"] += dropped_special
         self._counts["dropped_norm"] += int((~kept).sum())

@@ -18,6 +18,9 @@ from kyomei.source.guards import require_finite, require_inside
 from kyomei.source.matrices import NAMED, READERS, read_matrix
 from kyomei.source.shards import RELEASE_BYTES, ShardFolder, drop_pages
 
+NEAR_SHARE = 0.25
+"""Share of a GPU's free memory that rows may take: the rest is for what is learnt of them."""
+
 
 @runtime_checkable
 class Rows(Protocol):
@@ -146,6 +149,27 @@ class UnitRows:
 def as_seen(rows: Rows, unit_rows: bool) -> Rows:
     """Rows as a dictionary sees them whose recipe has this for `dictionary.unit_rows`."""
     return UnitRows(rows) if unit_rows else rows
+
+
+def near(rows: Rows, device: torch.device | str) -> Rows:
+    """The same rows in the memory of a GPU, where they take no more than `NEAR_SHARE` of what is free there.
+
+    Rows that are read many times in random order cost more to find and to send than to use.
+    """
+    device = torch.device(device)
+    if 4 * rows.num_rows * rows.dim > NEAR_SHARE * free_bytes(device) or rows.read(np.arange(1)).device.type == device.type:
+        return rows
+    held = torch.empty(rows.num_rows, rows.dim, device=device)
+    first = 0
+    for block in rows.blocks(2**16):
+        held[first : first + len(block)] = block.to(device)
+        first += len(block)
+    return TensorRows(held)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of a GPU that nothing uses; none of other devices, which are not asked."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def _open_path(address: str) -> Rows:

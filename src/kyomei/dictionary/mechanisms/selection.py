@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from kyomei.config import BatchTopKSettings, MatryoshkaSettings, SelectionSettings, TopKSettings
-from kyomei.dictionary.kernels import Active, nonzero
+from kyomei.dictionary.kernels import Active, reaching
 from kyomei.dictionary.mechanisms.base import Finish, Mechanism, aimed_l0, counts_of, mechanism
 from kyomei.dictionary.products import Products
 from kyomei.dictionary.sae import Activation
@@ -106,8 +106,8 @@ def _candidates(scores: Float[Tensor, "rows width"], k: int) -> tuple[Active, Fl
     by_latent = scores.T.contiguous()
     maxima = _maxima(by_latent, k)
     least = maxima.T.contiguous().topk(k, dim=1).values[:, -1] if len(maxima) >= k else scores.new_zeros(num_rows)
-    index = _at_least(by_latent, least)
-    return Active(index // num_rows, index % num_rows, num_rows, width), by_latent.view(-1)[index]
+    index, values = _at_least(by_latent, least)
+    return Active(index // num_rows, index % num_rows, num_rows, width), values
 
 
 def _maxima(by_latent: Float[Tensor, "width rows"], k: int) -> Float[Tensor, "blocks rows"]:
@@ -121,9 +121,9 @@ def _maxima(by_latent: Float[Tensor, "width rows"], k: int) -> Float[Tensor, "bl
     return by_latent[: width // block * block].view(width // block, block, num_rows).amax(dim=1)
 
 
-def _at_least(by_latent: Float[Tensor, "width rows"], least: Tensor) -> Int64[Tensor, " candidates"]:
-    """Flat indices of the positive scores that reach a bound, one for all or one for each row."""
-    return nonzero(by_latent >= least.clamp_min(torch.finfo(least.dtype).tiny))
+def _at_least(by_latent: Float[Tensor, "width rows"], least: Tensor) -> tuple[Int64[Tensor, " candidates"], Tensor]:
+    """Flat indices of the positive scores that reach a bound, one for all or one for each row, and these scores."""
+    return reaching(by_latent, least.clamp_min(torch.finfo(least.dtype).tiny).expand(by_latent.shape[1]))
 
 
 @final
@@ -176,10 +176,9 @@ class BatchTopK(Selection):
         rows = int(self.reduce.sum_over_rows(torch.tensor(len(scores), device=scores.device)))
         by_latent, count = scores.T.contiguous(), self.k * rows
         maxima = _maxima(by_latent, self.k).flatten()
-        index = _at_least(
+        index, values = _at_least(
             by_latent, maxima.topk(count, sorted=False).values.min() if len(maxima) >= count else maxima.new_tensor(0.0)
         )
-        values = by_latent.view(-1)[index]
         most = min(count, by_latent.numel())
         best = pad(values, (0, max(0, most - len(values))), value=-torch.inf).topk(most)
         every = self.reduce.gather_all(best.values)
