@@ -134,7 +134,7 @@ def overcomplete_step(dim: int, width: int, density: float, rows: Tensor, name: 
 
 
 def openai_step(dim: int, width: int, density: float, rows: Tensor, name: str) -> Step:
-    """A TopK step on OpenAI's kernels: `kernels.py` of github.com/openai/sparse_autoencoder, the file that OPENAI_KERNELS names."""
+    """A TopK step on OpenAI's kernels: OPENAI_KERNELS names the file `kernels.py` of github.com/openai/sparse_autoencoder."""
     spec: Any = importlib.util.spec_from_file_location("openai_kernels", os.environ["OPENAI_KERNELS"])
     kernels = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(kernels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from tests.far import FAR, FarDevice
@@ -14,7 +15,10 @@ from kyomei.dictionary import products
 from kyomei.learning import fit as learning
 from kyomei.learning import step
 from kyomei.learning.resonance import resonate
+from kyomei.learning.workplace import Workplace
+from kyomei.source import rows as rows_module
 from kyomei.source.planted import Planted
+from kyomei.source.rows import TensorRows
 
 WIDTH = 64
 ROWS = Planted(n_features=40, dim=24, active=3, seed=0).sample(6000, seed=1)[0]
@@ -55,6 +59,19 @@ def test_a_whole_fit(far: None) -> None:
     x = ROWS.to(FAR)
     left = there.decode(there.encode(x)) - x
     assert 0 < float(left.square().sum() / (x - x.mean(dim=0)).square().sum()) < 1
+
+
+def test_rows_that_fit_are_read_there(far: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = np.array([5, 0, 5, 5999])
+    assert rows_module.near(TensorRows(ROWS), FAR).read(index).device.type == "cpu", "a device that says nothing has no room"
+    monkeypatch.setattr(rows_module, "free_bytes", lambda device: 4 * 4 * ROWS.numel() - 1)
+    assert rows_module.near(TensorRows(ROWS), FAR).read(index).device.type == "cpu"
+    monkeypatch.setattr(rows_module, "free_bytes", lambda device: 4 * 4 * ROWS.numel())
+    there = rows_module.near(TensorRows(ROWS), FAR)
+    assert there.read(index).device.type == FAR and torch.equal(there.read(index).cpu(), ROWS[index])
+    assert rows_module.near(there, FAR) is there
+    learnt = [learning.fit(ROWS, recipe(**{"mechanism.name": "topk"}), workplace=Workplace()) for _ in range(2)]
+    assert torch.equal(learnt[0].encoder.cpu(), learnt[1].encoder.cpu())
 
 
 @pytest.mark.parametrize("name", ["gba", "topk", "batchtopk", "jumprelu", "l1", "gated", "matryoshka"])

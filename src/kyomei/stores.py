@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar, final
 
 from kyomei.atomic import (
     TEMPORARY,
+    appearing,
     make_folder,
     refusal_of,
     refusals_named,
@@ -81,8 +82,8 @@ class Store(Protocol):
     def write(self, name: str, data: bytes) -> None:
         """Write a small file so that a reader, or a crash, sees all of it or what was there before."""
 
-    def put(self, name: str, data: bytes) -> None:
-        """Write a file whose digest is written elsewhere once it is whole; a crash may leave a part of it."""
+    def put(self, name: str, pieces: Sequence[bytes | memoryview]) -> None:
+        """Write a file, given in pieces, whose digest is written elsewhere once it is whole; a crash may leave a part of it."""
 
     def clear(self, *names: str) -> None:
         """Remove files, and folders with all that is in them, where they are there."""
@@ -164,8 +165,10 @@ class LocalStore:
     def write(self, name: str, data: bytes) -> None:
         write_atomic(self.folder / name, data)
 
-    def put(self, name: str, data: bytes) -> None:
-        write_atomic(self.folder / name, data)
+    def put(self, name: str, pieces: Sequence[bytes | memoryview]) -> None:
+        with appearing(self.folder / name) as file:
+            for piece in pieces:
+                file.write(piece)
 
     def clear(self, *names: str) -> None:
         with refusals_named(self.folder):
@@ -365,9 +368,9 @@ class RemoteStore:
             self.system.pipe_file(self.at(temporary), data)
             self.system.mv(self.at(temporary), self.at(name))
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, pieces: Sequence[bytes | memoryview]) -> None:
         with self._answering():
-            self.system.pipe_file(self.at(name), data)
+            self.system.pipe_file(self.at(name), b"".join(pieces))
 
     def clear(self, *names: str) -> None:
         for name in names:

@@ -23,6 +23,7 @@ from kyomei.errors import DataError, KyomeiError, RunError
 from kyomei.source import shards
 from kyomei.source.order import BatchOrder
 from kyomei.source.rows import Rows, open_rows
+from kyomei.source.shard_files import packed, stored
 from kyomei.source.shard_writer import ShardWriter
 from kyomei.source.shards import ShardFolder
 
@@ -93,6 +94,13 @@ def test_a_shard_is_an_ordinary_safetensors_file(tmp_path: Path) -> None:
     write(tmp_path, dtype="bfloat16")
     held = safetensors.torch.load_file(tmp_path / "shard-00000.safetensors")
     assert torch.equal(held["activations"], ROWS[:10].bfloat16())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("rows", [0, 1, 23])
+def test_a_shard_in_pieces_is_what_the_library_writes(dtype: Any, rows: int) -> None:
+    tensors = {**stored(ROWS[:rows], dtype), "row_tokens": torch.arange(rows) * 3}
+    assert b"".join(packed(tensors)) == safetensors.torch.save(tensors)
 
 
 def test_pages_are_released_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MOST_COLUMNS = 2048
-"""Columns that a program holds at once: a whole row of most models."""
-ADDED, MULTIPLIED = 8, 4
-"""Active entries that a program reads at once, where it adds up rows and where it multiplies them too (docs/tried.md)."""
+COLUMNS = (512, 1024)
+"""Columns of a tile: a thread holds neighbouring ones, of all entries of it, and adds them up alone (docs/tried.md)."""
+NUMBERS, MOST_ENTRIES = 2**12, 128
+"""Numbers in a tile of a product that only adds rows up, and active entries in it at most."""
+MULTIPLIED = 4
+"""Entries of a tile where rows are multiplied as well: by one warp, whose sums need no other."""
 SCANNED = 1024
 """Scores that are compared with their bounds at once."""
 
@@ -107,10 +109,11 @@ def _entries(  # type: ignore[no-untyped-def]
         at += tl.sum(number, axis=0)
 
 
-def _tile(dim: int, entries: int) -> dict[str, int]:
-    """A thread holds 16 neighbouring columns of every entry, so that sums over entries need no other thread."""
-    block = min(MOST_COLUMNS, triton.next_power_of_2(dim))
-    return {"BLOCK": block, "ENTRIES": entries, "num_warps": max(1, min(4, block // 256))}
+def _columns(dim: int) -> int:
+    """Columns of a tile: those that leave the fewest idle, the more of two that leave as many."""
+    if dim <= COLUMNS[0]:
+        return int(triton.next_power_of_2(dim))
+    return min(COLUMNS, key=lambda block: (triton.cdiv(dim, block) * block, -block))
 
 
 def csr_matmul(starts: Tensor, columns: Tensor, values: Tensor, dense: Tensor, out: Tensor) -> Tensor:
@@ -125,8 +128,9 @@ def csr_matmul(starts: Tensor, columns: Tensor, values: Tensor, dense: Tensor, o
     """
     rows, dim = len(starts) - 1, dense.shape[1]
     if rows and dim:
-        tile = _tile(dim, ADDED)
-        kernel: Any = _csr_matmul[(rows, triton.cdiv(dim, tile["BLOCK"]))]
+        block = _columns(dim)
+        tile = {"BLOCK": block, "ENTRIES": min(MOST_ENTRIES, NUMBERS // block), "num_warps": 2 if block > 256 else 1}
+        kernel: Any = _csr_matmul[(rows, triton.cdiv(dim, block))]
         kernel(starts, columns, values, dense.contiguous(), out, dim, **tile)
     return out
 
@@ -145,11 +149,12 @@ def sampled_products(
     """
     found = torch.empty(len(columns), dtype=torch.promote_types(a.dtype, torch.float32), device=a.device)
     if len(columns):
+        tile = {"BLOCK": min(COLUMNS[0], _columns(a.shape[1])), "ENTRIES": MULTIPLIED, "num_warps": 1}
         adds = values is not None and out is not None
         given = (values, out) if adds else (found, found)
         kernel: Any = _products[(len(starts) - 1,)]
         matrices = a.contiguous(), b.contiguous(), found, given[1]
-        kernel(starts, columns, given[0], *matrices, a.shape[1], ADD=adds, **_tile(a.shape[1], MULTIPLIED))
+        kernel(starts, columns, given[0], *matrices, a.shape[1], ADD=adds, **tile)
     return found
 
 

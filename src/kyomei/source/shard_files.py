@@ -31,6 +31,7 @@ _STORED: dict[str, tuple[str, type[np.generic]]] = {
     "int8": ("I8", np.int8),
 }
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "I64": 8}
+_NAMES = {torch.int64: "I64", torch.int8: "I8", **{of: _STORED[name][0] for name, of in _TORCH.items()}}
 _LARGEST = 127
 _HEAD_BYTES = 4096
 """The header of a shard is shorter."""
@@ -49,6 +50,26 @@ def stored(x: Float[Tensor, "rows dim"], dtype: Dtype) -> dict[str, Tensor]:
     scales = x.abs().amax(dim=1) / _LARGEST
     steps = (x / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round()
     return {ROWS: steps.clamp(-_LARGEST, _LARGEST).to(torch.int8), SCALES: scales}
+
+
+def packed(tensors: dict[str, Tensor]) -> list[bytes | memoryview]:
+    """Tensors as a safetensors file, piece by piece: what safetensors.torch.save gives as one copy of all of it.
+
+    Args:
+        tensors: contiguous, on the CPU, of the dtypes that shards have.
+    """
+    # As the library orders them: the widest first, so that all are aligned.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    head: dict[str, Any] = {}
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        span = [end, end := end + tensor.numel() * tensor.element_size()]
+        head[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": span}
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    pieces = [tensors[name].flatten().view(torch.uint8).numpy().data for name in order if tensors[name].numel()]
+    return [len(text).to_bytes(8, "little"), text, *pieces]
 
 
 def in_memory(dtype: Dtype) -> torch.dtype:

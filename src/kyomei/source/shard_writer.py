@@ -7,7 +7,6 @@ import json
 from typing import Any, final
 
 import numpy as np
-import safetensors.torch
 import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
@@ -16,7 +15,7 @@ from kyomei.errors import DataError, RunError
 from kyomei.source.guards import require_finite
 from kyomei.source.journals import INDEX, JOURNAL, SCHEMA_VERSION, journals, read_journal, read_one, remove_journals
 from kyomei.source.ranks import ALONE, Ranks
-from kyomei.source.shard_files import ROW_TOKENS, Dtype, stored
+from kyomei.source.shard_files import ROW_TOKENS, Dtype, packed, stored
 from kyomei.source.shards import ShardFolder
 from kyomei.stores import StoreLike, store_at
 
@@ -137,9 +136,12 @@ class ShardWriter:
         for values in (activations,) if self.dtype == "int8" else tensors.values():
             require_finite(values, f"shard {shard_number} as {self.dtype}", do=do)
         file = f"shard-{shard_number:05d}.safetensors"
-        content = safetensors.torch.save({**tensors, ROW_TOKENS: torch.from_numpy(row_tokens)})
-        self.store.put(file, content)
-        entry = {"file": file, "num_rows": len(row_tokens), "sha256": hashlib.sha256(content).hexdigest()}
+        pieces = packed({**tensors, ROW_TOKENS: torch.from_numpy(row_tokens)})
+        digest = hashlib.sha256()
+        for piece in pieces:
+            digest.update(piece)
+        self.store.put(file, pieces)
+        entry = {"file": file, "num_rows": len(row_tokens), "sha256": digest.hexdigest()}
         self._shards[shard_number] = {**entry, "counts": counts or {}}
         self._journal()
 

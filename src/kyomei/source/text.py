@@ -128,7 +128,7 @@ class Tokens:
         pq.write_table(pa.table(columns), buffer)
         files[_DOCUMENTS] = buffer.getvalue()
         for name, content in files.items():
-            store.put(name, content)
+            store.put(name, [content])
         index = {
             "schema_version": SCHEMA_VERSION,
             "windows": len(self.ids),

@@ -66,7 +66,7 @@ class Change:
             store = run.store_of(name)
             if not store.is_here and digest is not None:
                 if staged.exists():
-                    store.put(name, staged.read_bytes())
+                    store.put(name, [staged.read_bytes()])
                     Copies.of_environment().drop(self.old[name])
             elif digest is None:
                 path.unlink(missing_ok=True)
