@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.far import FAR, FarDevice
 from tests.threads_as_ranks import Rank, together
 from torch.nn.functional import normalize
 
 from kyomei.learning.anchoring import Cone, anchored_decoders, usual_scores, usual_scores_in_turn
 from kyomei.learning.latents import Latents, random_start
-from kyomei.learning.least_squares import CodeMoments, SharedCodes, least_squares
+from kyomei.learning.least_squares import CodeMoments, NearCodes, SharedCodes, least_squares
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.placement import _after, _Anchoring, _before, _free_threshold
 from kyomei.learning.sample import Sample
@@ -105,6 +106,21 @@ def test_ranks_that_share_the_latents_fit_what_one_process_does(kind: Any, size:
         return anchored_decoders(squares, start[share], cone.part(share))
 
     torch.testing.assert_close(torch.cat(together(size, own)), expected, rtol=0, atol=1e-5)
+
+
+def test_codes_on_a_gpu_fit_what_the_gram_matrix_does() -> None:
+    x, z = correlated_rows(8), codes(9)
+    blocks = [(part.to_sparse_csr(), rows) for part, rows in zip(z.split(1100), x.split(1100), strict=True)]
+    start = torch.randn(WIDTH, DIM, generator=torch.Generator().manual_seed(2))
+    whole, near = CodeMoments.of(blocks), NearCodes.of(blocks)
+    torch.testing.assert_close(near.bounds, whole.bounds)
+    torch.testing.assert_close(near.descent(start), whole.descent(start))
+    cone = cone_of(x, 0.9, found=5)
+    torch.testing.assert_close(anchored_decoders(near, start, cone), anchored_decoders(whole, start, cone), rtol=0, atol=1e-5)
+    with FarDevice():
+        there = least_squares([(code.to(FAR), rows.to(FAR)) for code, rows in blocks], ROWS, Mesh())
+        assert isinstance(there, NearCodes)
+        torch.testing.assert_close(there.descent(start.to(FAR)).cpu(), whole.descent(start))
 
 
 def test_the_cheaper_way_is_taken() -> None:

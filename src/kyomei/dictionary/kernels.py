@@ -61,7 +61,7 @@ class Active:
     @cached_property
     def counts(self) -> Int64[Tensor, " width"]:
         """Active rows of each latent."""
-        return torch.bincount(self.latent, minlength=self.width)
+        return counted(self.latent, self.width)
 
     @cached_property
     def latent_starts(self) -> Tensor:
@@ -71,7 +71,7 @@ class Active:
     @cached_property
     def row_starts(self) -> Tensor:
         """Where each row's entries start in `by_row` order [rows + 1], int32."""
-        return _starts(torch.bincount(self.row, minlength=self.num_rows))
+        return _starts(counted(self.row, self.num_rows))
 
     @cached_property
     def by_row(self) -> Int64[Tensor, " active"]:
@@ -100,6 +100,13 @@ class Active:
         """Values in a matrix that is zero elsewhere; differentiable."""
         flat = values.new_zeros(self.num_rows * self.width)
         return flat.index_put((self.row * self.width + self.latent,), values).view(self.num_rows, self.width)
+
+
+def counted(index: Int64[Tensor, " entries"], length: int) -> Int64[Tensor, " length"]:
+    """How often each number below a length occurs, like `torch.bincount`, which on a GPU waits for the largest."""
+    if index.device.type == "cpu":
+        return torch.bincount(index, minlength=length)
+    return index.new_zeros(length).scatter_add_(0, index, torch.ones_like(index))
 
 
 def nonzero(mask: Tensor) -> Int64[Tensor, " true"]:

@@ -77,6 +77,11 @@ class Cone:
         axes = axes * space.varies[:, None]
         return cls(directions, cosine, axes.to(directions), deviations.to(directions))
 
+    def to(self, device: torch.device) -> Cone:
+        """The same on a device."""
+        moved = {name: getattr(self, name).to(device) for name in ("directions", "axes", "deviations")}
+        return replace(self, **moved)
+
     def part(self, which: slice) -> Cone:
         """That of some latents, of which those with directions come first."""
         return replace(self, directions=self.directions[which])

@@ -275,12 +275,14 @@ def refit(sae: Spread, rows: Rows, cone: Cone) -> Spread:
         rows: what it was trained on; at most `ANCHOR_ROWS` of them are used, evenly taken.
         cone: of the first latents' decoders; of a rank, of its own.
     """
-    own = sae.to("cpu", torch.float32)
+    # Ranks tell each other codes and rows on the CPU.
+    device = sae.encoder.device if sae.mesh.size == 1 else torch.device("cpu")
+    own, cone = sae.to(device, torch.float32), cone.to(device)
     sample = Sample.of(rows, ANCHOR_ROWS)
 
     def blocks() -> Iterator[tuple[Tensor, Tensor]]:
         for x in sample.blocks(BLOCK_ROWS):
-            yield own.encode(x), x - own.center
+            yield own.encode(x), x.to(device) - own.center
 
     fitted = anchored_decoders(least_squares(blocks(), len(sample), own.mesh), own.decoder, cone)
     gain = fitted.norm(dim=1)

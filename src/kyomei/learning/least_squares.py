@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from jaxtyping import Float
 from scipy import sparse
 from torch import Tensor
 
+from kyomei.dictionary.kernels import Active, csr_matmul
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.spread import in_turn
 
@@ -175,8 +176,83 @@ class SharedCodes:
         return self.products.to(decoder) - explained / self._count - self.ridge[:, None] * decoder
 
 
+class _Block(NamedTuple):
+    """Codes of some rows, by latent and by row."""
+
+    active: Active
+    by_latent: Float[Tensor, " active"]
+    by_row: Float[Tensor, " active"]
+
+    @classmethod
+    def of(cls, code: Tensor) -> _Block:
+        rows, width = code.shape
+        row = torch.repeat_interleave(torch.arange(rows, device=code.device), code.crow_indices().diff())
+        order = code.col_indices().argsort(stable=True)
+        active = Active(code.col_indices()[order], row[order], rows, width)
+        return cls(active, code.values()[order], code.values())
+
+    def decoded(self, decoder: Tensor) -> Tensor:
+        """z D [rows, dim]."""
+        out = decoder.new_zeros(self.active.num_rows, decoder.shape[1])
+        return csr_matmul(self.active.row_starts, self.active.latent32_by_row, self.by_row, decoder, out)
+
+    def gathered(self, x: Float[Tensor, "rows dim"], out: Float[Tensor, "width dim"]) -> Tensor:
+        """out += zᵀ x; returns out."""
+        return csr_matmul(self.active.latent_starts, self.active.row32, self.by_latent, x, out)
+
+
+@dataclass(frozen=True, eq=False)
+class NearCodes:
+    """Codes on a GPU, where gathering rows costs less than pairs of latents do at any width.
+
+    Attributes:
+        blocks: of all rows.
+        products: E[z xᵀ] [width, dim].
+        ridge: [width].
+    """
+
+    blocks: list[_Block]
+    products: Float[Tensor, "width dim"]
+    ridge: Float[Tensor, " width"]
+
+    @classmethod
+    def of(cls, blocks: Iterable[tuple[Tensor, Float[Tensor, "rows dim"]]]) -> NearCodes:
+        """The codes of blocks on one device."""
+        held: list[_Block] = []
+        products, squares = None, None
+        for code, x in blocks:
+            block = _Block.of(code)
+            if products is None or squares is None:
+                products, squares = x.new_zeros(code.shape[1], x.shape[1]), x.new_zeros(code.shape[1])
+            block.gathered(x, products)
+            squares += block.active.sums(block.by_latent.square())
+            held.append(block)
+        if products is None or squares is None:
+            raise ValueError("no rows")
+        count = sum(block.active.num_rows for block in held)
+        return cls(held, products / count, RIDGE * squares / count)
+
+    @property
+    def _count(self) -> int:
+        return sum(block.active.num_rows for block in self.blocks)
+
+    @property
+    def bounds(self) -> Float[Tensor, " width"]:
+        total = self.ridge.new_zeros(len(self.ridge), 1)
+        for active, by_latent, by_row in self.blocks:
+            sizes = _Block(active, by_latent.abs(), by_row.abs())
+            sizes.gathered(sizes.decoded(torch.ones_like(total)), total)
+        return total[:, 0] / self._count + self.ridge
+
+    def descent(self, decoder: Float[Tensor, "width dim"]) -> Float[Tensor, "width dim"]:
+        explained = torch.zeros_like(decoder)
+        for block in self.blocks:
+            block.gathered(block.decoded(decoder), explained)
+        return self.products.to(decoder) - explained / self._count - self.ridge[:, None] * decoder
+
+
 def least_squares(blocks: Blocks, num_rows: int, mesh: Mesh) -> LeastSquares:
-    """What descent needs, in the cheaper of both ways.
+    """What descent needs, in the cheaper of both ways; on one GPU by the codes.
 
     Args:
         blocks: of this rank's latents.
@@ -185,6 +261,8 @@ def least_squares(blocks: Blocks, num_rows: int, mesh: Mesh) -> LeastSquares:
     """
     each: Iterator[tuple[Tensor, Tensor]] = iter(blocks)
     code, x = next(each)
+    if isinstance(code, Tensor) and code.device.type != "cpu" and mesh.size == 1:
+        return NearCodes.of(chain([(code, x)], each))
     code = to_scipy(code)
     active, width = (int(count) for count in mesh.sum_over_all(torch.tensor([code.nnz, code.shape[1]])))
     entries = active / len(x) * num_rows / max(1, width)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from kyomei.config import SourceRecipe
@@ -24,6 +26,8 @@ from kyomei.source.text import Tokens
 from kyomei.stores import Store, StoreLike, store_at
 
 _MEDIAN_BATCHES = 4
+TAKEN_BESIDE = 2
+"""Batches whose rows wait on a GPU at most."""
 _NOT_FINITE = "run the model in float32 or bfloat16, or choose another site"
 
 
@@ -63,12 +67,12 @@ def harvest(
     model.require_sites(sites)
     plan = _Plan(model, tokens, recipe)
     writers = plan.writers(store_at(folder), sites, ranks)
-    with _Behind() as disk:
+    with _Behind(beside=model.device.type != "cpu") as behind:
         for number in range(ranks.rank, plan.num_shards, ranks.size):
             todo = [site for site in sites if number not in writers[site].finished]
             if todo:
-                shards = plan.run_shard(number, {site: writers[site] for site in todo})
-                disk.write(shards)
+                shards = plan.run_shard(number, {site: writers[site] for site in todo}, behind.take)
+                behind.write(shards)
             if progress is not None:
                 # The other ranks are about as far as this one.
                 last = min(number + ranks.size, plan.num_shards) - 1
@@ -85,11 +89,17 @@ def _finish(writer: ShardWriter, ranks: Ranks) -> ShardFolder:
 
 
 class _Behind:
-    """Writes one shard to the disk while the model runs the next; at most two shards are in memory."""
+    """Writes one shard to the disk while the model runs the next; at most two shards are in memory.
 
-    def __init__(self) -> None:
+    Args:
+        beside: rows are taken over in a thread, too, while a GPU runs the next windows.
+    """
+
+    def __init__(self, beside: bool) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="shards")
         self._pending: Future[None] | None = None
+        self._taker = ThreadPoolExecutor(1, thread_name_prefix="rows") if beside else None
+        self._taken: deque[Future[None]] = deque()
 
     def __enter__(self) -> _Behind:
         return self
@@ -100,9 +110,24 @@ class _Behind:
                 self.finish()
         finally:
             self._thread.shutdown(wait=True)
+            if self._taker is not None:
+                self._taker.shutdown(wait=True)
+
+    def take(self, job: Callable[[], None]) -> None:
+        """Take rows of a batch over into their shard; raises what went wrong with earlier ones."""
+        if self._taker is None:
+            job()
+            return
+        self._settle(TAKEN_BESIDE - 1)
+        self._taken.append(self._taker.submit(job))
+
+    def _settle(self, left: int) -> None:
+        while len(self._taken) > left:
+            self._taken.popleft().result()
 
     def write(self, shards: list[_Shard]) -> None:
         """Write shards once those before are written; raises what went wrong with those."""
+        self._settle(0)
         self.finish()
         self._pending = self._thread.submit(_write_all, shards)
 
@@ -190,8 +215,10 @@ class _Plan:
             self._kept[windows.start] = found
         return found
 
-    def run_shard(self, number: int, writers: dict[str, ShardWriter]) -> list[_Shard]:
-        """The rows of one shard's windows at every site of `writers`."""
+    def run_shard(
+        self, number: int, writers: dict[str, ShardWriter], take: Callable[[Callable[[], None]], None]
+    ) -> list[_Shard]:
+        """The rows of one shard's windows at every site of `writers`; `take` runs what moves them into it."""
         windows = self.windows_of(number)
         shards = {site: _Shard(number, writer, len(windows) * self.tokens.context) for site, writer in writers.items()}
         for first in range(windows.start, windows.stop, self.recipe.windows_per_batch):
@@ -200,8 +227,7 @@ class _Plan:
             wanted = ~special if self.recipe.drop_special else torch.ones_like(special)
             row_tokens = torch.arange(batch.start * self.tokens.context, batch.stop * self.tokens.context)
             for site, x in self._capture(batch, list(writers)).items():
-                rows = x.flatten(0, 1)[wanted.to(x.device)]
-                shards[site].add(rows, row_tokens[wanted], int((~wanted).sum()), self.recipe.norm_bound)
+                take(partial(shards[site].add, x.flatten(0, 1), row_tokens, wanted, self.recipe.norm_bound))
         return list(shards.values())
 
 
@@ -217,9 +243,14 @@ class _Shard:
         self._counts = {"dropped_special": 0, "dropped_norm": 0}
 
     def add(
-        self, x: Float[Tensor, "rows dim"], row_tokens: Int64[Tensor, " rows"], dropped_special: int, norm_bound: float
+        self,
+        every: Float[Tensor, "tokens dim"],
+        row_tokens: Int64[Tensor, " tokens"],
+        wanted: Bool[Tensor, " tokens"],
+        norm_bound: float,
     ) -> None:
-        """Keep the rows of one batch whose norm is ordinary."""
+        """Keep the rows of one batch that are wanted and whose norm is ordinary."""
+        x, row_tokens = every[wanted.to(every.device)], row_tokens[wanted]
         require_finite(x, f"shard {self._number} of '{self._writer.site}'", self._num_rows, _NOT_FINITE)
         # On a GPU all of this is done there: what comes here are the rows that stay, as they are stored.
         usual = x.norm(dim=-1) <= norm_bound * self._writer.meta["median_norm"]
@@ -227,7 +258,7 @@ class _Shard:
         after = self._num_rows + int(kept.sum())
         self._rows[self._num_rows : after] = x[usual].to(self._rows.dtype)
         self._row_tokens[self._num_rows : after] = row_tokens[kept].numpy()
-        self._counts["dropped_special"] += dropped_special
+        self._counts["dropped_special"] += int((~wanted).sum())
         self._counts["dropped_norm"] += int((~kept).sum())
         self._num_rows = after
 

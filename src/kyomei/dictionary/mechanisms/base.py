@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from kyomei.config import MechanismSettings
-from kyomei.dictionary.kernels import Active
+from kyomei.dictionary.kernels import Active, counted
 from kyomei.dictionary.products import Products
 from kyomei.dictionary.sae import Activation
 from kyomei.errors import DataError, RecipeError
@@ -274,4 +274,7 @@ def aimed_l0(l0: float | None, width: int) -> float:
 
 def counts_of(active: Active, values: Float[Tensor, " active"]) -> Int64[Tensor, " width"]:
     """Rows in which each latent is active [width]."""
-    return torch.bincount(active.latent[values > 0], minlength=active.width)
+    if active.latent.device.type == "cpu":
+        return counted(active.latent[values > 0], active.width)
+    # Without a choice of entries, whose number a GPU would be waited for.
+    return active.counts.new_zeros(active.width).scatter_add_(0, active.latent, (values > 0).long())
