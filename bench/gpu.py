@@ -28,6 +28,8 @@ import step
 
 DIM, WIDTH, BATCH, STEPS = 1536, 65_536, 8192, 12
 WIDTHS = (16_384, 32_768, 65_536, 131_072, 262_144, 524_288, 1_048_576)
+FITS = [(2048, 2000), (2048, 2000), (16_384, 2000)]
+"""Widths and steps of whole fits; the first is done twice, as the same recipe has to give the same bytes."""
 ACTIVE = 128
 """Active latents of a row where widths are compared."""
 HEAD = "| width | density | step | ms | encodes | rows/s | peak MB |\n|---|---|---|---|---|---|---|"
@@ -245,7 +247,7 @@ def fit() -> None:
         run = harvested_run(Path(folder), Recipe.of({**source, "source.replicas": 3}), Reporter(), resume=True)
         rows = activations(run, "replica-0")
         print(f"harvest {time.perf_counter() - began:.1f} s, {rows.num_rows:,} rows a replica", flush=True)
-        for width, steps_done in ((2048, 2000), (2048, 2000), (16_384, 500)):
+        for width, steps_done in FITS:
             parts: dict[str, float] = {}
             names = ("resonate", "explained_by_resonance", "_wide_first", "narrowed", "resonant_plan", "refit", "train")
             originals = {name: getattr(learning, name) for name in names}
@@ -281,8 +283,10 @@ PARTS = {f.__name__: f for f in (checks, tiles, steps, densities, widths, profil
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[])
+    parser.add_argument("--fits", nargs="*", type=int, help="widths of whole fits")
     parser.add_argument("--where", action="store_true", help="where the processor's time goes in each part")
     args = parser.parse_args()
+    FITS[:] = [(width, 2000) for width in args.fits] if args.fits else FITS
     if not torch.cuda.is_available():
         raise SystemExit("Expected a CUDA device. Found none. Run bench/step.py for the CPU's table.")
     step.DEVICE, step.DTYPE = torch.device("cuda"), torch.bfloat16
