@@ -164,7 +164,7 @@ def _learnt(
         warm_steps = round(recipe.mechanism.placing.first_share * recipe.train.steps)
         width = recipe.dictionary.width or default_width(directions, rows)
         warm = _wide_first(learn, rows, recipe, width, warm_steps, seed, normalisation, work)
-    plan = resonant_plan(rows, recipe, directions, seed, normalisation, warm, work.mesh)
+    plan = resonant_plan(rows, recipe, directions, seed, normalisation, warm, work.mesh, work.device)
     sae = learn(plan.latents, plan.mechanism, **_part(recipe.train, warm_steps, recipe.train.steps, work))
     sae = _about(sae, plan.latents.hold, normalisation.undo(plan.latents.centre))
     return sae if plan.cone is None else refit(sae, rows, plan.cone)

@@ -79,6 +79,7 @@ def resonant_plan(
     normalisation: Normalisation,
     warm: Spread | None = None,
     mesh: Mesh | None = None,
+    device: torch.device | str = "cpu",
 ) -> Plan:
     """Resonant latents that are anchored, and free neurons for what they leave.
 
@@ -96,6 +97,7 @@ def resonant_plan(
             reconstruction rests on and what training finds again from any start, while rare ones differ with the seed and give
             way to directions.
         mesh: ranks that place a share of the latents each; none: this process alone.
+        device: where decoders are fitted, of a process alone.
     """
     mesh = mesh or Mesh()
     if recipe.dictionary.tied:
@@ -114,7 +116,7 @@ def resonant_plan(
     alone = recipe.dictionary.width is None and warm is not None and num_found > 0
     beside = Latents.none(rows.dim) if alone else free
     anchoring = _Anchoring(x, directions.whitening, cone, beside, 0.0 if alone else l0, recipe.dictionary.activation, mesh)
-    found, explained = anchoring.run()
+    found, explained = replace(anchoring, device=device).run()
     if alone:
         common = _free_threshold(x, found, free, l0, found.centre, mesh)
         found = found.then(replace(free, threshold=common.expand(free.width)))
@@ -280,6 +282,8 @@ class _Anchoring:
     l0: float
     activation: Activation
     mesh: Mesh
+    device: torch.device | str = "cpu"
+    """Where decoders are fitted, of a process alone."""
 
     def run(self, turns: int = CENTRINGS) -> tuple[Latents, float]:
         """This rank's resonant latents, then its free ones, and the share of the rows' variance that all explain."""
@@ -320,14 +324,17 @@ class _Anchoring:
     def _fitted(self, seen: Sample, codes: Spread) -> tuple[Tensor, Tensor, Tensor, float]:
         """Decoders by least squares, how often each is active, the mean of what they leave, and the share explained."""
         kept: list[sparse.csr_array] = []
+        there = codes.to(self.device if self.mesh.size == 1 else "cpu", codes.decoder.dtype)
+        at = there.decoder.device
 
-        def blocks() -> Iterator[tuple[sparse.csr_array, Tensor]]:
+        def blocks() -> Iterator[tuple[Tensor | sparse.csr_array, Tensor]]:
             for x in seen.blocks(BLOCK_ROWS):
-                kept.append(to_scipy(codes.encode(x)))
-                yield kept[-1], x - codes.center
+                code = there.encode(x.to(at))
+                kept.append(to_scipy(code))
+                yield kept[-1] if at.type == "cpu" else code, x.to(at) - there.center
 
         squares = least_squares(blocks(), len(seen), self.mesh)
-        fitted = anchored_decoders(squares, codes.decoder, self.cone)
+        fitted = anchored_decoders(squares, there.decoder, self.cone.to(at)).cpu()
         sums = torch.zeros(2, 2, codes.dim, dtype=torch.float64)
         fired = torch.zeros(len(fitted), dtype=torch.int64)
         for code, x in zip(kept, seen.blocks(BLOCK_ROWS), strict=True):
