@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from kyomei.config import Recipe
 from kyomei.errors import RecipeError
-from kyomei.stages.hardware import GPUS
-from kyomei.stages.plan import Plan, Probe, Rates, _advice, plan
+from kyomei.stages.hardware import GPUS, LIBRARY_BYTES
+from kyomei.stages.plan import Plan, Probe, Rates, _advice, _reckoned, plan
+from kyomei.stages.size import Size
 from kyomei.views.tables import plan_table
 
 SMALL = Recipe().with_values(
@@ -48,6 +52,21 @@ def test_more_of_anything_takes_more(here: Plan) -> None:
     assert streamed.seconds["streaming"] > 0 and streamed.disk_bytes == here.disk_bytes
     baseline = plan(SMALL.with_values({"mechanism.name": "topk"}))
     assert list(baseline.seconds) == ["harvest", "check", "training", "certify", "measure"]
+
+
+@pytest.mark.parametrize("width", [16_384, 65_536, 262_144, 1_048_576])
+def test_a_gpus_step_is_reckoned_as_it_was_measured(width: int) -> None:
+    """bench/gpu.py's table: an H100, bfloat16 products, 8,192 rows of 1,536 dimensions, 128 active latents of a row."""
+    lines = (Path(__file__).parents[2] / "bench/data/gpu.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [one for one in map(json.loads, lines) if one["part"] == "step" and one["name"] == "kyomei GBA"]
+    measured = next(one for one in steps if one["width"] == width and one["density"] == 128 / width and one["dim"] == 1536)
+    settings = {"mechanism.name": "gba", "mechanism.start": "random", "dictionary.width": width, "train.batch_rows": 8192}
+    recipe = Recipe.of({**settings, "dtype": "bfloat16", "dictionary.tied": False, "train.steps": 1})
+    size = Size.of(recipe, 1536)
+    taken = _reckoned(GPUS["h100"], 1e9, size, 1).step
+    assert taken == pytest.approx(measured["step_ms"] / 1e3, rel=0.15)
+    held = size.gpu_bytes(1, 1) - LIBRARY_BYTES
+    assert held == pytest.approx(measured["peak_mb"] * 2**20, rel=0.15 if width > 16_384 else 0.35)
 
 
 def test_a_gpu_is_reckoned_from_the_table_and_priced() -> None:

@@ -17,7 +17,8 @@ from kyomei.learning.spaces import Normalisation
 from kyomei.learning.step import Training
 from kyomei.source.rows import TensorRows
 from kyomei.stages.hardware import GPUS
-from kyomei.stages.plan import _feature_parts, _Size
+from kyomei.stages.plan import _feature_parts
+from kyomei.stages.size import Size
 from kyomei.stages.traffic import Traffic
 
 WIDTH, DIM, ROWS = 512, 64, 128
@@ -50,7 +51,7 @@ def test_traffic_and_memory_are_those_of_a_step(data: int, features: int, monkey
     states = [value for state in training.optimizer.state.values() for value in state.values() if value.numel() > 1]
     held = [tensor for weight in training.weights for tensor in (weight, weight.grad)] + states
     numbers = sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
-    assert numbers == pytest.approx(_Size.of(recipe, DIM).weights_bytes / features, rel=0.01)
+    assert numbers == pytest.approx(Size.of(recipe, DIM).weights_bytes / features, rel=0.01)
 
 
 def test_sums_go_around_in_a_ring() -> None:
@@ -67,5 +68,5 @@ def test_the_mesh_with_least_to_send_is_planned() -> None:
     """At a million latents gradients are gigabytes and reconstructions megabytes; at a few hundred it is the other way."""
     wide = Recipe().with_values({"dictionary.width": 1_048_576, "train.batch_rows": 8192})
     narrow = Recipe().with_values({"dictionary.width": 256, "train.batch_rows": 65_536, "mechanism.name": "topk"})
-    assert _feature_parts(_Size.of(wide, 4096), GPUS["h100"], 64) == 64
-    assert _feature_parts(_Size.of(narrow, 4096), GPUS["h100"], 64) == 1
+    assert _feature_parts(Size.of(wide, 4096), GPUS["h100"], 64) == 64
+    assert _feature_parts(Size.of(narrow, 4096), GPUS["h100"], 64) == 1

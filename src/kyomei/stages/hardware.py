@@ -33,12 +33,14 @@ GPUS = {
     "rtx4090": Hardware(165, 24, 0.5, 32, 1.25),
 }
 UTILISATION = 0.4
-"""Share of a GPU's stated rate that large matrix products reach; not measured by us."""
-GPU_ENCODES = 4.0
-"""Encode products that a step is reckoned to take on a GPU; not measured by us."""
-
-LAUNCH_SECONDS = 0.003
-"""What a GPU step takes at least, for its kernels to be launched; not measured by us."""
+"""Share of a GPU's stated rate that a large language model's products reach; not measured by us."""
+ENCODE_SHARE, GPU_ENCODES = 0.75, 3.7
+"""Share of it that an encode product reached on an H100, and such products that a step took there for all that grows with the
+latents, at 8,192 rows of 1,536 dimensions and 128 active latents a row (bench/gpu.py)."""
+STEP_SECONDS = 0.0047
+"""What that step took beside it."""
+LIBRARY_BYTES = 2e9
+"""What CUDA and torch take on a GPU; assumed."""
 
 PROCESSOR_TFLOPS = 1.8
 """What the processors have that come with one GPU, 14 of the 112 cores of a machine with eight, as their maker states it:

@@ -21,21 +21,26 @@ from kyomei.evidence.intervals import as_percent
 from kyomei.evidence.reproduction import MAX_ROWS
 from kyomei.learning.fit import starts_from_resonance
 from kyomei.learning.latents import random_start
-from kyomei.learning.least_squares import GRAM_ADVANTAGE
 from kyomei.learning.mesh import Mesh
-from kyomei.learning.narrowing import widths
 from kyomei.learning.placement import ANCHOR_ROWS, aimed_l0
-from kyomei.learning.resonance import CLARITY_ROWS, POLISH_ROWS, default_frequencies, neuron_rows_per_second, rows_of_step
+from kyomei.learning.resonance import POLISH_ROWS, default_frequencies, neuron_rows_per_second, rows_of_step
 from kyomei.learning.spaces import Normalisation
 from kyomei.learning.step import Training
 from kyomei.source.model import LanguageModel
 from kyomei.source.rows import TensorRows
-from kyomei.source.shards import RELEASE_BYTES
 from kyomei.source.stream import KEPT_SHARE
-from kyomei.stages.hardware import GPU_ENCODES, GPUS, LAUNCH_SECONDS, PROCESSOR_TFLOPS, UTILISATION, Hardware
+from kyomei.stages.hardware import (
+    ENCODE_SHARE,
+    GPU_ENCODES,
+    GPUS,
+    PROCESSOR_TFLOPS,
+    STEP_SECONDS,
+    UTILISATION,
+    Hardware,
+)
 from kyomei.stages.harvest import load_model
-from kyomei.stages.room import Room
-from kyomei.stages.traffic import MACHINE_GPUS, Traffic
+from kyomei.stages.size import NUM_NULLS, Size
+from kyomei.stages.traffic import MACHINE_GPUS
 from kyomei.views.numbers import duration
 
 PROBE_STEPS = 5
@@ -44,7 +49,6 @@ USUAL_ROUNDS = 2.0
 """Rounds of resonance on activations, where they often end early."""
 ALL_STEPS, LEFT_AFTER_MERGING = 0.33, 0.4
 """Share of an iteration's steps that all neurons take, and share of them that is carried on once those that met are one."""
-NUM_NULLS = 2
 CHECK_SEARCHES = 9.0
 """The premise check as a multiple of its searches, measured once on the demo's rows: the rest looks at how codes behave."""
 SURVEY_PASSES, WHITENING_PASSES, LATENT_SECONDS = 1.6, 6.0, 1.5e-3
@@ -57,9 +61,6 @@ ALONE = "measure"
 """The part of the work that one process does, however many GPUs there are."""
 MOST = 0.5
 """Share of the time, or of the rows, from which something is said about it."""
-TEXT_BYTES = 190e6
-"""What text, tokens and a harvest's shards leave resident: what was missing, 184 to 211 MB, on three settings
-(docs/results.md)."""
 
 
 @dataclass(frozen=True)
@@ -169,11 +170,11 @@ class Probe:
                 do = "name a GPU with --hardware, or leave --dim and --parameters out"
                 raise RecipeError("a model to probe here", "its size alone", do)
             dim, parameters = model_size
-            return cls(hardware, gpus, rate, 0.0, dim, _reckoned(GPUS[hardware], parameters, _Size.of(recipe, dim), gpus))
+            return cls(hardware, gpus, rate, 0.0, dim, _reckoned(GPUS[hardware], parameters, Size.of(recipe, dim), gpus))
         began = time.perf_counter()
         model = load_model(recipe, recipe.source.sites)
         load_seconds = time.perf_counter() - began
-        size = _Size.of(recipe, _dim(recipe, model))
+        size = Size.of(recipe, _dim(recipe, model))
         if hardware == "here":
             return cls(hardware, gpus, rate, load_seconds, size.dim, _probed(recipe, model, size))
         parameters = float(sum(parameter.numel() for parameter in model.model.parameters()))
@@ -186,7 +187,7 @@ class Probe:
 
     def certify_seconds(self, recipe: Recipe, processes: int) -> float:
         """What a certificate takes there on so many processes."""
-        return _certify_seconds(_Size.of(recipe, self.dim), self._evidence_rate, processes)
+        return _certify_seconds(Size.of(recipe, self.dim), self._evidence_rate, processes)
 
     @property
     def _evidence_rate(self) -> float:
@@ -195,7 +196,7 @@ class Probe:
 
     def plan(self, recipe: Recipe) -> Plan:
         """What a recipe takes there."""
-        size, rates, gpus = _Size.of(recipe, self.dim), self.rates, self.gpus
+        size, rates, gpus = Size.of(recipe, self.dim), self.rates, self.gpus
         here = self.hardware == "here"
         machine = min(gpus, MACHINE_GPUS)  # whose processors one process can have
         features = 1 if here else _feature_parts(size, GPUS[self.hardware], gpus)
@@ -266,85 +267,11 @@ def _advice(recipe: Recipe, seconds: dict[str, float], read_share: float) -> Ite
         )
 
 
-def _feature_parts(size: _Size, gpu: Hardware, gpus: int) -> int:
+def _feature_parts(size: Size, gpu: Hardware, gpus: int) -> int:
     """The parts of the latents that fit and have least to send, the fewest of equals; all GPUs if none fits."""
     divisors = [parts for parts in range(1, gpus + 1) if gpus % parts == 0]
     fit = [parts for parts in divisors if size.gpu_bytes(gpus // parts, parts) < 0.8e9 * gpu.memory_gb]
     return min(fit, key=lambda parts: size.traffic(gpus // parts, parts, size.widest).sent_bytes, default=gpus)
-
-
-@dataclass(frozen=True)
-class _Size:
-    """How large everything is."""
-
-    recipe: Recipe
-    tokens: int
-    dim: int
-    width: int
-    rows: int
-
-    @classmethod
-    def of(cls, recipe: Recipe, dim: int) -> _Size:
-        source = recipe.source
-        rows = int(source.num_tokens * (1 - source.evidence_share) / source.replicas)
-        # Without a width, resonance decides; four times the dimension is what it usually comes to.
-        return cls(recipe, source.num_tokens, dim, recipe.dictionary.width or 4 * dim, rows)
-
-    @property
-    def evidence_rows(self) -> int:
-        """Rows that no replica sees."""
-        return int(self.tokens * self.recipe.source.evidence_share)
-
-    @property
-    def first_widths(self) -> list[int]:
-        """Of the parts in which the dictionary is learnt before latents are placed."""
-        placing = self.recipe.mechanism.placing
-        return widths(self.width, self.dim, placing.widest) if placing.first_share else [self.width]
-
-    @property
-    def widest(self) -> int:
-        """The width that training begins with."""
-        return self.first_widths[0]
-
-    def traffic(self, data: int, features: int, width: int) -> Traffic:
-        """What a rank sends in a step at some width."""
-        streamed = self.recipe.source.streamed_tokens > 0
-        return Traffic.of(width, self.dim, self.recipe.train.batch_rows, data, features, streamed)
-
-    @property
-    def weights_bytes(self) -> float:
-        """Encoder and decoder, their gradients and two moments of each, at the largest width."""
-        moment = 4 if self.recipe.train.moments == "float32" else 2
-        return 2.0 * self.first_widths[0] * self.dim * (4 + 4 + 2 * moment)
-
-    @property
-    def working_bytes(self) -> float:
-        """Beyond the libraries and the language model: the largest of the parts of the work, and mapped shards."""
-        sample = min(self.rows, ANCHOR_ROWS)
-        l0 = aimed_l0(self.recipe, self.width)
-        batch = self.recipe.train.batch_rows
-        # Scores of a warm step, their positive part, its k largest as values, indices and mask.
-        stepping = self.weights_bytes + batch * self.first_widths[0] * 10.0
-        codes = sample * l0 * 60.0
-        placed = self.weights_bytes * self.width / self.first_widths[0]
-        # Pairs of latents are held where their Gram matrix is the cheaper way.
-        pairs = self.width**2 * 24.0 if self.width <= GRAM_ADVANTAGE * sample * l0 / self.width else 0.0
-        placing = placed + sample * (self.dim * 4 * 4 + 256 * 4 * 1.5) + codes + pairs
-        finding = min(self.rows, CLARITY_ROWS) * (self.dim * 4 * 3 + 256 * 4 * 1.5)
-        mapped = min(RELEASE_BYTES, self.rows * self.dim * 4)
-        phases = (stepping, placing, finding) if starts_from_resonance(self.recipe) else (stepping,)
-        return max(phases) + mapped + TEXT_BYTES
-
-    def gpu_bytes(self, data: int, features: int) -> float:
-        """A GPU's part of weights and moments, and of a batch's scores in bfloat16."""
-        scores = self.recipe.train.batch_rows / data * self.first_widths[0] * 6.0
-        return (self.weights_bytes + scores) / features + 2e9
-
-    @property
-    def room(self) -> Room:
-        """On the disk, and at an address."""
-        source, all_widths = self.recipe.source, [*self.first_widths, self.width]
-        return Room.of(source, (self.tokens, self.dim), self.weights_bytes, all_widths, source.replicas + NUM_NULLS)
 
 
 def _dim(recipe: Recipe, model: LanguageModel) -> int:
@@ -356,14 +283,14 @@ def _dim(recipe: Recipe, model: LanguageModel) -> int:
     return int(model.capture(ids, [site], source.side)[site].shape[-1])
 
 
-def _check_seconds(size: _Size, rates: Rates) -> float:
+def _check_seconds(size: Size, rates: Rates) -> float:
     """The premise check: quick searches in two halves of the rows, and in two surrogates of them."""
     rows = min(size.rows // 2, HALF_ROWS)
     null = QUICK.model_copy(update={"neurons": NULL_NEURONS})
     return CHECK_SEARCHES * 2 * (_search_work(QUICK, rows) + _search_work(null, rows)) / rates.neuron_rows
 
 
-def _certify_seconds(size: _Size, rate: float, processes: int) -> float:
+def _certify_seconds(size: Size, rate: float, processes: int) -> float:
     """A certificate, whose processes share the latents out: every one of them meets rows and the latents of the others.
 
     Replicas meet all evidence rows, the null those that activations are compared on. Each of the null's two is looked for in
@@ -377,7 +304,7 @@ def _certify_seconds(size: _Size, rate: float, processes: int) -> float:
     return (scored * size.width / processes + whitened) / rate + LATENT_SECONDS * size.width
 
 
-def _measure_seconds(size: _Size, rate: float) -> float:
+def _measure_seconds(size: Size, rate: float) -> float:
     """All figures: every dictionary meets the evidence rows a few times."""
     return MEASURE_PASSES * size.evidence_rows * (size.recipe.source.replicas + NUM_NULLS) * size.width / rate
 
@@ -393,7 +320,7 @@ def _search_work(recipe: ResonanceRecipe, rows: int) -> float:
     return work
 
 
-def _training_seconds(recipe: Recipe, size: _Size, rates: Rates) -> dict[str, float]:
+def _training_seconds(recipe: Recipe, size: Size, rates: Rates) -> dict[str, float]:
     """Seconds of resonance and training over all replicas and the two of the null, which streams nothing.
 
     Resonance is reckoned through all frequencies; where a width ends the search earlier it takes less.
@@ -420,13 +347,13 @@ def _training_seconds(recipe: Recipe, size: _Size, rates: Rates) -> dict[str, fl
     }
 
 
-def _placing_seconds(size: _Size, rates: Rates) -> float:
+def _placing_seconds(size: Size, rates: Rates) -> float:
     """Thresholds and decoders of resonant latents, twice: they score a sample about eight times over."""
     sample = min(size.rows, ANCHOR_ROWS)
     return 8 * sample * size.width / rates.neuron_rows
 
 
-def _probed(recipe: Recipe, model: LanguageModel, size: _Size) -> Rates:
+def _probed(recipe: Recipe, model: LanguageModel, size: Size) -> Rates:
     source = recipe.source
     site = source.sites[0] if source.sites else model.default_site()
     generator = torch.Generator().manual_seed(0)
@@ -446,7 +373,7 @@ def _probed(recipe: Recipe, model: LanguageModel, size: _Size) -> Rates:
     return Rates(ids.numel() / batch_seconds, warm, step, speed, base)
 
 
-def _at_l0(rows: Tensor, size: _Size, l0: float) -> Mechanism:
+def _at_l0(rows: Tensor, size: Size, l0: float) -> Mechanism:
     """GBA whose biases give an L0 on random rows."""
     start = random_start(size.width, size.dim, 0, tied=True)
     scores = rows[:256] @ start.encoder.T / float(np.sqrt(size.dim))
@@ -456,7 +383,7 @@ def _at_l0(rows: Tensor, size: _Size, l0: float) -> Mechanism:
     return GBA(targets, torch.zeros(size.width, dtype=torch.int64), bias=torch.full((size.width,), -min(threshold, 1.0)))
 
 
-def _step_seconds(recipe: Recipe, size: _Size, rows: Tensor, mechanism: Mechanism) -> float:
+def _step_seconds(recipe: Recipe, size: Size, rows: Tensor, mechanism: Mechanism) -> float:
     start = random_start(size.width, size.dim, 0, tied=False)
     own = recipe.train.model_copy(update={"lr": 1e-6})
     device = "cpu" if recipe.device == "auto" and not torch.cuda.is_available() else recipe.device.replace("auto", "cuda")
@@ -478,11 +405,12 @@ def _median(run: Any, times: int) -> float:
     return sorted(taken)[len(taken) // 2]
 
 
-def _reckoned(gpu: Hardware, parameters: float, size: _Size, gpus: int) -> Rates:
-    """Rates of a GPU from its maker's figures: none of them is measured."""
-    flops = UTILISATION * gpu.tflops * 1e12 * gpus
-    encode = 2.0 * size.recipe.train.batch_rows * size.width * size.dim / flops
-    step = max(GPU_ENCODES * encode, LAUNCH_SECONDS)
+def _reckoned(gpu: Hardware, parameters: float, size: Size, gpus: int) -> Rates:
+    """Rates of a GPU from its maker's figures; steps by what they reached on one of them."""
+    stated = gpu.tflops * 1e12 * gpus
+    flops = UTILISATION * stated
+    encode = 2.0 * size.recipe.train.batch_rows * size.width * size.dim / (ENCODE_SHARE * stated)
+    step = GPU_ENCODES * encode + STEP_SECONDS
     return Rates(flops / (2 * parameters), step, step, flops / (4.0 * size.dim), 0.0)
 
 
