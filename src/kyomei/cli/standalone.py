@@ -83,9 +83,8 @@ def plan_command(
             raise RecipeError("--dim and --parameters together", "one of them", "give both, or neither")
         model_size = None if dim is None or parameters is None else (dim, parameters)
         found = plan(recipe, hardware, price=price, gpus=gpus, model_size=model_size)
-        title = (
-            "measured on this machine" if hardware == "here" else f"{hardware}: reckoned from its maker's figures, steps by one H100's"
-        )
+        reckoned = f"{hardware}: reckoned from its maker's figures, steps by one H100's"
+        title = "measured on this machine" if hardware == "here" else reckoned
         facts = {**found.to_dict(), **({} if law is None else {"certified": law})}
         told = [] if law is None else planned_lines(law)
         show(facts, as_json, tables.plan_table(facts, title, recipe.source.replicas), closing=[*told, *found.advice])
