@@ -63,10 +63,10 @@ def kyomei_step(dim: int, width: int, density: float, rows: Tensor, mechanism: s
     index = np.arange(len(rows))
 
     def taken(x: Tensor) -> None:
-        kept = learning.DENSE_ABOVE
-        learning.DENSE_ABOVE = kept if sparse else -1.0  # above -1: always
+        kept = learning.is_dense
+        learning.is_dense = kept if sparse else lambda density, device: True
         training.step(x, next(number), index)
-        learning.DENSE_ABOVE = kept
+        learning.is_dense = kept
 
     return taken
 

@@ -16,8 +16,13 @@ from torch import Tensor
 
 from kyomei.dictionary.kernels import Active, active_above, csr_matmul, products_and_sums, sampled_products
 
-DENSE_ABOVE = 0.15
-"""Density of the code above which whole matrices are faster (docs/results.md)."""
+DENSE_ABOVE, DENSE_ABOVE_ON_GPUS = 0.15, 0.055
+"""Density of the code above which whole matrices are faster; on an H100 reckoned from 0.5 to 4 % (docs/results.md)."""
+
+
+def is_dense(density: float, device: torch.device) -> bool:
+    """Whether a code of this density is faster on whole matrices."""
+    return density > (DENSE_ABOVE_ON_GPUS if device.type == "cuda" else DENSE_ABOVE)
 
 
 def alone(x: Tensor) -> Tensor:

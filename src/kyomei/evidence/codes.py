@@ -13,7 +13,7 @@ from scipy import sparse
 from torch import Tensor
 
 from kyomei.dictionary.kernels import sampled_products, supported
-from kyomei.dictionary.products import DENSE_ABOVE
+from kyomei.dictionary.products import is_dense
 from kyomei.dictionary.sae import SparseAutoencoder
 from kyomei.learning.least_squares import to_scipy
 from kyomei.learning.mesh import Mesh
@@ -194,7 +194,7 @@ def _parts(count: int, size: int = 8192) -> Iterator[slice]:
 
 def _products(a: Tensor, b: Tensor, code: sparse.csr_array) -> Float[np.ndarray, " active"]:
     """a[row]·b[latent] at the active entries of a code, in its order."""
-    if code.nnz > DENSE_ABOVE * code.shape[0] * code.shape[1] or not supported(a.device, a.dtype):
+    if is_dense(code.nnz / max(1, code.shape[0] * code.shape[1]), a.device) or not supported(a.device, a.dtype):
         return np.asarray((a @ b.T).numpy()[np.repeat(np.arange(code.shape[0]), np.diff(code.indptr)), code.indices])
     starts, columns = (torch.from_numpy(part.astype(np.int32)) for part in (code.indptr, code.indices))
     products: np.ndarray = sampled_products(starts, columns, a, b).numpy()

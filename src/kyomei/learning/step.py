@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from kyomei.config import TrainRecipe
 from kyomei.dictionary.kernels import supported
 from kyomei.dictionary.mechanisms import Mechanism, Objective
-from kyomei.dictionary.products import DENSE_ABOVE, DenseProducts, Others, SparseProducts
+from kyomei.dictionary.products import DenseProducts, Others, SparseProducts, is_dense
 from kyomei.errors import TrainingError
 from kyomei.learning import checkpoint
 from kyomei.learning.checkpoint import Checkpoint
@@ -146,7 +146,8 @@ class Training:
             products = SparseProducts(*weights, **options)
             scored = self.mechanism.scored(products)
             # All ranks have to take one way: their sums differ in number.
-            if float(mesh.sum_over_all(torch.tensor(scored[0].density))) <= DENSE_ABOVE * mesh.size:
+            density = float(mesh.sum_over_all(torch.tensor(scored[0].density))) / mesh.size
+            if not is_dense(density, self.encoder.device):
                 return self.mechanism.objective(products, scored)
         return self.mechanism.objective(DenseProducts(*weights, **options))
 
