@@ -73,14 +73,15 @@ def certified(run: Path, into: Path, ranks: int) -> float:
     return first - seconds_of(["certify", str(into)], 1)
 
 
-def stepped(harvest: Path, into: Path, width: int, ranks: int) -> float:
+def stepped(tokens: int, into: Path, width: int, ranks: int) -> float:
     """Seconds of a step of training, of the five dictionaries that a run has."""
     taken = []
     for steps in (FEW, MANY):
         shutil.rmtree(into, ignore_errors=True)
-        own = {**OWN, "dictionary.width": width, "train.steps": steps, "mesh.features": ranks}
-        del own["source.evidence_share"]
-        taken.append(seconds_of(["train", str(into), "--from", str(harvest), *settings(own)], ranks))
+        own = {**OWN, "source.num_tokens": tokens, "dictionary.width": width, "train.steps": steps}
+        seconds_of(["harvest", str(into), *settings(own)], 1)  # processes train together on a run that has been harvested
+        mesh = ["--mesh", f"1x{ranks}"] if ranks > 1 else []
+        taken.append(seconds_of(["train", str(into), "--resume", *mesh], ranks))
     return (taken[1] - taken[0]) / (MANY - FEW) / 5
 
 
@@ -99,7 +100,7 @@ def main() -> None:
                 certify, step = planned(width, tokens)
                 found: dict[str, object] = {"tokens": tokens, "width": width, "planned": [certify, step]}
                 if "train" in asked.work:
-                    found["step"] = {ranks: stepped(harvest, folder / "steps", width, ranks) for ranks in (1, 2)}
+                    found["step"] = {ranks: stepped(tokens, folder / "steps", width, ranks) for ranks in (1, 2)}
                 if "certify" in asked.work:
                     own = {"mechanism.name": "topk", "train.batch_rows": 512, "train.steps": FEW, "dictionary.width": width}
                     run = folder / f"run-{tokens}-{width}"
