@@ -240,6 +240,7 @@ def fit() -> None:
     from kyomei.stages.harvest import harvested_run
     from kyomei.stages.harvested import activations
     from kyomei.stages.progress import Reporter
+    from whole import timed
 
     source = {"source.model": "embedded", "source.sites": ("model.layers.2.mlp",), "source.num_tokens": 800_000}
     with tempfile.TemporaryDirectory() as folder:
@@ -248,17 +249,11 @@ def fit() -> None:
         rows = activations(run, "replica-0")
         print(f"harvest {time.perf_counter() - began:.1f} s, {rows.num_rows:,} rows a replica", flush=True)
         for width, steps_done in FITS:
-            parts: dict[str, float] = {}
-            names = ("resonate", "explained_by_resonance", "_wide_first", "narrowed", "resonant_plan", "refit", "train")
-            originals = {name: getattr(learning, name) for name in names}
-            for name, original in originals.items():
-                setattr(learning, name, timed(name, original, parts))
             recipe = Recipe.of({"dictionary.width": width, "train.steps": steps_done, "device": "cuda"})
-            began = time.perf_counter()
-            sae = learning.fit(rows, recipe)
-            whole = time.perf_counter() - began
-            for name, original in originals.items():
-                setattr(learning, name, original)
+            began = settled()
+            with timed(settled) as parts:
+                sae = learning.fit(rows, recipe)
+            whole = settled() - began
             digest = float(sae.encoder.double().sum())
             shown = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
             known = sae.provenance["sample"]
@@ -266,15 +261,10 @@ def fit() -> None:
             write(part="fit", width=width, steps=steps_done, seconds=whole, parts=parts, sample=known, sum=digest)
 
 
-def timed(name: str, original: Callable[..., Any], parts: dict[str, float]) -> Callable[..., Any]:
-    def run(*args: Any, **options: Any) -> Any:
-        began = time.perf_counter()
-        found = original(*args, **options)
-        torch.cuda.synchronize()
-        parts[name] = parts.get(name, 0.0) + time.perf_counter() - began
-        return found
-
-    return run
+def settled() -> float:
+    """The time, once the GPU has nothing left to do."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 PARTS = {f.__name__: f for f in (checks, tiles, steps, densities, widths, profile, harvest, fit)}
