@@ -215,3 +215,15 @@ def test_triton_kernels_in_tritons_interpreter() -> None:
 def test_nonzero_is_in_order() -> None:
     mask = torch.rand(50, 40, generator=torch.Generator().manual_seed(0)) < 0.1
     assert kernels.nonzero(mask).tolist() == np.flatnonzero(mask.numpy()).tolist()
+
+
+def test_sums_that_cuda_makes_in_one_order_are_torchs_own() -> None:
+    """What `added_at` and `scattered` do on CUDA, done here: a sum at every index, however often it comes."""
+    generator = torch.Generator().manual_seed(0)
+    index, values = torch.randint(0, 5, (200, 3), generator=generator), torch.randn(200, 3, generator=generator)
+    expected = torch.zeros(5, 3).scatter_add_(0, index, values)
+    torch.testing.assert_close(kernels.scattered(torch.zeros(5, 3), index, values), expected)
+    flat = (index * 3 + torch.arange(3)).flatten()
+    put = torch.zeros(15).index_put_((flat,), values.flatten(), accumulate=True)
+    torch.testing.assert_close(put.view(5, 3), expected)
+    torch.testing.assert_close(kernels.added_at(torch.zeros(15), flat, values.flatten()).view(5, 3), expected)

@@ -130,6 +130,15 @@ def added_at(out: Tensor, index: Int64[Tensor, " values"], values: Tensor) -> Te
     return out.index_put_((index,), values, accumulate=True)
 
 
+def scattered(out: Tensor, index: Int64[Tensor, "values columns"], values: Float[Tensor, "values columns"]) -> Tensor:
+    """`scatter_add_` of float values along the first dimension, which gives the same bytes on every run on CUDA too."""
+    if out.device.type != "cuda":
+        return out.scatter_add_(0, index, values)
+    columns = torch.arange(out.shape[1], device=out.device)
+    added_at(out.view(-1), (index * out.shape[1] + columns).flatten(), values.flatten())
+    return out
+
+
 def active_above(
     x: Float[Tensor, "rows dim"],
     encoder: Float[Tensor, "width dim"],

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kyomei.dictionary.kernels import scattered
+
 SCORE_ROWS = 32_768
 """Held-out rows that the occurrence estimate uses at most."""
 NEURONS_PER_BLOCK = 64
@@ -80,7 +82,7 @@ def _histogram(scores: Float[Tensor, "rows k"]) -> tuple[Float[Tensor, "bins k"]
     bins = ((scores - low) * (BINS / (high - low).clamp_min(1e-12))).long().clamp_(0, BINS - 1)
     count, total = (scores.new_zeros(BINS, scores.shape[1]) for _ in range(2))
     count.scatter_add_(0, bins, torch.ones_like(scores))
-    total.scatter_add_(0, bins, scores)
+    scattered(total, bins, scores)
     return total / count.clamp_min(1), count
 
 
