@@ -39,8 +39,8 @@ DRAWS = 200
 """Bootstrap samples of a certificate's latents."""
 PREMISE = 0.35
 """Log odds of the share, one standard deviation for each doubling of the rows, by which other trainings came out otherwise:
-root mean squares over fifteen projections each were 0.26, 0.35 and 0.50 at three series, and with this one 93 % of their intervals
-hold (docs/results.md, "The law of rows")."""
+root mean squares over fifteen projections each were 0.26, 0.35 and 0.50 at three series, and with this one 93 % of their
+intervals hold (docs/results.md, "The law of rows")."""
 RIDGE = 0.01
 """On the standardised slope: keeps it finite where a number of firings parts the certified latents from all others."""
 NEWTON_STEPS, LONGEST = 50, 2.0
