@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
 import sys
 import types
 from collections.abc import Iterator
@@ -49,6 +51,25 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     corpus = Corpus(str(tmp_path / "corpus"))
     assert sorted(d.text for d in corpus) == ["far", "near"]
     assert corpus.log.skipped == {"a broken link": ["broken.txt", "loop.txt"]}
+
+
+@pytest.mark.parametrize("gone", ["sub", "sub/b.txt"])
+def test_what_cannot_be_looked_at_is_skipped(gone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder or a file whose owner takes it away while it is listed."""
+    (tmp_path / "sub").mkdir()
+    for name in ("a.txt", "sub/b.txt"):
+        (tmp_path / name).write_text(name)
+    stat = os.stat
+
+    def denied(path: Any, **how: Any) -> os.stat_result:
+        if Path(path) == tmp_path / gone:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **how)
+
+    monkeypatch.setattr(os, "stat", denied)
+    corpus = Corpus(str(tmp_path))
+    assert [d.text for d in corpus] == ["a.txt"]
+    assert [reason for reason in corpus.log.skipped] == ["Permission denied"]
 
 
 def test_missing_text_is_an_error_at_once(tmp_path: Path) -> None:

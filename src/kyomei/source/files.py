@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import errno
 import gzip
 import importlib
 import io
 import lzma
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -102,8 +104,8 @@ def local_files(folder: Path, skip: Callable[[str, str], None]) -> list[TextFile
     entered: set[tuple[int, int]] = set()
     files = []
     for root, folders, names in os.walk(folder, followlinks=True, onerror=lambda e: skip(_shown(e.filename), str(e.strerror))):
-        status = os.stat(root)
-        if (status.st_dev, status.st_ino) in entered:
+        status = _status(root, _shown(root), skip)
+        if status is None or (status.st_dev, status.st_ino) in entered:
             folders.clear()
             continue
         entered.add((status.st_dev, status.st_ino))
@@ -112,11 +114,23 @@ def local_files(folder: Path, skip: Callable[[str, str], None]) -> list[TextFile
             path = Path(root, name)
             if not name.startswith("."):
                 file = local_file(path, path.relative_to(folder).as_posix())
-                if path.is_file():
+                status = _status(path, file.name, skip)
+                if status is not None and stat.S_ISREG(status.st_mode):
                     files.append(file)
-                else:
-                    skip(file.name, "a broken link" if path.is_symlink() else "no ordinary file")
+                elif status is not None:
+                    skip(file.name, "no ordinary file")
     return files
+
+
+def _status(path: str | Path, name: str, skip: Callable[[str, str], None]) -> os.stat_result | None:
+    """What stands at a path, behind a link as well; of what cannot be looked at, such as a folder that another process has just
+    deleted or a link into somebody else's, the reason goes to skip."""
+    try:
+        return os.stat(path)
+    except OSError as error:
+        broken = error.errno in (errno.ENOENT, errno.ELOOP) and os.path.islink(path)
+        skip(name, "a broken link" if broken else str(error.strerror))
+    return None
 
 
 def _shown(name: Any) -> str:
