@@ -117,6 +117,28 @@ def nonzero(mask: Tensor) -> Int64[Tensor, " true"]:
     return mask.reshape(-1).nonzero().reshape(-1)
 
 
+def _exceeds(scores: Float[Tensor, "own rows"], bound: Float[Tensor, " own"]) -> Tensor:
+    """scores > bound. On a processor NumPy compares, in less than half of torch's time."""
+    bound = bound[:, None]
+    if scores.device.type != "cpu":
+        return scores > bound
+    if scores.dtype != torch.bfloat16:
+        return torch.from_numpy(scores.numpy() > bound.numpy())
+    if bound.dtype == torch.bfloat16 and bool((bound > 0).all()):
+        # Positive floats stand in the order of their bits read as integers, and negative ones below them.
+        return torch.from_numpy(scores.view(torch.int16).numpy() > bound.view(torch.int16).numpy())
+    return scores > bound
+
+
+def bfloat16_is_fast(device: torch.device | str) -> bool:
+    """Whether products in bfloat16 take a fraction of float32's time: the processor has instructions for them.
+
+    A GPU's are as fast, but there products of scores are little of the work.
+    """
+    known = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return torch.device(device).type == "cpu" and any(has is not None and has() for has in known)
+
+
 def _starts(counts: Tensor) -> Tensor:
     starts = torch.zeros(len(counts) + 1, dtype=torch.int32, device=counts.device)
     torch.cumsum(counts, dim=0, out=starts[1:], dtype=torch.int32)
@@ -157,7 +179,7 @@ def active_above(
         part, bound = encoder[first : first + per_block], threshold[first : first + per_block]
         scores = torch.mm(part, x.T, out=buffer[: len(part)])
         if kernels is None:
-            index = nonzero(scores > bound[:, None])
+            index = nonzero(_exceeds(scores, bound))
             values.append(scores.reshape(-1).index_select(0, index).to(threshold.dtype))
         else:
             counts, row, score = kernels.entries_above(scores, bound)

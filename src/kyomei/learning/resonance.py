@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kyomei.config import ResonanceRecipe
-from kyomei.dictionary.kernels import active_above, added_at, csr_matmul
+from kyomei.dictionary.kernels import active_above, added_at, bfloat16_is_fast, csr_matmul
 from kyomei.errors import DataError
 from kyomei.learning.anchoring import usual_scores
 from kyomei.learning.directions import Directions
@@ -73,6 +73,8 @@ are no sums of a few directions, and least squares would fit to what is not ther
 TRIAL_ROWS = 2000
 JOINT_STREAM = 1000
 POLISH_STEPS = 3
+HELD_BYTES = 2**30
+"""Whitened rows of up to so many bytes are made once and held; others are read and whitened for each step, a third of its time."""
 CLARITY_ROWS = 200_000
 POLISH_ROWS = 131_072
 
@@ -231,14 +233,23 @@ class _Halves:
     def __init__(self, rows: Rows, whitening: Whitening, device: str, mesh: Mesh) -> None:
         self.rows, self.whitening, self.device, self.mesh = near(rows, device), whitening, device, mesh
         self.chunk_rows = CHUNK_ROWS if device == "cpu" else CHUNK_ROWS_ELSEWHERE
+        self.quick = torch.bfloat16 if bfloat16_is_fast(device) else torch.float32
+        """Precision of the scores that choose rows; the means of these rows are float32's."""
         self.varies = whitening.varies
         self.num_finding = int(rows.num_rows * (1 - HELD_OUT_SHARE))
         self.borders = (0, self.num_finding // 2, self.num_finding)
+        self._held: Tensor | None = None
+        if 4 * rows.num_rows * rows.dim <= HELD_BYTES:
+            self._held = torch.cat(list(self.read(np.arange(rows.num_rows))))
 
     def read(self, index: np.ndarray) -> Iterator[Tensor]:
+        """Whitened rows of norm 1, some at a time."""
         for start in range(0, len(index), self.chunk_rows):
-            x = self.rows.read(index[start : start + self.chunk_rows]).to(self.device)
-            yield normalize(self.whitening.whiten(x), dim=1)
+            part = index[start : start + self.chunk_rows]
+            if self._held is None:
+                yield normalize(self.whitened(part), dim=1)
+            else:
+                yield self._held.index_select(0, torch.from_numpy(part).to(self.device))
 
     def whitened(self, index: np.ndarray) -> Tensor:
         """Whitened rows with their norm kept."""
@@ -410,7 +421,7 @@ def _unlike(w: Tensor, counts: Tensor, known: Tensor | None, cosine: float, mesh
 def _uncovered(data: _Halves, w: Tensor, p: float, number: int, rng: np.random.Generator) -> Tensor:
     """Starts at rows that lie farthest below the thresholds of all directions found: random ones end where others have been."""
     index = data.batch(rng, POOL_ROWS)
-    threshold = COVERED_SHARE * _thresholds(data, index, w, p)
+    threshold = COVERED_SHARE * _thresholds(data, index, w, p).to(w.dtype)
     margin = torch.cat(
         [
             torch.cat([(z @ part.T - t).amax(dim=1, keepdim=True) for part, t in _blocks(w, threshold)], dim=1).amax(dim=1)
@@ -443,13 +454,14 @@ def _step(data: _Halves, index: np.ndarray, w: Tensor, p: float) -> tuple[Tensor
 
 
 def _step_of(data: _Halves, index: np.ndarray, w: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    threshold = _thresholds(data, index, w, p)
+    bound, quick = _thresholds(data, index, w, p), w.to(data.quick)
+    threshold = bound.to(w.dtype)
     total = torch.zeros_like(w)
     excess_sum = torch.zeros_like(threshold)
     for z in data.read(index):
         # Only a share p of the scores is above its threshold: the sums run over these alone.
-        active, scores = active_above(z, w, threshold)
-        excess = scores - threshold[active.latent]
+        active, scores = active_above(z.to(data.quick), quick, bound)
+        excess = scores.to(w.dtype) - threshold[active.latent]
         csr_matmul(active.latent_starts, active.row32, excess, z, total)
         added_at(excess_sum, active.latent, excess)
     moved = torch.where(excess_sum[:, None] > 0, normalize(total, dim=1), w)
@@ -473,10 +485,10 @@ def neuron_rows_per_second(rows: Float[Tensor, "rows dim"], neurons: int) -> flo
 
 
 def _thresholds(data: _Halves, index: np.ndarray, w: Tensor, p: float) -> Tensor:
-    """The threshold of each neuron on some of the rows."""
-    head = torch.cat(list(data.read(index[:: max(1, len(index) // THRESHOLD_ROWS)])))
+    """The threshold of each neuron on some of the rows, in the precision of the scores."""
+    head = torch.cat([z.to(data.quick) for z in data.read(index[:: max(1, len(index) // THRESHOLD_ROWS)])])
     # Neurons in rows, seen from the side: the largest of contiguous numbers are found many times faster.
-    return torch.cat([frequency_threshold((part @ head.T).T, p) for part in torch.split(w, 512)])
+    return torch.cat([frequency_threshold((part @ head.T).T, p) for part in torch.split(w.to(data.quick), 512)])
 
 
 def _gaussian_tail_mean(p: float) -> float:
