@@ -14,10 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kyomei.dictionary.kernels import Active, active_above, csr_matmul, products_and_sums, sampled_products
+from kyomei.dictionary.kernels import Active, active_above, bfloat16_is_fast, csr_matmul, products_and_sums, sampled_products
 
 DENSE_ABOVE, DENSE_ABOVE_ON_GPUS = 0.15, 0.055
 """Density of the code above which whole matrices are faster; on an H100 reckoned from 0.5 to 4 % (docs/results.md)."""
+
+
+ROUNDING = 2**-7
+"""Share of a threshold below which no score is above it, in bfloat16 either: its numbers are 2⁻⁸ of each other apart."""
 
 
 def is_dense(density: float, device: torch.device) -> bool:
@@ -74,7 +78,7 @@ class Products(ABC):
     @property
     @abstractmethod
     def scores(self) -> Float[Tensor, "rows width"]:
-        """All scores (x − b_pre) W_encᵀ, without gradient."""
+        """All scores (x − b_pre) W_encᵀ to choose by, without gradient; perhaps of fewer digits than `scores_at`."""
 
     @abstractmethod
     def above(self, threshold: Float[Tensor, " width"]) -> tuple[Active, Float[Tensor, " active"] | None]:
@@ -142,10 +146,20 @@ class SparseProducts(Products):
 
     @cached_property
     def scores(self) -> Tensor:
-        return (self._scored(self.encoder) @ self._scored(self.centred).T).T
+        return (self._chosen_by(self.encoder) @ self._chosen_by(self.centred).T).T
+
+    @property
+    def _chosen_by_fewer_digits(self) -> bool:
+        """Whether entries are chosen in bfloat16 and their scores then found in the weights' dtype: where all scores are quick to
+        find in it, and few entries are chosen."""
+        return self.autocast is None and self.x.dtype == torch.float32 and bfloat16_is_fast(self.x.device)
+
+    def _chosen_by(self, x: Tensor) -> Tensor:
+        """In the dtype of the product of all scores."""
+        return x.detach().bfloat16() if self._chosen_by_fewer_digits else self._scored(x)
 
     def _scored(self, x: Tensor) -> Tensor:
-        """In the dtype of the scores' product."""
+        """In the dtype of products."""
         return x.detach().to(self.autocast or x.dtype)
 
     def _gathered(self, x: Tensor) -> Tensor:
@@ -153,10 +167,22 @@ class SparseProducts(Products):
         return self._scored(x) if x.device.type == "cuda" else x.detach()
 
     def above(self, threshold: Tensor) -> tuple[Active, Tensor | None]:
-        return active_above(self._scored(self.centred), self._scored(self.encoder), threshold)
+        if not self._chosen_by_fewer_digits:
+            return active_above(self._scored(self.centred), self._scored(self.encoder), threshold)
+        lower = (threshold - ROUNDING * threshold.abs()).bfloat16()
+        active, _ = active_above(self._chosen_by(self.centred), self._chosen_by(self.encoder), lower)
+        scores = self._exact(active)
+        above = scores > threshold[active.latent]
+        return Active(active.latent[above], active.row[above], active.num_rows, active.width), scores[above]
+
+    def _exact(self, active: Active) -> Tensor:
+        """Scores of some entries, in the weights' dtype."""
+        return sampled_products(active.latent_starts, active.row32, self.encoder.detach(), self.centred)
 
     def scores_at(self, active: Active, known: Tensor | None = None) -> Tensor:
-        if known is None:
+        if known is None and self._chosen_by_fewer_digits:
+            known = self._exact(active)
+        elif known is None:
             known = self.scores.T.reshape(-1).index_select(0, active.latent * active.num_rows + active.row)
         known, weights = known.to(self.encoder.dtype), (self.encoder, self.centre)
         scores: Tensor = _ScoresAt.apply(known, *weights, self._gathered(self.centred), active)  # type: ignore[no-untyped-call]

@@ -6,19 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from kyomei.arrays import Numbers, code_of, tensor_of, unit_rows
-from kyomei.dictionary.kernels import csr
+from kyomei.dictionary.kernels import compared, csr, nonzero
 from kyomei.errors import DataError, RecipeError
 
 Activation = Literal["jumprelu", "relu", "topk"]
 ACTIVATIONS: tuple[Activation, ...] = ("jumprelu", "relu", "topk")
 
-# A sparse encode still scores densely; it does so in blocks of about this many scores (64 MB in float32).
-SCORES_PER_BLOCK = 2**24
+# A sparse encode still scores densely; it does so in blocks of about this many scores: 8 MB in float32 are still in a processor's
+# cache when they are compared with thresholds, 64 MB keep a GPU busy.
+SCORES_PER_BLOCK, SCORES_PER_BLOCK_ELSEWHERE = 2**21, 2**24
 
 
 def keep_top_k(scores: Float[Tensor, "*rows width"], k: int) -> Float[Tensor, "*rows width"]:
@@ -266,19 +268,28 @@ class SparseAutoencoder:
         # Scores may pass a negative threshold; only positive ones compete, as in training.
         return keep_top_k(passed, self.k)
 
+    def _active_entries(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Flat indices of the entries of a code that are not zero, ascending, and these entries."""
+        if self.activation == "jumprelu" and bool((self.threshold >= 0).all()):
+            active = nonzero(compared(scores, self.threshold, np.greater))
+            return active, scores.view(-1)[active]
+        z = self._activate(scores).view(-1)
+        # Tensor.to_sparse_csr() takes about as long as the scores themselves; this reads the active set once.
+        active = nonzero(z != 0)
+        return active, z[active]
+
     def _encode_csr(self, x: Tensor) -> Tensor:
         if x.ndim != 2:
             raise DataError("inputs of shape [rows, dim]", f"shape {list(x.shape)}", "flatten them, or ask for a dense code")
         per_row, columns, values = [], [], []
-        rows_per_block = max(1, SCORES_PER_BLOCK // self.width)
+        scores_per_block = SCORES_PER_BLOCK if x.device.type == "cpu" else SCORES_PER_BLOCK_ELSEWHERE
+        rows_per_block = max(1, scores_per_block // self.width)
         for first in range(0, max(len(x), 1), rows_per_block):
             block = x[first : first + rows_per_block]
-            z = self._activate(self.pre_activations(block))
-            # Tensor.to_sparse_csr() takes about as long as the scores themselves; this reads the active set once.
-            active = z.flatten().nonzero().flatten()
+            active, value = self._active_entries(self.pre_activations(block))
             per_row.append(torch.bincount(active // self.width, minlength=len(block)))
             columns.append(active % self.width)
-            values.append(z.flatten()[active])
+            values.append(value)
         row_starts = torch.zeros(len(x) + 1, dtype=torch.int64, device=x.device)
         torch.cumsum(torch.cat(per_row), dim=0, out=row_starts[1:])
         return csr(row_starts, torch.cat(columns), torch.cat(values), (len(x), self.width))

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kyomei.dictionary.kernels import added_at
+from kyomei.dictionary.kernels import added_at, sampled_products
 from kyomei.learning.sample import Sample
 from kyomei.learning.spread import Spread
 from kyomei.source.rows import Rows
@@ -53,9 +53,8 @@ def missed(sae: Spread, rows: Rows) -> Float[Tensor, " own"]:
         x = rows_of_block.to(norm.device)
         code = own.encode(x)
         rest = x - own.decode(code)
-        row = torch.repeat_interleave(torch.arange(len(x), device=x.device), code.crow_indices().diff())
         latent, value = code.col_indices(), code.values()
-        along = (own.decoder[latent] * rest[row]).sum(dim=1)
+        along = sampled_products(code.crow_indices(), latent, rest, own.decoder)
         added_at(growth, latent, value * (value * norm[latent] + 2 * along))
     return growth.cpu()
 
