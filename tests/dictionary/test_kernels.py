@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kyomei.dictionary import kernels
-from kyomei.dictionary.kernels import Active
+from kyomei.dictionary import products as products_module
+from kyomei.dictionary.kernels import Active, compared
 from kyomei.dictionary.mechanisms import (
     GBA,
     L1,
@@ -227,3 +228,57 @@ def test_sums_that_cuda_makes_in_one_order_are_torchs_own() -> None:
     put = torch.zeros(15).index_put_((flat,), values.flatten(), accumulate=True)
     torch.testing.assert_close(put.view(5, 3), expected)
     torch.testing.assert_close(kernels.added_at(torch.zeros(15), flat, values.flatten()).view(5, 3), expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+    low=st.booleans(),
+)
+def test_comparisons_are_torchs_own(seed: int, dtype: torch.dtype, low: bool) -> None:
+    """Of equal scores and scores that are not numbers too, and against bounds below zero."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(9, 30, generator=generator).round(decimals=1).to(dtype)
+    scores[0, :3] = torch.tensor([-0.0, torch.inf, -torch.inf]).to(dtype)
+    bound = torch.randn(30, generator=generator).round(decimals=1).abs().clamp_min(0.1).to(dtype) * (-1 if low else 1)
+    assert torch.equal(compared(scores, bound, np.greater), scores > bound)
+    assert torch.equal(compared(scores, bound, np.greater_equal), scores >= bound)
+
+
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor on which products in bfloat16 are fast; those here are right, whether fast or not."""
+    monkeypatch.setattr(products_module, "bfloat16_is_fast", lambda device: True)
+
+
+@pytest.mark.usefixtures("few_digits")
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_is_chosen_by_few_digits_is_what_all_digits_choose(sign: int) -> None:
+    """Above a threshold every entry is found but those that stand on it, and each score has all its digits."""
+    generator = torch.Generator().manual_seed(0)
+    x, encoder = torch.randn(400, 64, generator=generator), torch.randn(300, 64, generator=generator)
+    centre, threshold = torch.randn(64, generator=generator), sign * (20 + torch.rand(300, generator=generator))
+    active, scores = SparseProducts(x, encoder, encoder, centre).above(threshold)
+    exact = (x.double() - centre) @ encoder.double().T
+    assert scores is not None and torch.allclose(scores.double(), exact[active.row, active.latent], rtol=1e-4, atol=1e-4)
+    differing = Active.of(exact > threshold).dense(torch.ones(int((exact > threshold).sum()))) - active.dense(
+        torch.ones(len(active))
+    )
+    near = (exact - threshold).abs() < 1e-3
+    # bfloat16 rounds a sum of 64 products to within a share of the rows' norms: a lower bound covers nearly all of it.
+    assert not bool((differing < 0).logical_and(~near).any())
+    assert float((differing != 0).double().mean()) < 1e-3
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_the_largest_by_few_digits_are_nearly_the_largest() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, encoder = torch.randn(400, 64, generator=generator), torch.randn(300, 64, generator=generator)
+    products = SparseProducts(x, encoder, encoder, torch.zeros(64))
+    active = TopK(300, 8).select(products.scores)
+    exact = x.double() @ encoder.double().T
+    assert len(active) == 8 * 400
+    assert torch.allclose(products.scores_at(active).double(), exact[active.row, active.latent], rtol=1e-4, atol=1e-4)
+    lost = exact.topk(8, dim=1).values.sum() - exact[active.row, active.latent].sum()
+    assert 0 <= float(lost) < 1e-3 * float(exact.topk(8, dim=1).values.sum())

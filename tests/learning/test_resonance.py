@@ -18,6 +18,7 @@ import kyomei
 from kyomei.config import ResonanceRecipe
 from kyomei.errors import DataError
 from kyomei.evidence.controls import GAUSSIAN
+from kyomei.learning import resonance
 from kyomei.learning.directions import Directions
 from kyomei.learning.merging import distinct, merge, not_mixtures
 from kyomei.learning.mesh import Mesh
@@ -288,6 +289,24 @@ def test_a_batch_that_asks_for_all_rows_has_each_once(planted: kyomei.Planted) -
     rng = np.random.default_rng(0)
     assert data.batch(rng, 5000).tolist() == list(range(900))
     assert len(data.batch(rng, 500)) == 500
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_rows_held_or_read_and_scores_of_few_digits_or_all_find_the_same(
+    quick: bool, planted: kyomei.Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a processor has products in bfloat16, and whether all whitened rows fit into memory."""
+    x, _ = planted.sample(20_000, seed=4)
+    monkeypatch.setattr(resonance, "bfloat16_is_fast", lambda device: quick)
+    held = resonate(x, seed=0, recipe=SMALL)
+    monkeypatch.setattr(resonance, "HELD_BYTES", 0)
+    read = resonate(x, seed=0, recipe=SMALL)
+    assert len(held.vectors) == len(read.vectors) >= 60
+    assert float((held.vectors @ read.vectors.T).amax(dim=1).min()) > 0.9999
+    monkeypatch.setattr(resonance, "bfloat16_is_fast", lambda device: not quick)
+    other = resonate(x, seed=0, recipe=SMALL)
+    again = (held.vectors @ other.vectors.T).amax(dim=1)
+    assert abs(len(other.vectors) - len(held.vectors)) <= 2 and int((again > 0.97).sum()) >= len(held.vectors) - 2
 
 
 def test_starts_at_known_directions_are_not_refined_again(planted: kyomei.Planted) -> None:

@@ -150,8 +150,7 @@ class SparseProducts(Products):
 
     @property
     def _chosen_by_fewer_digits(self) -> bool:
-        """Whether entries are chosen in bfloat16 and their scores then found in the weights' dtype: where all scores are quick to
-        find in it, and few entries are chosen."""
+        """Whether all scores are quickly made in bfloat16, and those of chosen entries in the dtype of weights."""
         return self.autocast is None and self.x.dtype == torch.float32 and bfloat16_is_fast(self.x.device)
 
     def _chosen_by(self, x: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ TRIAL_ROWS = 2000
 JOINT_STREAM = 1000
 POLISH_STEPS = 3
 HELD_BYTES = 2**30
-"""Whitened rows of up to so many bytes are made once and held; others are read and whitened for each step, a third of its time."""
+"""Whitened rows of up to so many bytes are made once and held; more are read and whitened for each step, a third of a step."""
 CLARITY_ROWS = 200_000
 POLISH_ROWS = 131_072
 
