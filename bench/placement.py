@@ -79,10 +79,14 @@ def compare(folder: Path, rows: Rows, mesh: Mesh, width: int) -> float:
 
 
 def fit(folder: Path, rows: Rows, mesh: Mesh, width: int) -> float:
-    sae, directions = Spread.load(folder / "first", mesh), Directions.load(folder / "directions.safetensors")
-    here = sae.here
-    cone = Cone.around(directions.whitened[here.start : here.stop], 0.9, directions.whitening)
-    return float(refit(sae, rows, cone).decoder.abs().sum())
+    sae = Spread.load(folder / "first", mesh)
+    return float(refit(sae, rows, cone_of(folder, sae.here)).decoder.abs().sum())
+
+
+def cone_of(folder: Path, here: range) -> Cone:
+    """That of a rank's latents; the search's directions, of which there are as many for any width, live no longer than this."""
+    directions = Directions.load(folder / "directions.safetensors")
+    return Cone.around(directions.whitened[here.start : here.stop].clone(), 0.9, directions.whitening)
 
 
 WORK: dict[str, Callable[[Path, Rows, Mesh, int], float]] = {"placement": place, "comparison": compare, "fit": fit}

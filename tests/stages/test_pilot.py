@@ -48,7 +48,7 @@ TINY = {
     "train.checkpoint_every": 5,
 }
 WANTED = [CONTROL, MEASURE, "baseline topk"]
-FAST = Probe("here", 1, None, 0.1, 256, Rates(1e5, 1e-4, 1e-4, 1e10, 1e8))
+FAST = Probe("here", 1, None, 0.1, 256, Rates(1e5, 1e-4, 1e-4, 1e10, 1e10, 1e8))
 
 
 def options(settings: dict[str, Any]) -> list[str]:
@@ -76,7 +76,7 @@ def refused(*arguments: object) -> str:
 
 @pytest.mark.parametrize("minutes", [6, 10, 60, 600])
 def test_a_budget_is_filled_and_not_passed(minutes: int) -> None:
-    probe = replace(FAST, rates=Rates(2000.0, 0.05, 0.03, 2e8, 1e8))
+    probe = replace(FAST, rates=Rates(2000.0, 0.05, 0.03, 2e8, 2e8, 1e8))
     recipe = Recipe().with_values({"dictionary.width": 512})
     found = afforded(recipe, probe, 60 * minutes, WANTED, ())
     planned = sum(found.parts.values())
@@ -87,7 +87,7 @@ def test_a_budget_is_filled_and_not_passed(minutes: int) -> None:
 
 
 def test_more_minutes_buy_more_of_both_in_the_recipes_proportion() -> None:
-    probe = replace(FAST, rates=Rates(2000.0, 0.05, 0.03, 2e8, 1e8))
+    probe = replace(FAST, rates=Rates(2000.0, 0.05, 0.03, 2e8, 2e8, 1e8))
     recipe = Recipe().with_values({"dictionary.width": 512})
     sizes = [afforded(recipe, probe, 60 * minutes, WANTED, ()).recipe for minutes in (20, 60, 200)]
     tokens, steps = ([getattr(getattr(r, a), b) for r in sizes] for a, b in (("source", "num_tokens"), ("train", "steps")))
@@ -105,7 +105,7 @@ def test_what_is_asked_in_so_many_words_stays() -> None:
 
 
 def test_parts_are_given_up_from_the_last_on_and_the_control_goes_last() -> None:
-    probe = replace(FAST, rates=Rates(2000.0, 0.05, 0.03, 2e8, 1e8))
+    probe = replace(FAST, rates=Rates(2000.0, 0.05, 0.03, 2e8, 2e8, 1e8))
     recipe, left = Recipe().with_values({"dictionary.width": 512}), []
     for seconds in range(605, 0, -10):
         try:

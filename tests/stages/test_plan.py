@@ -115,7 +115,7 @@ def test_a_model_that_is_not_here_can_be_planned_for() -> None:
 def test_a_certificate_is_shared_by_processes_but_for_the_whitening_and_the_table() -> None:
     """Three replicas on all of 1,000 rows, two of the null, and four searches among 256 latents twice; 64 dimensions."""
     own = SMALL.with_values({"source.num_tokens": 4000, "source.evidence_share": 0.25})
-    probe = Probe("here", 1, None, 0.0, 64, Rates(1e4, 0.1, 0.1, 1e6, 0.0))
+    probe = Probe("here", 1, None, 0.0, 64, Rates(1e4, 0.1, 0.1, 1e6, 1e6, 0.0))
     scored, whitened, table = (1.6 * 5 * 1000 + 2 * 4 * 256) * 256, 6 * 1000 * 64, 0.0015 * 256
     for processes in (1, 2, 8):
         assert probe.certify_seconds(own, processes) == pytest.approx((scored / processes + whitened) / 1e6 + table)

@@ -123,7 +123,7 @@ def compared(scores: Tensor, bound: Tensor, how: np.ufunc) -> Tensor:
     scores, bound = scores.detach(), bound.detach()
     if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
         return torch.from_numpy(how(scores.numpy(), bound.numpy()))
-    if scores.device.type == "cpu" and scores.dtype == torch.bfloat16 and bool((bound > 0).all()):
+    if scores.device.type == "cpu" and scores.dtype == bound.dtype == torch.bfloat16 and bool((bound > 0).all()):
         # Positive floats stand in the order of their bits read as integers, and negative ones below them.
         return torch.from_numpy(how(scores.view(torch.int16).numpy(), bound.view(torch.int16).numpy()))
     return scores > bound if how is np.greater else scores >= bound

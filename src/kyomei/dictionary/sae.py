@@ -18,9 +18,9 @@ from kyomei.errors import DataError, RecipeError
 Activation = Literal["jumprelu", "relu", "topk"]
 ACTIVATIONS: tuple[Activation, ...] = ("jumprelu", "relu", "topk")
 
-# A sparse encode still scores densely; it does so in blocks of about this many scores: 8 MB in float32 are still in a cache of
+# A sparse encode still scores densely; it does so in blocks of about this many scores: 2 MB in float32 are still in a cache of
 # processors when they are compared with thresholds, 64 MB keep a GPU busy.
-SCORES_PER_BLOCK, SCORES_PER_BLOCK_ELSEWHERE = 2**21, 2**24
+SCORES_PER_BLOCK, SCORES_PER_BLOCK_ELSEWHERE = 2**19, 2**24
 
 
 def keep_top_k(scores: Float[Tensor, "*rows width"], k: int) -> Float[Tensor, "*rows width"]:

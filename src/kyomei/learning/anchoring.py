@@ -24,6 +24,7 @@ ACTIVE_SHARE, CLEAR_SHARE = 0.5, 0.7
 """A latent is active from this share of its usual score; from the second where free latents stand beside it, which reconstruct
 more with an active place in the code than an unclear occurrence does."""
 SWEEPS = 60
+MOVED_AT_ONCE = 512
 BISECTIONS = 14
 
 
@@ -101,7 +102,9 @@ class Cone:
         outside = (cosine < self.cosine).nonzero().flatten()
         if not len(outside):
             return decoder
-        moved = (self._moved(own[outside], wanted[outside]) * self.deviations) @ self.axes.T
+        # Some at a time: a bisection holds a dozen copies of what it moves.
+        parts = (self._moved(own[some], wanted[some]) * self.deviations for some in outside.split(MOVED_AT_ONCE))
+        moved = torch.cat(list(parts)) @ self.axes.T
         return decoder.index_copy(0, outside, moved)
 
     def _moved(self, u: Float[Tensor, "k dim"], w: Float[Tensor, "k dim"]) -> Float[Tensor, "k dim"]:

@@ -468,14 +468,17 @@ def _step_of(data: _Halves, index: np.ndarray, w: Tensor, p: float) -> tuple[Ten
     return moved, threshold + excess_sum / (p * len(index))
 
 
-def neuron_rows_per_second(rows: Float[Tensor, "rows dim"], neurons: int) -> float:
+def neuron_rows_per_second(rows: Float[Tensor, "rows dim"], neurons: int, exactly: bool = False) -> float:
     """Rows × neurons that a step goes through in a second here, for `kyomei plan`.
 
     Args:
         rows: any rows; their first chunks are scored.
         neurons: of a round.
+        exactly: read rows anew and score them in float32, as all work does that is no search.
     """
     data = _Halves(open_rows(rows), Whitening.fit(open_rows(rows)), "cpu", Mesh())
+    if exactly:
+        data.quick, data._held = torch.float32, None
     w = normalize(torch.randn(neurons, rows.shape[1], generator=torch.Generator().manual_seed(0)), dim=1)
     index = np.arange(data.num_finding)
     _step_of(data, index, w, 0.005)

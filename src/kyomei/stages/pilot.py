@@ -150,7 +150,9 @@ class _Begun:
 
     @property
     def here(self) -> Probe:
-        return Probe(**{**self.probe, "rates": Rates(**self.probe["rates"])})
+        rates = self.probe["rates"]
+        # Pilots begun before searches had a rate of their own know one for both.
+        return Probe(**{**self.probe, "rates": Rates(**{"latent_rows": rates["neuron_rows"], **rates})})
 
     @property
     def recipe(self) -> Recipe:

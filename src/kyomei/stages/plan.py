@@ -110,7 +110,8 @@ class Rates:
     Attributes:
         tokens_per_second: through the model up to the site.
         warm_step, step: seconds of a training step, in the first part of a training and after it.
-        neuron_rows: neurons times rows that are scored in a second.
+        neuron_rows: neurons times rows that a search scores in a second.
+        latent_rows: latents times rows that are scored to all their digits in a second.
         base_bytes: resident before the work begins.
     """
 
@@ -118,6 +119,7 @@ class Rates:
     warm_step: float
     step: float
     neuron_rows: float
+    latent_rows: float
     base_bytes: float
 
 
@@ -192,7 +194,7 @@ class Probe:
     @property
     def _evidence_rate(self) -> float:
         """Neurons times rows that a process scores in a second where certificates and figures are made: on processors."""
-        return self.rates.neuron_rows if self.hardware == "here" else UTILISATION * PROCESSOR_TFLOPS * 1e12 / (4.0 * self.dim)
+        return self.rates.latent_rows if self.hardware == "here" else UTILISATION * PROCESSOR_TFLOPS * 1e12 / (4.0 * self.dim)
 
     def plan(self, recipe: Recipe) -> Plan:
         """What a recipe takes there."""
@@ -350,7 +352,7 @@ def _training_seconds(recipe: Recipe, size: Size, rates: Rates) -> dict[str, flo
 def _placing_seconds(size: Size, rates: Rates) -> float:
     """Thresholds and decoders of resonant latents, twice: they score a sample about eight times over."""
     sample = min(size.rows, ANCHOR_ROWS)
-    return 8 * sample * size.width / rates.neuron_rows
+    return 8 * sample * size.width / rates.latent_rows
 
 
 def _probed(recipe: Recipe, model: LanguageModel, size: Size) -> Rates:
@@ -369,8 +371,8 @@ def _probed(recipe: Recipe, model: LanguageModel, size: Size) -> Rates:
         warm = _step_seconds(recipe, wide, rows, TopK(wide.width, min(wide.width, max(1, round(l0)))))
     else:
         step = warm = _step_seconds(recipe, size, rows, mechanism_from(recipe, size.width))
-    speed = neuron_rows_per_second(rows, recipe.resonance.neurons)
-    return Rates(ids.numel() / batch_seconds, warm, step, speed, base)
+    speeds = (neuron_rows_per_second(rows, recipe.resonance.neurons, exactly) for exactly in (False, True))
+    return Rates(ids.numel() / batch_seconds, warm, step, *speeds, base)
 
 
 def _at_l0(rows: Tensor, size: Size, l0: float) -> Mechanism:
@@ -411,7 +413,8 @@ def _reckoned(gpu: Hardware, parameters: float, size: Size, gpus: int) -> Rates:
     flops = UTILISATION * stated
     encode = 2.0 * size.recipe.train.batch_rows * size.width * size.dim / (ENCODE_SHARE * stated)
     step = GPU_ENCODES * encode + STEP_SECONDS
-    return Rates(flops / (2 * parameters), step, step, flops / (4.0 * size.dim), 0.0)
+    scored = flops / (4.0 * size.dim)
+    return Rates(flops / (2 * parameters), step, step, scored, scored, 0.0)
 
 
 def _peak_bytes() -> float:
