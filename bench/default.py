@@ -2,6 +2,7 @@
 
     python bench/default.py run embedded-2-768 default topk batchtopk jumprelu
     python bench/default.py plateau embedded-2-768 topk batchtopk jumprelu
+    python bench/default.py time embedded-2-768 default topk batchtopk --steps 2000 4000
     python bench/default.py table
 
 A cell is a site with a width and an L0. Each of its replicas learns from documents of its own; the null is the same mechanism
@@ -244,7 +245,7 @@ def settled(before: dict[str, Any], after: dict[str, Any]) -> bool:
 
 def plateau(args: argparse.Namespace, method: str) -> int:
     """Steps of a method at its plateau: the first number whose double changes little."""
-    steps = args.steps or CELLS[args.cell].steps
+    steps = args.steps[0]
     before = measured(args, method, steps)
     while steps < args.most:
         after = measured(args, method, 2 * steps)
@@ -252,6 +253,22 @@ def plateau(args: argparse.Namespace, method: str) -> int:
             return steps
         steps, before = 2 * steps, after
     return steps
+
+
+def timed(args: argparse.Namespace, method: str, steps: int) -> None:
+    """Seconds of the processor for one replica, kept with those of other methods in the same run."""
+    rows = activations(harvested(args.cell, args.runs), "replica-0")
+    recipe = recipe_of(CELLS[args.cell], method, steps, {})
+    began, directions = time.process_time(), None
+    if starts_from_resonance(recipe):
+        directions = resonate(as_seen(rows, recipe.dictionary.unit_rows), seed=0, recipe=recipe.search)
+    searched = time.process_time()
+    fit(rows, recipe, seed=0, directions=directions)
+    seconds = {"seconds": round(time.process_time() - began, 1), "resonance": round(searched - began, 1)}
+    record = {"cell": args.cell, "method": method, "steps": steps, "threads": args.threads, **seconds, "code": Act.now("").git}
+    with (args.data / "times.jsonl").open("a", encoding="utf-8") as out:
+        out.write(json.dumps(record) + "\n")
+    print(json.dumps(record), flush=True)
 
 
 HEAD = """cell, method, steps, L0, FVU, certified, of explained variance, null, alive, cross-entropy, seconds, of resonance"""
@@ -279,10 +296,10 @@ def table(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["run", "plateau", "table"])
+    parser.add_argument("part", choices=["run", "plateau", "time", "table"])
     parser.add_argument("cell", nargs="?", choices=list(CELLS))
     parser.add_argument("methods", nargs="*", help=", ".join(METHODS))
-    parser.add_argument("--steps", type=int, help="the cell's usual number without it")
+    parser.add_argument("--steps", type=int, nargs="+", help="the cell's usual number without it")
     parser.add_argument("--most", type=int, default=16_000, help="steps beyond which no plateau is looked for")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="a setting of a variant")
     parser.add_argument("--label", default="", help="name of the variant")
@@ -294,11 +311,12 @@ def main() -> None:
     if args.part == "table":
         table(args)
         return
+    args.steps = args.steps or [CELLS[args.cell].steps]
     for method in args.methods or METHODS:
-        if args.part == "run":
-            measured(args, method, args.steps or CELLS[args.cell].steps)
-        else:
+        if args.part == "plateau":
             print(f"{args.cell} {method}: plateau at {plateau(args, method):,} steps", flush=True)
+        for steps in args.steps if args.part != "plateau" else ():
+            (measured if args.part == "run" else timed)(args, method, steps)
 
 
 if __name__ == "__main__":

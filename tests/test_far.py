@@ -13,8 +13,7 @@ from torch import Tensor
 from kyomei.config import Recipe
 from kyomei.dictionary import products
 from kyomei.learning import fit as learning
-from kyomei.learning import resonance as resonance_module
-from kyomei.learning import step
+from kyomei.learning import halves, step
 from kyomei.learning.resonance import resonate
 from kyomei.learning.workplace import Workplace
 from kyomei.source import rows as rows_module
@@ -47,7 +46,7 @@ def test_it_tells_devices_apart() -> None:
 
 
 def test_resonance_is_the_same(far: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resonance_module, "bfloat16_is_fast", lambda device: False)  # only processors choose by it
+    monkeypatch.setattr(halves, "bfloat16_is_fast", lambda device: False)  # only processors choose by it
     here, there = resonate(ROWS, seed=0), resonate(ROWS, seed=0, device=FAR)
     assert len(here.vectors) > 20
     torch.testing.assert_close(there.vectors, here.vectors, rtol=0, atol=1e-4)

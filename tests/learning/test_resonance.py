@@ -18,12 +18,13 @@ import kyomei
 from kyomei.config import ResonanceRecipe
 from kyomei.errors import DataError
 from kyomei.evidence.controls import GAUSSIAN
-from kyomei.learning import resonance
+from kyomei.learning import halves
 from kyomei.learning.directions import Directions
+from kyomei.learning.halves import Halves
 from kyomei.learning.merging import distinct, merge, not_mixtures
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.occurrence import Richness, estimate_occurrence, richness, unseen_share
-from kyomei.learning.resonance import _Halves, _round, default_frequencies, frequency_threshold, resonate
+from kyomei.learning.resonance import _round, default_frequencies, frequency_threshold, resonate
 from kyomei.learning.spaces import Whitening
 from kyomei.source.rows import TensorRows
 
@@ -285,7 +286,7 @@ def test_a_search_says_whether_it_ended_by_itself(planted: kyomei.Planted, tmp_p
 
 def test_a_batch_that_asks_for_all_rows_has_each_once(planted: kyomei.Planted) -> None:
     x, _ = planted.sample(1000, seed=4)
-    data = _Halves(TensorRows(x), Whitening.fit(TensorRows(x)), "cpu", Mesh())
+    data = Halves(TensorRows(x), Whitening.fit(TensorRows(x)), "cpu", Mesh())
     rng = np.random.default_rng(0)
     assert data.batch(rng, 5000).tolist() == list(range(900))
     assert len(data.batch(rng, 500)) == 500
@@ -297,13 +298,13 @@ def test_rows_held_or_read_and_scores_of_few_digits_or_all_find_the_same(
 ) -> None:
     """Whether a processor has products in bfloat16, and whether all whitened rows fit into memory."""
     x, _ = planted.sample(20_000, seed=4)
-    monkeypatch.setattr(resonance, "bfloat16_is_fast", lambda device: quick)
+    monkeypatch.setattr(halves, "bfloat16_is_fast", lambda device: quick)
     held = resonate(x, seed=0, recipe=SMALL)
-    monkeypatch.setattr(resonance, "HELD_BYTES", 0)
+    monkeypatch.setattr(halves, "HELD_BYTES", 0)
     read = resonate(x, seed=0, recipe=SMALL)
     assert len(held.vectors) == len(read.vectors) >= 60
     assert float((held.vectors @ read.vectors.T).amax(dim=1).min()) > 0.9999
-    monkeypatch.setattr(resonance, "bfloat16_is_fast", lambda device: not quick)
+    monkeypatch.setattr(halves, "bfloat16_is_fast", lambda device: not quick)
     other = resonate(x, seed=0, recipe=SMALL)
     again = (held.vectors @ other.vectors.T).amax(dim=1)
     assert abs(len(other.vectors) - len(held.vectors)) <= 2 and int((again > 0.97).sum()) >= len(held.vectors) - 2
@@ -311,7 +312,7 @@ def test_rows_held_or_read_and_scores_of_few_digits_or_all_find_the_same(
 
 def test_starts_at_known_directions_are_not_refined_again(planted: kyomei.Planted) -> None:
     """A round that begins where an earlier one ended finds nothing new, and says so without an error."""
-    data = _Halves(TensorRows(x := planted.sample(20_000, seed=4)[0]), Whitening.fit(TensorRows(x)), "cpu", Mesh())
+    data = Halves(TensorRows(x := planted.sample(20_000, seed=4)[0]), Whitening.fit(TensorRows(x)), "cpu", Mesh())
     starts = normalize(torch.randn(256, 32, generator=torch.Generator().manual_seed(0)), dim=1)
     draws = np.random.default_rng(0), torch.Generator().manual_seed(0)
     first = _round(data, starts, 0.02, SMALL, *draws)

@@ -21,28 +21,24 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kyomei.config import ResonanceRecipe
-from kyomei.dictionary.kernels import active_above, added_at, bfloat16_is_fast, csr_matmul
+from kyomei.dictionary.kernels import active_above, added_at, csr_matmul
 from kyomei.errors import DataError
 from kyomei.learning.anchoring import usual_scores
 from kyomei.learning.directions import Directions
+from kyomei.learning.halves import POLISH_ROWS, Halves
 from kyomei.learning.merging import distinct, merge, nearest_of, no_sums
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.occurrence import estimate_occurrence, richness, unseen_share
 from kyomei.learning.refinement import JOINT_ROWS, explained, refine_jointly, thinned
 from kyomei.learning.spaces import Whitening, require_enough
 from kyomei.learning.undisturbed import undisturbed
-from kyomei.source.rows import Rows, RowsLike, near, open_rows
+from kyomei.source.rows import RowsLike, open_rows
 
 FREQUENCY_LADDER = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
 ROWS_ABOVE_THRESHOLD = 50
 """A frequency is tried when at least this many rows of the data clear its threshold: fewer make a noisy mean."""
-HELD_OUT_SHARE = 0.1
 MIN_ROWS = 10
 """Fewer rows cannot be divided into two halves to find in and some to count on."""
-CHUNK_ROWS = 2048
-"""Rows scored at a time: the score matrix stays in cache, and memory does not grow with the batch."""
-CHUNK_ROWS_ELSEWHERE = 32_768
-"""The same on a GPU, where every product of few rows is a wait."""
 THRESHOLD_ROWS = 8192
 """Rows of a batch from which thresholds are taken: the quantile costs more than the products it gates."""
 BATCH_ROWS_ABOVE, ENOUGH_ROWS_ABOVE, LEAST_BATCH_ROWS = 10, 100, 8192
@@ -73,10 +69,7 @@ are no sums of a few directions, and least squares would fit to what is not ther
 TRIAL_ROWS = 2000
 JOINT_STREAM = 1000
 POLISH_STEPS = 3
-HELD_BYTES = 2**30
-"""Whitened rows of up to so many bytes are made once and held; more are read and whitened for each step, a third of a step."""
 CLARITY_ROWS = 200_000
-POLISH_ROWS = 131_072
 
 
 Progress = Callable[[int, int], None]
@@ -138,7 +131,7 @@ def resonate(
     if rows.num_rows < MIN_ROWS:
         raise DataError(f"at least {MIN_ROWS} rows to search in", f"{rows.num_rows} rows", "harvest more tokens")
     whitening = Whitening.fit(rows).to(device)
-    data = _Halves(rows, whitening, device, mesh or Mesh())
+    data = Halves(rows, whitening, device, mesh or Mesh())
     ladder = recipe.frequencies or default_frequencies(data.num_finding)
     ends, parts = _Ends(recipe, data, ladder[-PROBE_FREQUENCIES:], [seed, PROBE_STREAM]), []
     for i, p in enumerate(ladder):
@@ -207,7 +200,7 @@ def frequency_threshold(scores: Float[Tensor, "rows neurons"], p: float) -> Floa
 
 
 def _jointly(
-    data: _Halves, found: _Found, support: Tensor, parts: list[_Found], recipe: ResonanceRecipe, seed: int
+    data: Halves, found: _Found, support: Tensor, parts: list[_Found], recipe: ResonanceRecipe, seed: int
 ) -> tuple[_Found, Tensor]:
     """Directions after a joint refinement, where the rows are sums of a few of them; otherwise as they were.
 
@@ -227,58 +220,9 @@ def _jointly(
     return refined, _support_of_union(parts, w, recipe.merge_cosine, data.mesh)
 
 
-class _Halves:
-    """Whitened unit-norm rows in three contiguous parts: two halves to find in, and rows held out."""
-
-    def __init__(self, rows: Rows, whitening: Whitening, device: str, mesh: Mesh) -> None:
-        self.rows, self.whitening, self.device, self.mesh = near(rows, device), whitening, device, mesh
-        self.chunk_rows = CHUNK_ROWS if device == "cpu" else CHUNK_ROWS_ELSEWHERE
-        self.quick = torch.bfloat16 if bfloat16_is_fast(device) else torch.float32
-        """Precision of the scores that choose rows; the means of these rows are float32's."""
-        self.varies = whitening.varies
-        self.num_finding = int(rows.num_rows * (1 - HELD_OUT_SHARE))
-        self.borders = (0, self.num_finding // 2, self.num_finding)
-        self._held: Tensor | None = None
-        if 4 * rows.num_rows * rows.dim <= HELD_BYTES:
-            self._held = torch.cat(list(self.read(np.arange(rows.num_rows))))
-
-    def read(self, index: np.ndarray) -> Iterator[Tensor]:
-        """Whitened rows of norm 1, some at a time."""
-        for start in range(0, len(index), self.chunk_rows):
-            part = index[start : start + self.chunk_rows]
-            if self._held is None:
-                yield normalize(self.whitened(part), dim=1)
-            else:
-                yield self._held.index_select(0, torch.from_numpy(part).to(self.device))
-
-    def whitened(self, index: np.ndarray) -> Tensor:
-        """Whitened rows with their norm kept."""
-        return self.whitening.whiten(self.rows.read(index).to(self.device))
-
-    def batch(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Rows to find in; all of them where so many are asked for, which drawn ones would not be."""
-        if count >= self.num_finding:
-            return np.arange(self.num_finding)
-        return np.sort(rng.integers(0, self.num_finding, size=count))
-
-    def half(self, which: int, rng: np.random.Generator, count: int) -> np.ndarray:
-        first, last = self.borders[which], self.borders[which + 1]
-        if last - first <= count:
-            return np.arange(first, last)
-        return np.sort(rng.choice(last - first, size=count, replace=False)) + first
-
-    def held_out(self) -> Iterator[Tensor]:
-        """Whitened held-out rows with their norm kept: occurrence is read from the linear score."""
-        last = min(self.rows.num_rows, self.num_finding + POLISH_ROWS)
-        for start in range(self.num_finding, last, self.chunk_rows):
-            x = self.rows.read(np.arange(start, min(start + self.chunk_rows, last))).to(self.device)
-            yield self.whitening.whiten(x)
-
-
-def _clarity(data: _Halves, w: Tensor) -> Tensor:
+def _clarity(data: Halves, w: Tensor) -> Tensor:
     """Mean of each direction's strongest scores on rows of unit norm: it foretells best whether other rows have it."""
-    index = np.linspace(0, data.rows.num_rows - 1, min(data.rows.num_rows, CLARITY_ROWS)).astype(np.int64)
-    return usual_scores(torch.cat(list(data.read(index))), w)
+    return usual_scores(data.spread(CLARITY_ROWS), w)
 
 
 def _stable(found: _Found, recipe: ResonanceRecipe, mesh: Mesh) -> _Found:
@@ -308,7 +252,7 @@ class _Ends:
         converged: whether every frequency searched so far ended for a reason; where the rounds ran out, more may be there.
     """
 
-    def __init__(self, recipe: ResonanceRecipe, data: _Halves, probed: tuple[float, ...], seed: list[int]) -> None:
+    def __init__(self, recipe: ResonanceRecipe, data: Halves, probed: tuple[float, ...], seed: list[int]) -> None:
         self.recipe, self.data, self.probed, self.seed = recipe, data, probed, seed
         self.converged = True
 
@@ -358,12 +302,12 @@ class _Ends:
         return _stable(_Found.join(rounds).sharpest_first(), self.recipe, self.data.mesh).w
 
 
-def _random_starts(data: _Halves, number: int, generator: torch.Generator) -> Tensor:
+def _random_starts(data: Halves, number: int, generator: torch.Generator) -> Tensor:
     starts = torch.randn(number, data.rows.dim, generator=generator).to(data.device)
     return normalize(starts * data.varies, dim=1)
 
 
-def _search(data: _Halves, p: float, recipe: ResonanceRecipe, ends: _Ends, seed: list[int]) -> _Found:
+def _search(data: Halves, p: float, recipe: ResonanceRecipe, ends: _Ends, seed: list[int]) -> _Found:
     """Directions at one frequency: a round of random starts, then rounds that start at rows which nothing found covers."""
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -380,7 +324,7 @@ def _search(data: _Halves, p: float, recipe: ResonanceRecipe, ends: _Ends, seed:
 
 
 def _round(
-    data: _Halves,
+    data: Halves,
     w: Tensor,
     p: float,
     recipe: ResonanceRecipe,
@@ -418,7 +362,7 @@ def _unlike(w: Tensor, counts: Tensor, known: Tensor | None, cosine: float, mesh
     return w[new], counts[new]
 
 
-def _uncovered(data: _Halves, w: Tensor, p: float, number: int, rng: np.random.Generator) -> Tensor:
+def _uncovered(data: Halves, w: Tensor, p: float, number: int, rng: np.random.Generator) -> Tensor:
     """Starts at rows that lie farthest below the thresholds of all directions found: random ones end where others have been."""
     index = data.batch(rng, POOL_ROWS)
     threshold = COVERED_SHARE * _thresholds(data, index, w, p).to(w.dtype)
@@ -447,13 +391,13 @@ def _pushed_apart(w: Tensor, varies: Tensor, generator: torch.Generator) -> tupl
     return PUSH_COSINE * w + across, PUSH_COSINE * w - across
 
 
-def _step(data: _Halves, index: np.ndarray, w: Tensor, p: float) -> tuple[Tensor, Tensor]:
+def _step(data: Halves, index: np.ndarray, w: Tensor, p: float) -> tuple[Tensor, Tensor]:
     """One move of every neuron to the weighted mean of the rows above its threshold, and the mean score above it."""
     moved, sharpness = data.mesh.in_parts(lambda own: _step_of(data, index, own, p), w)
     return moved, sharpness
 
 
-def _step_of(data: _Halves, index: np.ndarray, w: Tensor, p: float) -> tuple[Tensor, Tensor]:
+def _step_of(data: Halves, index: np.ndarray, w: Tensor, p: float) -> tuple[Tensor, Tensor]:
     bound, quick = _thresholds(data, index, w, p), w.to(data.quick)
     threshold = bound.to(w.dtype)
     total = torch.zeros_like(w)
@@ -476,9 +420,9 @@ def neuron_rows_per_second(rows: Float[Tensor, "rows dim"], neurons: int, exactl
         neurons: of a round.
         exactly: read rows anew and score them in float32, as all work does that is no search.
     """
-    data = _Halves(open_rows(rows), Whitening.fit(open_rows(rows)), "cpu", Mesh())
+    data = Halves(open_rows(rows), Whitening.fit(open_rows(rows)), "cpu", Mesh())
     if exactly:
-        data.quick, data._held = torch.float32, None
+        data.read_exactly()
     w = normalize(torch.randn(neurons, rows.shape[1], generator=torch.Generator().manual_seed(0)), dim=1)
     index = np.arange(data.num_finding)
     _step_of(data, index, w, 0.005)
@@ -487,7 +431,7 @@ def neuron_rows_per_second(rows: Float[Tensor, "rows dim"], neurons: int, exactl
     return len(index) * neurons / (time.perf_counter() - began)
 
 
-def _thresholds(data: _Halves, index: np.ndarray, w: Tensor, p: float) -> Tensor:
+def _thresholds(data: Halves, index: np.ndarray, w: Tensor, p: float) -> Tensor:
     """The threshold of each neuron on some of the rows, in the precision of the scores."""
     head = torch.cat([z.to(data.quick) for z in data.read(index[:: max(1, len(index) // THRESHOLD_ROWS)])])
     # Neurons in rows, seen from the side: the largest of contiguous numbers are found many times faster.

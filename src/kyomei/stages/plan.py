@@ -20,10 +20,11 @@ from kyomei.evidence.check.structure import HALF_ROWS, NULL_NEURONS, QUICK
 from kyomei.evidence.intervals import as_percent
 from kyomei.evidence.reproduction import MAX_ROWS
 from kyomei.learning.fit import starts_from_resonance
+from kyomei.learning.halves import POLISH_ROWS
 from kyomei.learning.latents import random_start
 from kyomei.learning.mesh import Mesh
 from kyomei.learning.placement import ANCHOR_ROWS, aimed_l0
-from kyomei.learning.resonance import POLISH_ROWS, default_frequencies, neuron_rows_per_second, rows_of_step
+from kyomei.learning.resonance import default_frequencies, neuron_rows_per_second, rows_of_step
 from kyomei.learning.spaces import Normalisation
 from kyomei.learning.step import Training
 from kyomei.source.model import LanguageModel
@@ -371,8 +372,8 @@ def _probed(recipe: Recipe, model: LanguageModel, size: Size) -> Rates:
         warm = _step_seconds(recipe, wide, rows, TopK(wide.width, min(wide.width, max(1, round(l0)))))
     else:
         step = warm = _step_seconds(recipe, size, rows, mechanism_from(recipe, size.width))
-    speeds = (neuron_rows_per_second(rows, recipe.resonance.neurons, exactly) for exactly in (False, True))
-    return Rates(ids.numel() / batch_seconds, warm, step, *speeds, base)
+    searched, scored = (neuron_rows_per_second(rows, recipe.resonance.neurons, exactly) for exactly in (False, True))
+    return Rates(ids.numel() / batch_seconds, warm, step, searched, scored, base)
 
 
 def _at_l0(rows: Tensor, size: Size, l0: float) -> Mechanism:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from kyomei.config import Recipe
 from kyomei.dictionary.kernels import SCORES_PER_BLOCK_ELSEWHERE
 from kyomei.learning.fit import starts_from_resonance
+from kyomei.learning.halves import held_bytes
 from kyomei.learning.least_squares import GRAM_ADVANTAGE
 from kyomei.learning.narrowing import widths
 from kyomei.learning.placement import ANCHOR_ROWS, aimed_l0, selects
@@ -79,7 +80,8 @@ class Size:
         # Pairs of latents are held where their Gram matrix is the cheaper way.
         pairs = self.width**2 * 24.0 if self.width <= GRAM_ADVANTAGE * sample * l0 / self.width else 0.0
         placing = placed + sample * (self.dim * 4 * 4 + 256 * 4 * 1.5) + codes + pairs
-        finding = min(self.rows, CLARITY_ROWS) * (self.dim * 4 * 3 + 256 * 4 * 1.5)
+        judged, held = min(self.rows, CLARITY_ROWS), held_bytes(self.rows, self.dim)
+        finding = held + judged * 256 * 4 * 1.5 + (0 if held and judged == self.rows else judged * self.dim * 4 * 3)
         mapped = min(RELEASE_BYTES, self.rows * self.dim * 4)
         phases = (stepping, placing, finding) if starts_from_resonance(self.recipe) else (stepping,)
         return max(phases) + mapped + TEXT_BYTES
