@@ -101,8 +101,10 @@ def test_examples_are_the_strongest_rows_and_some_of_every_decile(indexed: Run) 
         assert [e["decile"] for e in samples] == sorted((e["decile"] for e in samples), reverse=True)
         assert [e["activation"] for e in samples] == sorted((e["activation"] for e in samples), reverse=True)
         for example in samples:
-            share = 10 * (values > example["activation"] * (1 + 1e-6)).sum() / len(values)
-            assert 9 - example["decile"] - 10 / len(values) <= share <= 10 - example["decile"]
+            # Rows that are alike are of equal strength and stand in any order.
+            above, reached = ((values > example["activation"] * (1 + one)).sum() for one in (1e-6, -1e-6))
+            assert 10 * above / len(values) <= 10 - example["decile"]
+            assert 10 * reached / len(values) >= 9 - example["decile"]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 10, 11, 39, 40, 1000])
