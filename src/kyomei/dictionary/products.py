@@ -21,8 +21,8 @@ DENSE_ABOVE, DENSE_ABOVE_ON_GPUS = 0.15, 0.055
 
 
 ROUNDING = 2**-7
-"""Share of a threshold by which candidates begin below it: numbers of bfloat16 are 2⁻⁸ of each other apart. Where a score is small
-beside its factors' norms the rounding of these may be more, and an entry just above its threshold be left out."""
+"""Share of a threshold by which candidates begin below it: numbers of bfloat16 are 2⁻⁸ of each other apart. Where a score is
+small beside its factors' norms, their rounding may be more, and an entry just above its threshold is left out."""
 
 
 def is_dense(density: float, device: torch.device) -> bool:
