@@ -20,7 +20,7 @@ T = TypeVar("T")
 BENCH = Path(__file__).parents[2] / "bench"
 WIDTH, NARROW, ROWS = 4096, 512, 256
 WORK = ("placement", "comparison", "fit")
-SHARES = {"placement": 0.25, "comparison": 0.38, "fit": 0.35}
+SHARES = {"placement": 0.29, "comparison": 0.25, "fit": 0.33}
 """What is measured at this width, and less than one matrix of all latents in place of a rank's quarter would bring it to."""
 
 

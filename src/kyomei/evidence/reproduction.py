@@ -38,7 +38,7 @@ DENSE_FREQUENCY = 0.1
 """A latent that is active on a larger share of the rows is dense."""
 MIN_ALIKE = 20
 """Fewer latents of a null say too little about what others of their kind must exceed."""
-OWN_AT_ONCE = 1024
+OWN_AT_ONCE = 256
 """Latents whose cosines are held at a time."""
 MAX_ROWS = 200_000
 """Rows on which activations are compared at most, evenly spread."""

@@ -24,7 +24,9 @@ ACTIVE_SHARE, CLEAR_SHARE = 0.5, 0.7
 """A latent is active from this share of its usual score; from the second where free latents stand beside it, which reconstruct
 more with an active place in the code than an unclear occurrence does."""
 SWEEPS = 60
-MOVED_AT_ONCE = 512
+MOVED_AT_ONCE = 128
+SCORED_AT_ONCE = 512
+"""Latents whose scores of a block of rows are held at a time."""
 BISECTIONS = 14
 
 
@@ -34,9 +36,10 @@ def usual_scores_in_turn(
     """`usual_scores` of so many rows that come by some at a time."""
     best = encoder.new_full((len(encoder), _num_strongest(num_rows)), -torch.inf)
     for x in blocks:
-        scores = encoder @ x.T
-        new = (scores.amax(dim=1) > best[:, -1]).nonzero().flatten()
-        best[new] = torch.cat([best[new], scores[new]], dim=1).topk(best.shape[1], dim=1).values
+        for held, some in zip(best.split(SCORED_AT_ONCE), encoder.split(SCORED_AT_ONCE), strict=True):
+            scores = some @ x.T
+            new = (scores.amax(dim=1) > held[:, -1]).nonzero().flatten()
+            held[new] = torch.cat([held[new], scores[new]], dim=1).topk(held.shape[1], dim=1).values
     return best.mean(dim=1)
 
 
@@ -95,17 +98,19 @@ class Cone:
         """
         if self.cosine <= -1 or not len(self.directions):
             return decoder
-        found = len(self.directions)
-        own = torch.where(self.deviations > 0, (decoder[:found] @ self.axes) / self.deviations.clamp_min(1e-30), 0.0)
-        wanted = self.directions @ self.axes
+        moved = decoder.clone()
+        # Some at a time: a bisection holds a dozen copies of what it moves.
+        for directions, rows in zip(self.directions.split(MOVED_AT_ONCE), moved.split(MOVED_AT_ONCE), strict=False):
+            self._move(rows[: len(directions)], directions @ self.axes)
+        return moved
+
+    def _move(self, rows: Float[Tensor, "k dim"], wanted: Float[Tensor, "k dim"]) -> None:
+        """Bring decoder rows, in place, into the cone around directions in the axes' coordinates."""
+        own = torch.where(self.deviations > 0, (rows @ self.axes) / self.deviations.clamp_min(1e-30), 0.0)
         cosine = (own * wanted).sum(dim=1) / own.norm(dim=1).clamp_min(1e-12)
         outside = (cosine < self.cosine).nonzero().flatten()
-        if not len(outside):
-            return decoder
-        # Some at a time: a bisection holds a dozen copies of what it moves.
-        parts = (self._moved(own[some], wanted[some]) * self.deviations for some in outside.split(MOVED_AT_ONCE))
-        moved = torch.cat(list(parts)) @ self.axes.T
-        return decoder.index_copy(0, outside, moved)
+        if len(outside):
+            rows[outside] = (self._moved(own[outside], wanted[outside]) * self.deviations) @ self.axes.T
 
     def _moved(self, u: Float[Tensor, "k dim"], w: Float[Tensor, "k dim"]) -> Float[Tensor, "k dim"]:
         variance = self.deviations.square()
@@ -150,7 +155,9 @@ def anchored_decoders(
     rate = torch.where(totals > 0, 1 / totals.clamp_min(1e-12), 0.0)[:, None]
     decoder, ahead, momentum = start, start, 1.0
     for _ in range(sweeps):
-        moved = cone.nearest(ahead + rate * squares.descent(ahead))
+        # In place: copies of all latents are what this holds at its most.
+        moved = cone.nearest(squares.descent(ahead).mul_(rate).add_(ahead))
         grown = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-        decoder, ahead, momentum = moved, moved + (momentum - 1) / grown * (moved - decoder), grown
+        ahead = torch.sub(moved, decoder).mul_((momentum - 1) / grown).add_(moved)
+        decoder, momentum = moved, grown
     return decoder

@@ -113,7 +113,7 @@ class CodeMoments:
         if self.mesh.size == 1:
             dense = self._dense
             product = torch.from_numpy(self._ridged @ decoder.numpy()) if dense is None else dense @ decoder
-            return self.products.to(decoder) - product
+            return torch.sub(self.products.to(decoder), product, out=product)
         left = self.products.to(decoder, copy=True)
         for first, rows in in_turn(decoder, self.mesh, LATENTS_AT_ONCE):
             pairs = slice(first, first + len(rows))
@@ -173,7 +173,9 @@ class SharedCodes:
         for z in self.codes:
             together = self.mesh.sum_over_all(torch.from_numpy(z @ decoder.numpy()))
             explained += torch.from_numpy(z.T @ together.numpy())
-        return self.products.to(decoder) - explained / self._count - self.ridge[:, None] * decoder
+        left = explained.div_(-self._count).add_(self.products)
+        left -= self.ridge[:, None] * decoder
+        return left
 
 
 class _Block(NamedTuple):

@@ -19,7 +19,7 @@ from kyomei.dictionary.mechanisms import CLASSES, BiasAdaptation, Mechanism, mec
 from kyomei.dictionary.mechanisms import aimed_l0 as l0_aimed_at
 from kyomei.dictionary.sae import Activation
 from kyomei.errors import RecipeError
-from kyomei.learning.anchoring import ACTIVE_SHARE, CLEAR_SHARE, Cone, anchored_decoders, usual_scores_in_turn
+from kyomei.learning.anchoring import ACTIVE_SHARE, CLEAR_SHARE, SCORED_AT_ONCE, Cone, anchored_decoders, usual_scores_in_turn
 from kyomei.learning.directions import Directions
 from kyomei.learning.latents import Latents, random_start, trained_latents
 from kyomei.learning.least_squares import BLOCK_ROWS, least_squares, to_scipy
@@ -289,9 +289,8 @@ class _Anchoring:
         """This rank's resonant latents, then its free ones, and the share of the rows' variance that all explain."""
         mesh, cone, free = self.mesh, self.cone, self.free
         num_all, num_free = (sum(mesh.tell(count)) for count in (len(cone.directions) + free.width, free.width))
-        pattern = cone.directions @ self.white.backward
-        found = (cone.directions @ self.white.forward) * pattern.norm(dim=1, keepdim=True)
-        encoder, decoder = torch.cat([found, free.encoder]), torch.cat([normalize(pattern, dim=1), free.decoder])
+        encoder, decoder = self._begun()
+        found = encoder[: len(cone.directions)]
         centre, explained = free.centre.float(), 0.0
         last = Latents.of(encoder, decoder, centre=centre)
         # Thresholds that stay need all rows. Beside free latents decoders are trained further and fitted anew at the end.
@@ -308,6 +307,12 @@ class _Anchoring:
             last = Latents.of(encoder * gain[:, None], fitted / gain[:, None], **known)
             centre = centre + rest
         return last, explained
+
+    def _begun(self) -> tuple[Float[Tensor, "own dim"], Float[Tensor, "own dim"]]:
+        """Encoders, those of resonant latents with scores of 1 on their decoders, and the decoders' unit rows."""
+        pattern = self.cone.directions @ self.white.backward
+        found = (self.cone.directions @ self.white.forward) * pattern.norm(dim=1, keepdim=True)
+        return torch.cat([found, self.free.encoder]), torch.cat([normalize(pattern, dim=1), self.free.decoder])
 
     def _threshold(self, found: Float[Tensor, "found dim"], centre: Float[Tensor, " dim"], num_free: int) -> Tensor:
         """Of this rank's latents."""
@@ -371,8 +376,10 @@ def _free_threshold(
     taken, counts = 0, torch.zeros(THRESHOLD_BINS, dtype=torch.int64)
     for rows in sample.blocks():
         y = rows - centre
-        taken += int((y @ found.encoder.T > found.threshold).sum())
-        counts += torch.bincount(_bin(y @ free.encoder.T, top)[0], minlength=THRESHOLD_BINS)
+        for encoder, threshold in zip(found.encoder.split(SCORED_AT_ONCE), found.threshold.split(SCORED_AT_ONCE), strict=True):
+            taken += int((y @ encoder.T > threshold).sum())
+        for encoder in free.encoder.split(SCORED_AT_ONCE):
+            counts += torch.bincount(_bin(y @ encoder.T, top)[0], minlength=THRESHOLD_BINS)
     taken, num_free = (sum(mesh.tell(count)) for count in (taken, free.width))
     left = min(max(1, round(l0 * len(sample) - taken)), max(1, len(sample) * num_free - 1))
     above = mesh.sum_over_all(counts).flip(0).cumsum(0).flip(0)
@@ -382,8 +389,9 @@ def _free_threshold(
     left -= int(above[place + 1]) if place + 1 < THRESHOLD_BINS else 0
     inside = [norms.new_zeros(0)]
     for rows in sample.blocks():
-        bins, scores = _bin((rows - centre) @ free.encoder.T, top)
-        inside.append(scores[bins == place])
+        for encoder in free.encoder.split(SCORED_AT_ONCE):
+            bins, scores = _bin((rows - centre) @ encoder.T, top)
+            inside.append(scores[bins == place])
     return mesh.joined(torch.cat(inside)).topk(left).values[-1]
 
 
