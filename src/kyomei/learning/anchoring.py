@@ -25,7 +25,7 @@ ACTIVE_SHARE, CLEAR_SHARE = 0.5, 0.7
 more with an active place in the code than an unclear occurrence does."""
 SWEEPS = 60
 MOVED_AT_ONCE = 128
-SCORED_AT_ONCE = 512
+SCORED_AT_ONCE = 128
 """Latents whose scores of a block of rows are held at a time."""
 BISECTIONS = 14
 
