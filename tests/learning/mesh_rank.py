@@ -22,6 +22,7 @@ from torch.nn.functional import normalize
 
 from kyomei.atomic import write_atomic
 from kyomei.config import Recipe, ResonanceRecipe, SourceRecipe, TrainRecipe
+from kyomei.dictionary import products
 from kyomei.dictionary.mechanisms import (
     GBA,
     L1,
@@ -34,6 +35,7 @@ from kyomei.dictionary.mechanisms import (
     TopK,
     geometric_targets,
 )
+from kyomei.learning import halves
 from kyomei.learning.fit import fit
 from kyomei.learning.latents import random_start
 from kyomei.learning.merging import merge
@@ -123,6 +125,8 @@ def main(out: str, data: str, features: str, name: str, dtype: str, steps: str, 
     if name.endswith("-stream"):
         rows, windows = streamed(mesh)
     if name in ("resonance", "default"):
+        # Chosen by few digits, scores that are alike in them are another choice in blocks of another size.
+        products.bfloat16_is_fast = halves.bfloat16_is_fast = lambda device: False
         found = search(rows_of(getattr(torch, dtype)), mesh) if name == "resonance" else whole_fit(mesh)
         if mesh.leads:
             save_file({key: tensor.contiguous() for key, tensor in found.items()}, out)
