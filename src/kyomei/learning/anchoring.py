@@ -36,7 +36,7 @@ def usual_scores_in_turn(
     """`usual_scores` of so many rows that come by some at a time."""
     best = encoder.new_full((len(encoder), _num_strongest(num_rows)), -torch.inf)
     for x in blocks:
-        for held, some in zip(best.split(SCORED_AT_ONCE), encoder.split(SCORED_AT_ONCE), strict=True):
+        for held, some in zip(torch.split(best, SCORED_AT_ONCE), torch.split(encoder, SCORED_AT_ONCE), strict=True):
             scores = some @ x.T
             new = (scores.amax(dim=1) > held[:, -1]).nonzero().flatten()
             held[new] = torch.cat([held[new], scores[new]], dim=1).topk(held.shape[1], dim=1).values
@@ -100,7 +100,9 @@ class Cone:
             return decoder
         moved = decoder.clone()
         # Some at a time: a bisection holds a dozen copies of what it moves.
-        for directions, rows in zip(self.directions.split(MOVED_AT_ONCE), moved.split(MOVED_AT_ONCE), strict=False):
+        for directions, rows in zip(
+            torch.split(self.directions, MOVED_AT_ONCE), torch.split(moved, MOVED_AT_ONCE), strict=False
+        ):
             self._move(rows[: len(directions)], directions @ self.axes)
         return moved
 

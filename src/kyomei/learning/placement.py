@@ -376,9 +376,11 @@ def _free_threshold(
     taken, counts = 0, torch.zeros(THRESHOLD_BINS, dtype=torch.int64)
     for rows in sample.blocks():
         y = rows - centre
-        for encoder, threshold in zip(found.encoder.split(SCORED_AT_ONCE), found.threshold.split(SCORED_AT_ONCE), strict=True):
+        for encoder, threshold in zip(
+            torch.split(found.encoder, SCORED_AT_ONCE), torch.split(found.threshold, SCORED_AT_ONCE), strict=True
+        ):
             taken += int((y @ encoder.T > threshold).sum())
-        for encoder in free.encoder.split(SCORED_AT_ONCE):
+        for encoder in torch.split(free.encoder, SCORED_AT_ONCE):
             counts += torch.bincount(_bin(y @ encoder.T, top)[0], minlength=THRESHOLD_BINS)
     taken, num_free = (sum(mesh.tell(count)) for count in (taken, free.width))
     left = min(max(1, round(l0 * len(sample) - taken)), max(1, len(sample) * num_free - 1))
@@ -389,7 +391,7 @@ def _free_threshold(
     left -= int(above[place + 1]) if place + 1 < THRESHOLD_BINS else 0
     inside = [norms.new_zeros(0)]
     for rows in sample.blocks():
-        for encoder in free.encoder.split(SCORED_AT_ONCE):
+        for encoder in torch.split(free.encoder, SCORED_AT_ONCE):
             bins, scores = _bin((rows - centre) @ encoder.T, top)
             inside.append(scores[bins == place])
     return mesh.joined(torch.cat(inside)).topk(left).values[-1]
