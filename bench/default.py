@@ -274,16 +274,23 @@ def timed(args: argparse.Namespace, method: str, steps: int) -> None:
 HEAD = """cell, method, steps, L0, FVU, certified, of explained variance, null, alive, cross-entropy, seconds, of resonance"""
 
 
+def recovered_of(record: dict[str, Any]) -> str:
+    """Cross-entropy recovered and its error: none where nothing is predicted, or where silencing the site costs nothing."""
+    found = record["cross_entropy"]
+    if found is None or any(value is None for one in found for value in one):
+        return "–"
+    value, error = np.mean(found, axis=0)
+    return f"{value:.3f} ± {error:.3f}"
+
+
 def row(record: dict[str, Any]) -> str:
     def spread(key: str, digits: int = 3) -> str:
         values = record[key]
         return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
-    found = record["cross_entropy"]
-    entropy = "" if found is None else f"{np.mean([v for v, _ in found]):.3f} ± {np.mean([e for _, e in found]):.3f}"
     whole, resonance = np.mean(np.array(record["seconds"])[:REPLICAS], axis=0)
     cells = [record["cell"], record["method"], f"{record['steps']:,}", spread("l0", 1), spread("fvu"), spread("certified")]
-    cells += [spread("certified_explained"), f"{max(record['null']):.4f}", spread("alive"), entropy]
+    cells += [spread("certified_explained"), f"{max(record['null']):.4f}", spread("alive"), recovered_of(record)]
     return "| " + " | ".join([*cells, f"{whole:.0f}", f"{resonance:.0f}"]) + " |"
 
 

@@ -26,7 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from default import CELLS, DATA, REPLICAS, measured, settled
+from default import CELLS, DATA, REPLICAS, measured, recovered_of, settled
 
 MAIN = ("default", "topk", "batchtopk")
 CORE = [(cell, method) for cell in ("embedded-2", "minilm-3", "smollm2-15") for method in (*MAIN, "jumprelu")]
@@ -67,10 +67,6 @@ def lines(data: Path) -> Iterator[list[str]]:
         if record is None:
             yield [cell, method, "not measured", *[""] * (len(COLUMNS) - 3)]
             continue
-        recovered = "–"
-        if record["cross_entropy"] is not None:
-            value, error = np.mean(record["cross_entropy"], axis=0)
-            recovered = f"{value:.3f} ± {error:.3f}"
         context = record.get("origin", {}).get("context-or-unexplained")
         yield [
             cell,
@@ -80,7 +76,7 @@ def lines(data: Path) -> Iterator[list[str]]:
             spread(record["l0"], 1),
             f"{np.mean(record['alive']):.3f}",
             spread(record["fvu"]),
-            recovered,
+            recovered_of(record),
             spread(record["certified"]),
             spread(record["certified_explained"]),
             "–" if context is None else f"{context:.3f}",
@@ -124,7 +120,7 @@ def panel(axes: Axes, data: Path, cell: str) -> None:
         style: dict[str, Any] = {"fmt": MARKERS[method], "color": COLOURS[method], "label": CALLED.get(method, method)}
         axes.errorbar(fvu.mean(), certified.mean(), reach[1], reach[0], capsize=2, **style)
     of = CELLS[cell]
-    axes.set_title(f"{of.model.split(':')[-1]}, {of.site}\nwidth {of.width:,}, L0 {of.l0}", fontsize=9)
+    axes.set_title(f"{of.model.split(':')[-1]}\n{of.site}\nwidth {of.width:,}, L0 {of.l0}", fontsize=9)
     low, high = axes.get_xlim()
     # As wide in every panel, in shares of the FVU, if the points allow: a difference of 1 % is to look like one.
     middle = (low + high) / 2

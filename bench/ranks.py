@@ -1,4 +1,4 @@
-"""What a certificate and a step of training take on one and on two processes, of one thread each, beside `kyomei plan`.
+"""What a certificate, a step of training and a token of a harvest take on one and two processes of one thread, beside the plan.
 
     python bench/ranks.py --width 1024 4096
 
@@ -85,18 +85,30 @@ def stepped(tokens: int, into: Path, width: int, ranks: int) -> float:
     return (taken[1] - taken[0]) / (MANY - FEW) / 5
 
 
+def harvested(tokens: int, into: Path, ranks: int) -> float:
+    """Seconds of a harvested token, in the process that has most."""
+    taken = []
+    for count in (tokens, 4 * tokens):
+        shutil.rmtree(into, ignore_errors=True)
+        taken.append(seconds_of(["harvest", str(into), *settings({**OWN, "source.num_tokens": count})], ranks))
+    return (taken[1] - taken[0]) / (3 * tokens)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, nargs="+", default=[1024, 4096])
     parser.add_argument("--tokens", type=int, nargs="+", default=[40_000])
-    parser.add_argument("--work", nargs="+", choices=("certify", "train"), default=["certify", "train"])
+    parser.add_argument("--work", nargs="+", choices=("harvest", "certify", "train"), default=["harvest", "certify", "train"])
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         for tokens in asked.tokens:
             harvest = folder / f"harvest-{tokens}"
             seconds_of(["harvest", str(harvest), *settings({**OWN, "source.num_tokens": tokens})], 1)
-            for width in asked.width:
+            if "harvest" in asked.work:
+                each = {ranks: harvested(tokens, folder / "rows", ranks) for ranks in (1, 2)}
+                print(json.dumps({"tokens": tokens, "harvest": each}), flush=True)
+            for width in asked.width if asked.work != ["harvest"] else ():
                 certify, step = planned(width, tokens)
                 found: dict[str, object] = {"tokens": tokens, "width": width, "planned": [certify, step]}
                 if "train" in asked.work:
