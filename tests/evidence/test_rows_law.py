@@ -178,6 +178,18 @@ def test_the_rows_that_a_share_takes_give_that_share(seed: int, wished: float) -
         assert end is None or getattr(law.share(end), other) == pytest.approx(wished, abs=1e-3)
 
 
+def test_an_interval_that_widens_both_ways_still_has_a_low_end() -> None:
+    """Far below its own rows a projection says so little that its high end comes to the share there again."""
+    rng = np.random.default_rng(0)
+    frequency, p = latents(rng)
+    law = FiringsLaw.fit(frequency, rng.random(len(p)) < p, 10_000)
+    told = replace(law, premise=law.premise * 4)
+    wished = told.share(10_000).high + 0.02
+    assert told.share(10_000 / REACH).high > wished
+    low = told.rows_for(wished).low
+    assert low is not None and 10_000 < low and told.share(low).high == pytest.approx(wished, abs=1e-3)
+
+
 def test_a_certificate_without_a_law_is_refused() -> None:
     frequency, p = latents(np.random.default_rng(1))
     with pytest.raises(EvidenceError, match="Found 0 certified and 260 not"):

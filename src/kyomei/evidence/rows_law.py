@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,8 @@ root mean squares over fifteen projections each were 0.26, 0.35 and 0.50 at thre
 intervals hold (docs/results.md, "The law of rows")."""
 RIDGE = 0.01
 """On the standardised slope: keeps it finite where a number of firings parts the certified latents from all others."""
+STEPS = 33
+"""Numbers of rows, evenly in their logarithm, between which an end of an interval is looked for."""
 NEWTON_STEPS, LONGEST = 50, 2.0
 """Of the logistic regression, and how far one of them may go."""
 
@@ -270,17 +273,23 @@ class FiringsLaw:
         _is_share(share)
         least, most = self.rows / REACH, self.rows * REACH
 
-        def where(end: Callable[[Foretold], float | None]) -> float | None:
+        def first(end: Callable[[Foretold], float | None], start: float, to: float) -> float | None:
+            """Where an end of the projection first comes to the share, on the way between two numbers of rows."""
+
             def short(log_rows: float) -> float:
                 return float(end(self.share(math.exp(log_rows))) or 0.0) - share
 
-            ends = math.log(least), math.log(most)
-            return None if short(ends[0]) > 0 or short(ends[1]) < 0 else math.exp(brentq(short, *ends, xtol=1e-6))
+            # An interval widens both ways from this certificate's rows, so its ends may come to a share twice.
+            for near, far in pairwise(np.linspace(math.log(start), math.log(to), STEPS)):
+                if short(near) * short(far) <= 0:
+                    return math.exp(brentq(short, near, far, xtol=1e-6))
+            return None
 
-        middle = where(lambda told: told.estimate)
+        middle = first(lambda told: told.estimate, least, most)
         if middle is None:
             raise _out_of_reach(share, self.share(least).estimate, self.share(most).estimate, least, most)
-        return Foretold(middle, where(lambda told: told.high), where(lambda told: told.low))
+        ends = first(lambda told: told.high, middle, least), first(lambda told: told.low, middle, most)
+        return Foretold(middle, *ends)
 
     def _shares(self, rows: float) -> Float64[np.ndarray, " draws"]:
         """The projected share of what was found, then of each sample as another training would find it."""
