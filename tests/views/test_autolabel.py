@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -66,6 +68,16 @@ class StandIn:
         assert token is not None
         numbers = [n for n, text in re.findall(r"^\[(\d+)\] (.*)$", user, re.M) if token[1] in text]
         return ", ".join(numbers) or "none"
+
+
+def script(name: str) -> Any:
+    """A script of the bench, with what it imports from beside it."""
+    bench = str(Path(__file__).parents[2] / "bench")
+    sys.path.insert(0, bench)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(bench)
 
 
 @pytest.fixture
@@ -206,3 +218,35 @@ def test_it_is_said_before_what_is_sent_where(work: AutomaticLabels, stand_in: S
 
 def _user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
+
+
+def test_certified_latents_are_judged_beside_others_like_them(
+    explorer: Explorer, stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bench/detection.py: the pairs that a language model judges, and what it says of them."""
+    bench, index = script("detection"), Index(explorer.dictionaries[NAME].index)
+    listed = index.features
+
+    def certified(**asked: Any) -> dict[str, Any]:
+        """The sample has no certificate, and most of it is dense."""
+        found = listed(**{**asked, "frequency": (1e-12, None)})
+        for row in found["rows"]:
+            row |= {"status": "certified" if row["latent"] % 2 else "unstable", "frequency": row["frequency"] / 10}
+        return found
+
+    monkeypatch.setattr(index, "features", certified)
+    monkeypatch.setattr(bench, "MOST_ROWS", 20)  # several pages
+    rows = {row["latent"]: row for row in certified(page=(1, 500))["rows"]}
+    pairs = bench.pairs_of(index, 4)
+    assert len(pairs) == 4 and len({latent for pair in pairs for latent in pair}) == 8
+    for one, other in pairs:
+        assert rows[one]["status"] == "certified" != rows[other]["status"]
+        assert 1 / 1.25 <= rows[one]["frequency"] / rows[other]["frequency"] <= 1.25
+    wanted = [latent for pair in pairs for latent in pair]
+    work = AutomaticLabels(index, Labels(tmp_path / "labels.sqlite"), NAME, "ab", wanted, "stand-in at 127.0.0.1")
+    labels = work.run(client(stand_in))
+    own, null = bench.compared(pairs, labels)
+    scores = {label.latent: label.score for label in labels}
+    known = [(scores[a], scores[b]) for a, b in pairs if scores.get(a) is not None and scores.get(b) is not None]
+    assert own["pairs"] == null["pairs"] == len(known) > 0
+    assert own["certified"] == pytest.approx(sum(a for a, _ in known) / len(known)) and null["certified"] < own["certified"]
