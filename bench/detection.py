@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from kyomei.atomic import sha256_of
+from kyomei.errors import KyomeiError
 from kyomei.evidence.reproduction import DENSE_FREQUENCY
 from kyomei.runs import Run
 from kyomei.stages.exports import note_export
@@ -84,7 +85,10 @@ def main() -> None:
     if not (args.yes or input("Send this? [y/N] ").lower().startswith("y")):
         return
     note_export(run, "examples, for automatic labels", where.address, text=True)
-    labels = work.run(Client(where, args.requests_per_minute))
+    try:
+        labels = work.run(Client(where, args.requests_per_minute))
+    except KyomeiError as error:
+        raise SystemExit(str(error)) from error
     print("| score | pairs | certified | the others | difference |\n|---|---|---|---|---|")
     compared(pairs, labels)
 
