@@ -124,9 +124,10 @@ def main(out: str, data: str, features: str, name: str, dtype: str, steps: str, 
     windows = [0]
     if name.endswith("-stream"):
         rows, windows = streamed(mesh)
-    if name in ("resonance", "default"):
+    if name == "default":
         # Chosen by few digits, scores that are alike in them are another choice in blocks of another size.
         products.bfloat16_is_fast = halves.bfloat16_is_fast = lambda device: False
+    if name in ("resonance", "default"):
         found = search(rows_of(getattr(torch, dtype)), mesh) if name == "resonance" else whole_fit(mesh)
         if mesh.leads:
             save_file({key: tensor.contiguous() for key, tensor in found.items()}, out)
