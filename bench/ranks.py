@@ -108,7 +108,9 @@ def main() -> None:
             if "harvest" in asked.work:
                 each = {ranks: harvested(tokens, folder / "rows", ranks) for ranks in (1, 2)}
                 print(json.dumps({"tokens": tokens, "harvest": each}), flush=True)
-            for width in asked.width if asked.work != ["harvest"] else ():
+            for width in asked.width:
+                if asked.work == ["harvest"]:
+                    continue
                 certify, step = planned(width, tokens)
                 found: dict[str, object] = {"tokens": tokens, "width": width, "planned": [certify, step]}
                 if "train" in asked.work:

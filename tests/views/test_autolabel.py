@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.bench_scripts import bench_script
 from tests.views.explorer_samples import NAME, make_explorer
 
 from kyomei.errors import DataError, RecipeError, RunError
@@ -68,16 +67,6 @@ class StandIn:
         assert token is not None
         numbers = [n for n, text in re.findall(r"^\[(\d+)\] (.*)$", user, re.M) if token[1] in text]
         return ", ".join(numbers) or "none"
-
-
-def script(name: str) -> Any:
-    """A script of the bench, with what it imports from beside it."""
-    bench = str(Path(__file__).parents[2] / "bench")
-    sys.path.insert(0, bench)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(bench)
 
 
 @pytest.fixture
@@ -224,7 +213,7 @@ def test_certified_latents_are_judged_beside_others_like_them(
     explorer: Explorer, stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """bench/detection.py: the pairs that a language model judges, and what it says of them."""
-    bench, index = script("detection"), Index(explorer.dictionaries[NAME].index)
+    bench, index = bench_script("detection"), Index(explorer.dictionaries[NAME].index)
     listed = index.features
 
     def certified(**asked: Any) -> dict[str, Any]:

@@ -280,8 +280,10 @@ class FiringsLaw:
                 return float(end(self.share(math.exp(log_rows))) or 0.0) - share
 
             # An interval widens both ways from this certificate's rows, so its ends may come to a share twice.
-            for near, far in pairwise(np.linspace(math.log(start), math.log(to), STEPS)):
-                if short(near) * short(far) <= 0:
+            places = np.linspace(math.log(start), math.log(to), STEPS)
+            known = map(short, places)
+            for (near, before), (far, after) in pairwise(zip(places, known, strict=True)):
+                if before * after <= 0:
                     return math.exp(brentq(short, near, far, xtol=1e-6))
             return None
 

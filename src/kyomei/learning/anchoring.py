@@ -100,10 +100,9 @@ class Cone:
             return decoder
         moved = decoder.clone()
         # Some at a time: a bisection holds a dozen copies of what it moves.
-        for directions, rows in zip(
-            torch.split(self.directions, MOVED_AT_ONCE), torch.split(moved, MOVED_AT_ONCE), strict=False
-        ):
-            self._move(rows[: len(directions)], directions @ self.axes)
+        for first in range(0, len(self.directions), MOVED_AT_ONCE):
+            directions = self.directions[first : first + MOVED_AT_ONCE]
+            self._move(moved[first : first + len(directions)], directions @ self.axes)
         return moved
 
     def _move(self, rows: Float[Tensor, "k dim"], wanted: Float[Tensor, "k dim"]) -> None:
