@@ -13,23 +13,20 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kyomei.atomic import sha256_of
-from kyomei.errors import KyomeiError
+from kyomei.errors import EvidenceError, KyomeiError
 from kyomei.evidence.reproduction import DENSE_FREQUENCY
 from kyomei.runs import Run
-from kyomei.stages.exports import note_export
-from kyomei.stages.index import index_states
-from kyomei.stages.named import FOLDER
-from kyomei.views.autolabel import AutomaticLabels
+from kyomei.stages.label import label_run
+from kyomei.stages.progress import Reporter
+from kyomei.views.autolabel import Estimate
 from kyomei.views.console import estimate_words
 from kyomei.views.endpoint import Client, Endpoint
-from kyomei.views.labels import FILE, Label, Labels
 from kyomei.views.queries import MOST_ROWS, Index
 from meaning import paired, report
 
@@ -49,14 +46,14 @@ def pairs_of(index: Index, most: int, seed: int = 0) -> Pairs:
     return [pairs[i] for i in sorted(drawn)]
 
 
-def compared(pairs: Pairs, labels: Sequence[Label]) -> list[dict[str, Any]]:
+def compared(pairs: Pairs, labels: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The paired difference of scores, then that of scores by other latents' names, of the pairs that have them."""
-    known = {label.latent: label for label in labels}
+    known = {label["latent"]: label for label in labels}
     both = [(known[a], known[b]) for a, b in pairs if a in known and b in known]
     named = {"detection": "score", "detection by another latent's name": "null_score"}
     found = []
     for name, key in named.items():
-        scores = [(getattr(a, key), getattr(b, key)) for a, b in both]
+        scores = [(a[key], b[key]) for a, b in both]
         found.append(report(name, [(a, b) for a, b in scores if a is not None and b is not None]))
     return found
 
@@ -71,26 +68,25 @@ def main() -> None:
     parser.add_argument("--requests-per-minute", type=float, default=60.0)
     parser.add_argument("--yes", action="store_true", help="send without asking")
     args = parser.parse_args()
-    run = Run.open(args.run)
-    states = {one.name: one for one in index_states(run)}
-    chosen = states[args.dictionary or next(iter(states))]
-    index, where = Index(chosen.folder), Endpoint(args.endpoint, args.model, os.environ.get("KYOMEI_API_KEY") or None)
-    pairs = pairs_of(index, args.pairs)
-    if not pairs:
-        raise SystemExit("Expected certified latents, and others like them. Found no such pair. Certify the run first.")
-    digest = sha256_of(Path(run.path(chosen.path)) / "sae.safetensors")
-    wanted = [latent for pair in pairs for latent in pair]
-    work = AutomaticLabels(index, Labels(run.path(f"{FOLDER}/{FILE}")), chosen.name, digest, wanted, where.source)
-    print("\n".join(estimate_words(work.estimate(), where.address, None)))
-    if not (args.yes or input("Send this? [y/N] ").lower().startswith("y")):
-        return
-    note_export(run, "examples, for automatic labels", where.address, text=True)
+    where, pairs = Endpoint(args.endpoint, args.model, os.environ.get("KYOMEI_API_KEY") or None), Pairs()
+
+    def choose(index: Index) -> list[int]:
+        pairs.extend(pairs_of(index, args.pairs))
+        if not pairs:
+            raise EvidenceError("certified latents, and others like them", "no such pair", "certify the run first")
+        return [latent for pair in pairs for latent in pair]
+
+    def agree(estimate: Estimate) -> bool:
+        print("\n".join(estimate_words(estimate, where.address, None)))
+        return args.yes or input("Send this? [y/N] ").lower().startswith("y")
+
+    client = Client(where, args.requests_per_minute)
     try:
-        labels = work.run(Client(where, args.requests_per_minute))
+        found = label_run(Run.open(args.run), client, Reporter(), agree, dictionary=args.dictionary, latents=choose)
     except KyomeiError as error:
         raise SystemExit(str(error)) from error
     print("| score | pairs | certified | the others | difference |\n|---|---|---|---|---|")
-    compared(pairs, labels)
+    compared(pairs, found["labels"])
 
 
 if __name__ == "__main__":

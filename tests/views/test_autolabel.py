@@ -234,7 +234,7 @@ def test_certified_latents_are_judged_beside_others_like_them(
     wanted = [latent for pair in pairs for latent in pair]
     work = AutomaticLabels(index, Labels(tmp_path / "labels.sqlite"), NAME, "ab", wanted, "stand-in at 127.0.0.1")
     labels = work.run(client(stand_in))
-    own, null = bench.compared(pairs, labels)
+    own, null = bench.compared(pairs, [label.to_dict() for label in labels])
     scores = {label.latent: label.score for label in labels}
     known = [(scores[a], scores[b]) for a, b in pairs if scores.get(a) is not None and scores.get(b) is not None]
     assert own["pairs"] == null["pairs"] == len(known) > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ def label_run(
     agree: Callable[[Estimate], bool],
     *,
     dictionary: str | None = None,
-    latents: int = 50,
+    latents: int | Callable[[Index], Sequence[int]] = 50,
 ) -> dict[str, Any]:
-    """Label the first latents of the list, certified ones first; what is labelled already is not asked for again.
+    """Label latents; what is labelled already is not asked for again.
 
     Args:
         run: its index is there.
@@ -36,7 +36,7 @@ def label_run(
         reporter: shows progress.
         agree: is told what will be sent and what it takes, and says whether to go on.
         dictionary: its name; none: the first that the explorer shows.
-        latents: how many.
+        latents: how many, the first of the list, certified ones first; or what chooses them from the index.
 
     Returns:
         "labels" that hold, "tokens" used as the endpoint counts them.
@@ -49,7 +49,7 @@ def label_run(
     if chosen is None:
         raise RunError(f"a dictionary among {', '.join(states) or 'none'}", str(dictionary), "choose one of them")
     index = Index(chosen.folder)
-    wanted = [row["latent"] for row in index.features(frequency=(1e-12, None), page=(1, latents))["rows"]]
+    wanted = latents(index) if callable(latents) else _first(index, latents)
     digest = sha256_of(Path(run.path(chosen.path)) / "sae.safetensors")
     work = AutomaticLabels(
         index, Labels(run.path(f"{FOLDER}/{FILE}")), chosen.name, digest, wanted, client.endpoint.source, run.recipe.seed
@@ -61,3 +61,8 @@ def label_run(
     with reporter.progress("label") as progress:
         found = work.run(client, progress)
     return {"labels": [entry.to_dict() for entry in found], "tokens": client.tokens}
+
+
+def _first(index: Index, count: int) -> list[int]:
+    """As many as there are, from the top of the explorer's list; latents that are never active have no examples."""
+    return [row["latent"] for row in index.features(frequency=(1e-12, None), page=(1, count))["rows"]]
