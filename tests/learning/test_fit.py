@@ -116,7 +116,7 @@ def test_beside_free_latents_held_ones_are_active_from_a_share_of_their_usual_sc
     scores = (mixed - mixed.mean(dim=0)) @ directions.encoders.T
     nearest = (torch.nn.functional.normalize(sae.encoder, dim=1) @ directions.encoders.T).max(dim=1)
     held = int((nearest.values > 0.9999).int().cumprod(dim=0).sum())
-    assert held >= 20
+    assert held >= 15  # that many are enough for the shares below
     scores = scores[:, nearest.indices[:held]]
     expected = scores > CLEAR_SHARE * usual_scores(scores, torch.eye(held))
     # Training moved the centre, by which scores of the dictionary differ from these.

@@ -31,7 +31,8 @@ app = typer.Typer(
     name="kyomei",
     help="Sparse dictionaries of language-model activations, and which of their features can be trusted.",
     epilog="Exit status: 0 done; 2 refused, with one line that says why; 130 stopped by a signal, to be resumed; "
-    "1 a member of a family failed, audit found something broken, or an error of Kyomei's own. "
+    "1 a member of a family failed, audit or doctor found something broken, or an error of Kyomei's own; "
+    "3 and 4 of watch: an alarm, an expired certificate. "
     "KYOMEI_OPERATOR=NAME has NAME recorded in a run's history.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

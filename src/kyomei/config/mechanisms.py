@@ -23,7 +23,7 @@ class Placing(NamedTuple):
         anchor: least cosine, in whitened space, of a decoder to its direction; −1: none is kept.
         hold: whether their encoders are kept.
         frequent: frequency above which latents that were trained first stay, in place of directions.
-        first_share: share of the steps in which the whole width is trained first, where resonance leaves much of the rows.
+        first_share: share of the steps in which TopK is trained first, from wider than asked, where resonance leaves much.
         widest: times the width with which that part begins; none: as suits the rows' dimension.
         groups: parts of the spectrum of the directions' frequencies, each of which has one target.
     """
@@ -104,7 +104,7 @@ class AdaptingSettings(MechanismSettings):
     hold_resonant: bool = True
     """Keep the encoders that resonance found and fit their decoders by least squares; free neurons are trained."""
     resonant_share: float = Field(0.8, ge=0, le=1)
-    """Share of the width that resonant directions take at most; the rest are free neurons."""
+    """Share of the width that resonant directions take at most where no frequent ones were learnt first; the rest are free."""
     anchor: float = Field(0.97, ge=-1, le=1)
     """Least cosine, in whitened space, of a resonant latent's decoder to its direction; −1 lets it go anywhere."""
 
@@ -126,7 +126,7 @@ class GBASettings(AdaptingSettings):
     lowest_frequency: Frequency = Field(1e-3, gt=0, lt=1)
     """Target activation frequency of the last group (LTF, random start)."""
     warm_share: float = Field(0.6, ge=0, le=1)
-    """Share of the steps in which the whole width is trained as TopK, where resonance does not explain the rows."""
+    """Share of the steps in which TopK is trained, from wider than asked, where resonance does not explain the rows."""
     widest: float | None = Field(None, ge=1)
     """Times the width with which these steps begin; part by part the latents that reconstruction misses least are left out.
     None: 4, or fewer where that would be more than 12 latents a dimension."""

@@ -134,7 +134,7 @@ class ResonanceRecipe(Section):
     steps: int = Field(15, gt=0)
     """Power-like iterations of each start."""
     batch_rows: int = Field(16_384, gt=0)
-    """Rows in one iteration."""
+    """Rows in one iteration; fewer at high frequencies, more at the lowest."""
     merge_cosine: float = Field(0.85, gt=0, lt=1)
     """Neurons above this cosine, in whitened space, are one direction."""
     min_stability: float = Field(0.85, ge=-1, le=1)
@@ -149,7 +149,7 @@ class DictionaryRecipe(Section):
     """Shape of the sparse autoencoder."""
 
     width: int | None = Field(None, gt=0)
-    """Number of latents; none: from the estimated number of features."""
+    """Number of latents; none: from the estimated number of features, and from a random start four times the dimension."""
     l0: float | None = Field(None, gt=0)
     """Active latents per row to aim at; none: width / 64 or √(width / 2), the smaller, or what suits gba: less where resonance
     explains the rows, and from a random start what its frequencies sum to."""

@@ -23,8 +23,8 @@ PARTS = 4
 WIDEST, MOST_PER_DIM = 4, 12
 """Times the width, and latents a dimension, with which a training begins where the recipe says nothing. What a site holds is
 bounded by its dimension: at 32 a dimension the wide start cost time and certified less (docs/tried.md)."""
-SAMPLE_ROWS = 65_536
-"""Rows by which latents are judged at most."""
+SAMPLE_ROWS = 16_384
+"""Rows by which latents are judged at most; four times as many chose no better and took a seventh of a fit (docs/tried.md)."""
 
 
 def widths(width: int, dim: int, widest: float | None) -> list[int]:
